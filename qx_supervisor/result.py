@@ -1,0 +1,132 @@
+"""What a run returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from .errors import RunError
+
+if TYPE_CHECKING:
+    from qiskit.primitives import PrimitiveResult, PubResult
+
+T = TypeVar("T")
+
+
+class RunResult:
+    """The result of a run: Qiskit's `PrimitiveResult`, with what is wanted most within reach.
+
+    It behaves as the `PrimitiveResult` does: `result[0].data.meas`, `len(result)`, iteration over its PUB results.
+
+    Attributes:
+        job_id: The job at IBM Quantum; for a local backend, Qiskit's own id.
+        backend: The backend's name.
+        primitive_result: Qiskit's result, whole.
+    """
+
+    def __init__(self, primitive_result: PrimitiveResult[Any], job_id: str, backend: str) -> None:
+        self.primitive_result = primitive_result
+        self.job_id = job_id
+        self.backend = backend
+
+    def __getitem__(self, index: int) -> PubResult:
+        return self.primitive_result[index]
+
+    def __len__(self) -> int:
+        return len(self.primitive_result)
+
+    def __iter__(self) -> Iterator[PubResult]:
+        return iter(self.primitive_result)
+
+    def __repr__(self) -> str:
+        pubs = "1 PUB" if len(self) == 1 else f"{len(self)} PUBs"
+        return f"RunResult({pubs}, job_id={self.job_id!r}, backend={self.backend!r})"
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of the whole job."""
+        return dict(self.primitive_result.metadata)
+
+    @property
+    def counts(self) -> Any:
+        """How often each bit string was measured, over all shots and parameter sets.
+
+        Several classical registers are joined as `SamplerPubResult.join_data` joins them: the last one added to the
+        circuit stands leftmost.
+
+        Returns:
+            A dict `{bit string: count}`; for several PUBs, a list of such dicts in their order.
+
+        Raises:
+            AttributeError: For an estimator's result, and for measurements that are not bits.
+        """
+        return self._each(_counts)
+
+    @property
+    def expectation_values(self) -> Any:
+        """An estimator's expectation values.
+
+        Returns:
+            An array in the PUB's shape, shape () for one observable; for several PUBs, a list of such arrays.
+
+        Raises:
+            AttributeError: For a sampler's result.
+        """
+        return self._each(lambda pub: _field(pub, "evs", "expectation_values"))
+
+    @property
+    def standard_errors(self) -> Any:
+        """The standard errors of the expectation values, in the same shapes.
+
+        Raises:
+            AttributeError: For a sampler's result.
+        """
+        return self._each(lambda pub: _field(pub, "stds", "standard_errors"))
+
+    def _each(self, read: Any) -> Any:
+        values = [read(pub) for pub in self]
+        return values[0] if len(values) == 1 else values
+
+
+def _counts(pub: PubResult) -> dict[str, int]:
+    if not hasattr(pub, "join_data") or "evs" in pub.data:
+        raise AttributeError("an estimator's result has no counts; see expectation_values")
+    joined = pub.join_data()
+    if not hasattr(joined, "get_counts"):
+        raise AttributeError("this result holds no bits to count; see result[0].data")
+    return dict(joined.get_counts())
+
+
+def _field(pub: PubResult, name: str, asked: str) -> Any:
+    if name not in pub.data:
+        raise AttributeError(f"a sampler's result has no {asked}; see counts")
+    return pub.data[name]
+
+
+@dataclass(frozen=True)
+class Ok(Generic[T]):
+    """What `try_run` returns for a run that went well.
+
+    Attributes:
+        value: The `RunResult`.
+    """
+
+    value: T
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Err:
+    """What `try_run` returns for a run that did not.
+
+    Attributes:
+        error: The `RunError`.
+    """
+
+    error: RunError
+
+    def __bool__(self) -> bool:
+        return False

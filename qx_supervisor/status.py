@@ -1,0 +1,44 @@
+"""What a run tells while it goes on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from .errors import Stage
+
+
+@dataclass(frozen=True, repr=False)
+class Status:
+    """One change in the life of a run, as `on_status` receives it.
+
+    Attributes:
+        stage: Where the run is: "config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job" or
+            "results".
+        state: What is happening, in words: "queued", "running", "connection lost, retrying", "done" and so on.
+        job_id: The job at IBM Quantum, or None while it has no id.
+        backend: The backend's name, or "" while it is not chosen.
+        detail: More words, or "".
+        watcher: Process id of the watcher that protects the run, or None.
+        time: When, in seconds since the epoch.
+    """
+
+    stage: Stage
+    state: str
+    job_id: str | None = None
+    backend: str = ""
+    detail: str = ""
+    watcher: int | None = None
+    time: float = field(default_factory=time.time)
+
+    def __repr__(self) -> str:
+        shown = f"stage={self.stage!r}, state={self.state!r}, job_id={self.job_id!r}"
+        return f"Status({shown}, detail={self.detail!r})" if self.detail else f"Status({shown})"
+
+    def __str__(self) -> str:
+        parts = [self.state]
+        if self.job_id:
+            parts.append(f"job {self.job_id}")
+        if self.detail:
+            parts.append(self.detail)
+        return " · ".join(parts)

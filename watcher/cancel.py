@@ -1,0 +1,122 @@
+"""One cancel, from the first request to the proof that the job is final.
+
+204 is not proof: a job may run on for a while, and may even finish. So the state is read until it is final. A cancel
+is asked for once; again only if the request may not have arrived, or if a minute later the job still runs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Literal
+
+from .remote import Refused, Remote, RemoteError, Transient
+
+Outcome = Literal["cancelled", "finished", "gone", "unconfirmed"]
+"""It was cancelled; it was final already, or finished all the same; there is no such job; nobody knows."""
+
+GIVE_UP = 900.0
+"""Seconds after which a cancel that could not be confirmed is left to the ledger."""
+
+ASK_AGAIN = 60.0
+"""Seconds after which a job that is not final, though its cancel was accepted, is asked to stop once more."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # after a failure: doubled, with jitter
+_FIRST_LOOK, _LONGEST_LOOK = 0.02, 5.0  # between two readings of the state
+
+
+class Cancellation:
+    """The cancel of one job, a step at a time, so that a few threads can carry many.
+
+    Args:
+        job: The job's id.
+        remote: The service.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, job: str, remote: Remote, clock: Callable[[], float]) -> None:
+        self.job = job
+        self.trouble = ""  # what kept it from succeeding, in words
+        self._remote = remote
+        self._clock = clock
+        self._asked_at: float | None = None
+        self._pause = _FIRST_PAUSE
+        self._look = _FIRST_LOOK
+        self._refused = False
+        self._in_doubt = False  # a request was sent and its answer lost
+
+    def step(self) -> Outcome | float:
+        """Do what is due.
+
+        Returns:
+            How it ended, or the seconds until the next step.
+        """
+        try:
+            outcome = self._advance()
+        except Transient as error:
+            self.trouble = str(error)
+            self._in_doubt = error.status == 0
+            return self._after_failure(error.retry_after)
+        except Refused as error:
+            self.trouble = str(error)
+            return self._after_refusal()
+        except RemoteError as error:
+            if error.status == 404:
+                return "gone"
+            self.trouble = str(error)
+            return self._after_failure(None)
+        self.trouble = ""
+        self._pause, self._refused = _FIRST_PAUSE, False
+        return outcome
+
+    def _advance(self) -> Outcome | float:
+        # After a lost answer the job may be cancelled already: look before asking again.
+        if self._in_doubt:
+            self._in_doubt = False
+            state = self._remote.job(self.job)
+            if state.is_final:
+                return "cancelled" if state.is_cancelled else "finished"
+        if self._asked_at is None or self._clock() - self._asked_at >= ASK_AGAIN:
+            if self._remote.cancel(self.job) == 404:
+                return "gone"
+            self._asked_at = self._clock()
+        state = self._remote.job(self.job)
+        if state.is_final:
+            return "cancelled" if state.is_cancelled else "finished"
+        look, self._look = self._look, min(self._look * 1.6, _LONGEST_LOOK)
+        return look
+
+    def _after_failure(self, asked: float | None) -> float:
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        jittered = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, hides nothing
+        return max(jittered, asked or 0.0)
+
+    def _after_refusal(self) -> float:
+        first, self._refused = not self._refused, True
+        try:
+            self._remote.renew()
+        except RemoteError as error:
+            self.trouble = str(error)
+            return self._after_failure(None)
+        return 0.0 if first else self._after_failure(None)
+
+
+def cancel(job: str, remote: Remote, clock: Callable[[], float], wait: Callable[[float], bool]) -> tuple[Outcome, str]:
+    """Cancel a job and wait until that is confirmed.
+
+    Args:
+        job: The job's id.
+        remote: The service.
+        clock: Seconds, monotonic.
+        wait: Waits for so many seconds; True ends the attempt.
+
+    Returns:
+        How it ended, and what stood in the way if it is "unconfirmed".
+    """
+    cancellation = Cancellation(job, remote, clock)
+    while True:
+        outcome = cancellation.step()
+        if isinstance(outcome, str):
+            return outcome, ""
+        if wait(outcome):
+            return "unconfirmed", cancellation.trouble or "the job is not final yet"

@@ -1,0 +1,319 @@
+"""The watcher's process: one wait, and what the policy orders.
+
+Three things wake it: a message of the caller's, the caller's pidfd, and an answer of one of its own threads. Timers and
+the psutil poll bound the wait. Requests to the service are made by a few threads, a step at a time, so that one slow
+service keeps nobody waiting; everything else happens here, in order.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import queue
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multiprocess.connection import Connection, wait
+
+from . import policy as p
+from .parent import Identity, Parent, start_ticks
+from .protocol import Credentials, ProtocolError, decode_from_caller, encode
+from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
+
+POLL_SECONDS = 1.0
+TOKEN_MARGIN = 720.0
+"""A token with less than this left, a fifth of its hour, is renewed: then a refusal is heard while the driver lives."""
+
+TOKEN_RETRY = 60.0
+
+
+@dataclass
+class Account:
+    """A service that jobs are guarded on."""
+
+    remote: Remote
+    token: Token
+    told: bool = False  # the caller knows that the token service refuses
+
+
+class Watcher:
+    """A watcher for one caller.
+
+    Args:
+        connection: The caller's pipe.
+        parent: The caller.
+        sweep_window: See `policy.SWEEP_WINDOW`.
+    """
+
+    def __init__(self, connection: Connection, parent: Parent, sweep_window: float) -> None:
+        self._policy = p.Policy(sweep_window)
+        self._connection: Connection | None = connection
+        self._parent = parent
+        self._accounts: dict[str, Account] = {}
+        self._events: queue.SimpleQueue[p.Event | Callable[[], None]] = queue.SimpleQueue()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._pool = ThreadPoolExecutor(CONNECTIONS)
+        self._over = False
+
+    def run(self) -> None:
+        """Watch until nothing is left to do."""
+        next_poll = 0.0
+        while not self._over:
+            now = time.monotonic()
+            if now >= next_poll:
+                next_poll = now + POLL_SECONDS
+                if self._policy.caller_alive and self._parent.poll_finds_dead():
+                    self._bury()
+            until = min(next_poll, self._timers[0][0] if self._timers else next_poll)
+            watched: list[Any] = [self._wake_reader]
+            if self._connection is not None:
+                watched.append(self._connection)
+            if self._policy.caller_alive:
+                if self._parent.pidfd is not None:
+                    watched.append(self._parent.pidfd)
+            else:
+                next_poll = float("inf")
+                until = self._timers[0][0] if self._timers else now + 3600
+            ready = wait(watched, max(0.0, until - now))
+            if self._policy.caller_alive and self._parent.pidfd in ready and self._parent.is_dead():
+                self._bury()
+            if self._connection in ready:
+                self._listen()
+            if self._wake_reader in ready:
+                self._drain_wake()
+            self._hear()
+            self._fire()
+
+    # What wakes it
+
+    def _listen(self) -> None:
+        """Take every message that the caller has sent."""
+        while self._connection is not None and not self._over:
+            try:
+                if not self._connection.poll(0):
+                    return
+                data = self._connection.recv_bytes()
+            except (EOFError, OSError):
+                # No death: a daemonising driver may close it, and a forked child may hold it open after one.
+                self._connection.close()
+                self._connection = None
+                self._handle(p.HungUp())
+                return
+            try:
+                message = decode_from_caller(data)
+                if message["kind"] == "arm":
+                    self._take(message)
+            except ProtocolError as error:
+                self._handle(p.Malformed(str(error)))
+            else:
+                self._handle(p.Received(message))
+
+    def _bury(self) -> None:
+        """The caller is dead: first all that it had sent, so that a `done` sent before its death wins."""
+        if self._policy.caller_alive:
+            self._listen()
+            self._handle(p.CallerDied())
+
+    def _hear(self) -> None:
+        while not self._over:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
+            if callable(event):
+                event()
+            else:
+                self._handle(event)
+
+    def _fire(self) -> None:
+        while self._timers and self._timers[0][0] <= time.monotonic() and not self._over:
+            heapq.heappop(self._timers)[2]()
+
+    def _drain_wake(self) -> None:
+        try:
+            while self._wake_reader.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def post(self, event: p.Event | Callable[[], None]) -> None:
+        """Hand an event, or a call, to the loop; from any thread, or a signal handler."""
+        self._events.put(event)
+        try:
+            self._wake_writer.send(b"\0")
+        except BlockingIOError:
+            pass  # it is awake already
+
+    def _after(self, seconds: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), call))
+
+    # What the policy orders
+
+    def _handle(self, event: p.Event) -> None:
+        for action in self._policy.handle(event):
+            self._do(action)
+
+    def _do(self, action: p.Action) -> None:
+        match action:
+            case p.Ack(seq):
+                self._say("ack", seq)
+            case p.Nack(seq, reason):
+                self._say("nack", seq, reason=reason)
+            case p.Report(event, run, job, detail):
+                self._say("report", 0, event=event, run=run, job=job, detail=detail)
+            case p.Inspect(seq):
+                self._say("ack", seq, **self._describe())
+            case p.Prepare(account):
+                self._pool.submit(lambda: self._prepare(account))
+            case p.StartCancel(run, account, job):
+                self._start_cancel(run, account, job)
+            case p.StartSweep(run, account, tag):
+                self._pool.submit(lambda: self._sweep(run, account, tag))
+            case p.SetTimer(timer, seconds):
+                self._after(seconds, lambda: self._handle(p.Fired(timer)))
+            case p.Exit():
+                self._over = True
+
+    def _say(self, kind: str, seq: int, **content: Any) -> None:
+        """Send a message, unless the caller does not read: a stopped caller must not stop its watcher."""
+        if self._connection is None:
+            return
+        try:
+            if _is_writable(self._connection):
+                self._connection.send_bytes(encode(kind, seq, **content))
+        except OSError:
+            pass  # it hung up; the end of its input will say so
+
+    # Requests, made by threads
+
+    def _take(self, message: dict[str, Any]) -> None:
+        credentials = Credentials.from_json(message.pop("credentials"))
+        known = self._accounts.get(message["account"])
+        remote, token = watcher_remote(credentials)
+        if known is not None:
+            known.remote, known.token, known.told = remote, token, False
+        else:
+            self._accounts[message["account"]] = Account(remote, token)
+
+    def _prepare(self, name: str) -> None:
+        account = self._accounts[name]
+        problem = ""
+        try:
+            account.token.header()
+        except RemoteError as error:
+            problem = str(error)
+        self.post(p.Prepared(name, problem))
+        self.post(lambda: self._after(self._renewal(account), lambda: self._pool.submit(lambda: self._renew(name))))
+        # What a cancel will need is loaded now, while nobody waits for it.
+        import ibm_cloud_sdk_core  # noqa: F401, PLC0415
+        import requests  # noqa: F401, PLC0415
+
+    @staticmethod
+    def _renewal(account: Account) -> float:
+        return max(TOKEN_RETRY, account.token.seconds_left() - TOKEN_MARGIN)
+
+    def _renew(self, name: str) -> None:
+        """Renew a token in good time, so that a key that was withdrawn is heard of while its driver lives."""
+        account = self._accounts[name]
+        if self._policy.runs and account.token.seconds_left() <= TOKEN_MARGIN:
+            try:
+                account.token.renew()
+                account.told = False
+            except Refused as error:
+                if not account.told:
+                    account.told = True
+                    detail = str(error)
+                    self.post(lambda: self._do(p.Report("token refused", detail=detail)))
+            except RemoteError:
+                pass  # the next try is due in a minute, and a cancel tries again by itself
+        self.post(lambda: self._after(self._renewal(account), lambda: self._pool.submit(lambda: self._renew(name))))
+
+    def _start_cancel(self, run: str, account: str, job: str) -> None:
+        from .cancel import GIVE_UP, Cancellation  # noqa: PLC0415 - not before there is a death
+
+        cancellation = Cancellation(job, self._accounts[account].remote, time.monotonic)
+        deadline = time.monotonic() + GIVE_UP
+
+        def step() -> None:
+            outcome = cancellation.step()
+            if isinstance(outcome, str):
+                self.post(p.CancelEnded(run, job, outcome))
+            elif time.monotonic() + outcome > deadline:
+                self.post(p.CancelEnded(run, job, "unconfirmed", cancellation.trouble))
+            else:
+                pause = outcome
+                self.post(lambda: self._after(pause, lambda: self._pool.submit(step)))
+
+        self._pool.submit(step)
+
+    def _sweep(self, run: str, account: str, tag: str) -> None:
+        remote = self._accounts[account].remote
+        try:
+            found: tuple[str, ...] | None = remote.unfinished(tag=tag)
+            detail = ""
+        except RemoteError as error:
+            found, detail = None, str(error)
+            if isinstance(error, Refused):
+                try:
+                    remote.renew()
+                except RemoteError as refusal:
+                    detail = str(refusal)
+        self.post(p.SweepEnded(run, found, detail))
+
+    # What it knows of itself: its own user can't look into a process that is not dumpable
+
+    def _describe(self) -> dict[str, Any]:
+        me = Path("/proc/self")
+        rollup = (me / "smaps_rollup").read_text() if (me / "smaps_rollup").exists() else ""
+        pss = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+        return {
+            "pid": os.getpid(),
+            "ppid": os.getppid(),
+            "sid": os.getsid(0),
+            "cwd": str(Path.cwd()),
+            "descriptors": {item.name: _target(item) for item in (me / "fd").iterdir()},
+            "modules": sorted(sys.modules),
+            "environment": sorted(os.environ),
+            "pss_kb": pss,
+            "runs": {run.id: sorted({run.held, *run.cancels} - {""}) for run in self._policy.runs.values()},
+        }
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""  # the descriptor that the listing itself had open
+
+
+def _is_writable(connection: Connection) -> bool:
+    import select  # noqa: PLC0415
+
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def watch(order: dict[str, Any]) -> None:
+    """Watch the caller that an order of `boot` describes, and end the process when nothing is left to do."""
+    connection = Connection(order["connection"])
+    parent = Parent(Identity(order["pid"], order["start_ticks"]), order["pidfd"])
+    watcher = Watcher(connection, parent, order["sweep_window"])
+    signal.signal(signal.SIGTERM, lambda *_: watcher.post(p.Terminated()))
+    me = os.getpid()
+    connection.send_bytes(encode("ack", 0, pid=me, start_ticks=start_ticks(me)))
+    watcher.run()
+    # Threads may wait for a service that does not answer; nobody waits for them.
+    os._exit(0)

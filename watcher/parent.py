@@ -1,0 +1,118 @@
+"""Whether the caller still lives.
+
+Two sights of the same process. The *pidfd*, which the caller opened on itself, becomes readable at its death, within
+half a millisecond, and can't be fooled by a reused pid. The *poll* asks psutil once a second and is the judge only
+where the kernel has no pidfd: beside one it never declares a death, because a false death is a false cancel.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process, for as long as the machine is up: a pid alone is used again.
+
+    Attributes:
+        pid: The process id.
+        start_ticks: Its start, in clock ticks since boot (`/proc/PID/stat`, field 22: proc_pid_stat(5)). Never a
+            wall-clock time, which moves when the clock is stepped.
+    """
+
+    pid: int
+    start_ticks: int
+
+
+def start_ticks(pid: int) -> int | None:
+    """The start of a process in clock ticks since boot, or None where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the command's name, in parentheses, and may hold blanks and parentheses itself.
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def lives(identity: Identity) -> bool:
+    """The poll: whether psutil sees this very process, alive.
+
+    A zombie is dead, though its pid exists; unless other tasks live in it: then only its leading thread has exited,
+    and the process works on.
+    """
+    try:
+        process = psutil.Process(identity.pid)
+        status = process.status()
+        if start_ticks(identity.pid) != identity.start_ticks:
+            return False
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True  # it is there; what can't be seen is not called dead
+    return status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) or _other_tasks(identity.pid)
+
+
+def _other_tasks(pid: int) -> bool:
+    try:
+        return any(
+            task.name != str(pid) and _task_state(task) not in (b"Z", b"X")
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _task_state(task: Path) -> bytes:
+    try:
+        stat = (task / "stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b"X"
+    return stat[stat.rindex(b")") + 2 :].split()[0]
+
+
+class Parent:
+    """The caller, as the watcher sees it.
+
+    Args:
+        identity: Who it is.
+        pidfd: A pidfd of it, or None where the kernel has none.
+    """
+
+    def __init__(self, identity: Identity, pidfd: int | None) -> None:
+        self.identity = identity
+        self.pidfd = pidfd
+
+    def is_dead(self) -> bool:
+        """What the pidfd says, at once; without one, what the poll says."""
+        if self.pidfd is None:
+            return not lives(self.identity)
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        happened = poll.poll(0)
+        if happened and happened[0][1] & select.POLLNVAL:
+            self.pidfd = None  # no descriptor of ours any more: from now on the poll is the judge
+            return False
+        return bool(happened)
+
+    def poll_finds_dead(self) -> bool:
+        """What the poll says, once a second.
+
+        Beside a pidfd it is not believed alone: the pidfd must agree that there is nothing left to signal. That covers
+        a sandbox whose pidfds can be opened and never become readable.
+        """
+        if lives(self.identity):
+            return False
+        if self.pidfd is None or self.is_dead():
+            return True
+        try:
+            signal.pidfd_send_signal(self.pidfd, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass
+        return False

@@ -1,0 +1,464 @@
+"""What follows from what: the watcher's judgement, as a pure state machine.
+
+`Policy.handle(event)` returns the actions that the event calls for, in the order in which they are to be done. There
+is no clock here, no I/O and no process, so that every interleaving of messages, deaths, answers and timers can be
+tested. Two things must hold whatever happens:
+
+- a run that was not stood down before its caller died has its jobs cancelled, or is recorded as pending;
+- the job that a caller holds, alive or stood down, is never cancelled.
+
+The life of a run: `intent` (a POST is about to leave; the job's id is not known) → `job` (its answer came) → `done`.
+A run is *doomed* when its caller is dead or hands the cancel over. Then its known jobs are cancelled at once, and its
+tag is swept: for jobs whose id the caller never learned, and for duplicates that a retried POST made. As long as a
+POST of it may still make a job (the *window*), a sweep that finds nothing proves nothing and is repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .protocol import Message
+
+SWEEP_WINDOW = 120.0
+"""Seconds after the last moment at which a POST could have left in which it may still make a job."""
+
+SWEEP_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds between sweeps while the window is open; the last one repeats."""
+
+SWEEP_FAILURES = 34
+"""Failed sweeps in a row after which a run is recorded as pending: 15 minutes, with the pauses above."""
+
+LEAVE_SECONDS = 1.0
+"""How long a watcher that said goodbye stays to refuse an intent that crossed the goodbye."""
+
+
+# Events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message of the caller's."""
+
+    message: Message
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """Bytes from the caller that are no message."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class HungUp:
+    """The caller's end of the pipe is closed. That is not a death."""
+
+
+@dataclass(frozen=True)
+class CallerDied:
+    """The caller is dead, and all that it had sent has been received."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An account can be used, or could not be made usable (`problem`)."""
+
+    account: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class CancelEnded:
+    """A cancel is over: "cancelled", "finished", "gone" or "unconfirmed"."""
+
+    run: str
+    job: str
+    outcome: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class SweepEnded:
+    """A sweep is over: the unfinished jobs under the tag, or None where the service could not be asked."""
+
+    run: str
+    found: tuple[str, ...] | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A timer has run out."""
+
+    timer: Timer
+
+
+@dataclass(frozen=True)
+class Terminated:
+    """Someone sent the watcher a SIGTERM."""
+
+
+Event = (
+    Received | Malformed | HungUp | CallerDied | Prepared | CancelEnded | SweepEnded | Fired | Terminated
+)
+
+
+# Actions --------------------------------------------------------------------------------------------------------
+
+Timer = tuple[str, str]
+"""What a timer is for ("window", "sweep", "leave") and the run that it is about."""
+
+
+@dataclass(frozen=True)
+class Ack:
+    """Answer a message."""
+
+    seq: int
+
+
+@dataclass(frozen=True)
+class Nack:
+    """Refuse a message."""
+
+    seq: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tell the caller what happened to a run."""
+
+    event: str
+    run: str = ""
+    job: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Take the credentials of an account and make sure of a token; answer with `Prepared`."""
+
+    account: str
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Answer with what the watcher knows of itself."""
+
+    seq: int
+
+
+@dataclass(frozen=True)
+class StartCancel:
+    """Cancel a job and confirm it; answer with `CancelEnded`."""
+
+    run: str
+    account: str
+    job: str
+
+
+@dataclass(frozen=True)
+class StartSweep:
+    """List the unfinished jobs under a tag; answer with `SweepEnded`."""
+
+    run: str
+    account: str
+    tag: str
+
+
+@dataclass(frozen=True)
+class SetTimer:
+    """Answer with `Fired` after so many seconds."""
+
+    timer: Timer
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Remember:
+    """Write to the ledger what a run has come to: "guarded", "done", "cancelled" or "pending"."""
+
+    run: str
+    state: str
+    account: str = ""
+    tag: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RememberJob:
+    """Write to the ledger a job of a run: its id is known, or what became of it."""
+
+    run: str
+    job: str
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """End the process: nothing is left to do."""
+
+
+Action = (
+    Ack
+    | Nack
+    | Report
+    | Prepare
+    | Inspect
+    | StartCancel
+    | StartSweep
+    | SetTimer
+    | Remember
+    | RememberJob
+    | Exit
+)
+
+
+# State ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A guarded run."""
+
+    id: str
+    account: str
+    tag: str
+    held: str = ""  # the job whose id the caller knows
+    posting: bool = True  # a POST of it may still leave
+    window: bool = True  # a POST of it may still make a job
+    doomed: bool = False  # its jobs are to be cancelled
+    stood_down: bool = False  # done: it stays only for the duplicates of a retried POST
+    sweeping: bool = False  # a sweep is under way
+    swept: bool = True  # nothing is left to look for
+    sweeps: int = 0
+    failures: int = 0  # sweeps that failed, in a row
+    cancels: dict[str, str] = field(default_factory=dict)  # job → "" under way, else the outcome
+    unresolved: str = ""  # why it will have to be recorded as pending
+
+    def is_resolved(self) -> bool:
+        return not self.sweeping and self.swept and all(self.cancels.values())
+
+
+class Policy:
+    """The state machine.
+
+    Args:
+        sweep_window: `SWEEP_WINDOW`, or less in tests.
+    """
+
+    def __init__(self, sweep_window: float = SWEEP_WINDOW) -> None:
+        self.sweep_window = sweep_window
+        self.runs: dict[str, Run] = {}
+        self.caller_alive = True
+        self._hung_up = False
+        self._leaving = False
+        self._ready: set[str] = set()  # accounts with credentials and a token
+        self._waiting: dict[str, list[int]] = {}  # account → messages that wait for it
+
+    def handle(self, event: Event) -> list[Action]:  # noqa: C901 - one case an event: it reads as a table
+        """What is to be done about an event."""
+        match event:
+            case Received(message):
+                actions = self._receive(message)
+            case Malformed(reason):
+                actions = [Nack(0, reason)]
+            case HungUp():
+                self._hung_up = True
+                actions = []
+            case CallerDied():
+                self.caller_alive = False
+                actions = [action for run in list(self.runs.values()) for action in self._doom(run)]
+            case Prepared(account, problem):
+                actions = self._prepared(account, problem)
+            case CancelEnded(run_id, job, outcome, detail):
+                actions = self._cancel_ended(run_id, job, outcome, detail)
+            case SweepEnded(run_id, found, detail):
+                actions = self._sweep_ended(run_id, found, detail)
+            case Fired(timer):
+                actions = self._fired(timer)
+            case Terminated():
+                # While anything is guarded a SIGTERM is not obeyed: whoever ends a process tree ends the driver too.
+                self._hung_up |= not self.runs
+                actions = []
+        return [*actions, *self._settle()]
+
+    # Messages
+
+    def _receive(self, message: Message) -> list[Action]:
+        kind, seq = message["kind"], message["seq"]
+        match kind:
+            case "inspect":
+                return [Inspect(seq)]
+            case "arm":
+                self._waiting.setdefault(message["account"], []).append(seq)
+                return [Prepare(message["account"])]
+            case "intent":
+                return self._intent(seq, message["run"], message["account"], message["tag"])
+            case "bye":
+                if self.runs:
+                    return [Nack(seq, "runs are guarded")]
+                self._leaving = True
+                return [Ack(seq), SetTimer(("leave", ""), LEAVE_SECONDS)]
+        run = self.runs.get(message["run"])
+        if run is None:  # it is over already; a second `done` is no fault
+            return [] if kind == "done" else [Nack(seq, "this run is not guarded")]
+        match kind:
+            case "job":
+                return self._job(run, message["job"], retried=message["retried"])
+            case "posted":
+                return self._posted(run)
+            case "cancel":
+                return [*self._doom(run), Ack(seq)]
+            case "done":
+                return self._done(run)
+        raise AssertionError(kind)  # the protocol lets no other kind through
+
+    def _intent(self, seq: int, run_id: str, account: str, tag: str) -> list[Action]:
+        if self._leaving:
+            return [Nack(seq, "leaving")]
+        if account not in self._ready and account not in self._waiting:
+            return [Nack(seq, "this account is not armed")]
+        self.runs.setdefault(run_id, Run(run_id, account, tag))  # replayed: what is known of it stays known
+        actions: list[Action] = [Remember(run_id, "guarded", account, tag)]
+        if account in self._ready:
+            actions.append(Ack(seq))
+        else:
+            self._waiting[account].append(seq)
+        return actions
+
+    def _prepared(self, account: str, problem: str) -> list[Action]:
+        waiting = self._waiting.pop(account, [])
+        # Without a token its runs stay guarded all the same: the token may come by the time that it is needed.
+        if problem:
+            return [Nack(seq, problem) for seq in waiting]
+        self._ready.add(account)
+        return [Ack(seq) for seq in waiting]
+
+    def _job(self, run: Run, job: str, *, retried: bool) -> list[Action]:
+        run.held, run.posting = job, False
+        actions: list[Action] = [RememberJob(run.id, job)]
+        if run.doomed:
+            actions += self._cancel(run, job)
+        # One POST, one answer: there is no other job. A retried one may have made a job each time, the last of them
+        # after a while.
+        if retried:
+            actions += self._open_window(run)
+            if not run.sweeping:
+                actions += self._sweep(run)
+        else:
+            run.window = False
+        return actions
+
+    def _posted(self, run: Run) -> list[Action]:
+        run.posting = False
+        return self._open_window(run)
+
+    def _done(self, run: Run) -> list[Action]:
+        run.stood_down, run.doomed = True, False
+        # It stays for one thing only: the duplicates of a retried POST, beside the job that the caller holds.
+        if not run.held or (run.swept and not run.sweeping):
+            del self.runs[run.id]
+        return [Remember(run.id, "done")]
+
+    # Doom
+
+    def _doom(self, run: Run) -> list[Action]:
+        if run.doomed or run.stood_down:
+            # Its caller handed it over and died since: only now is the last moment of a POST known.
+            return self._open_window(run) if run.doomed and run.posting and not self.caller_alive else []
+        run.doomed = True
+        run.swept = False
+        actions: list[Action] = []
+        if run.held:
+            actions += self._cancel(run, run.held)
+        if run.posting and not self.caller_alive:
+            actions += self._open_window(run)
+        if not run.sweeping:
+            actions += self._sweep(run)
+        return actions
+
+    def _open_window(self, run: Run) -> list[Action]:
+        run.window, run.swept = True, False
+        if not self.caller_alive:
+            run.posting = False
+        return [SetTimer(("window", run.id), self.sweep_window)]
+
+    def _cancel(self, run: Run, job: str) -> list[Action]:
+        if job in run.cancels:
+            return []
+        run.cancels[job] = ""
+        return [StartCancel(run.id, run.account, job)]
+
+    def _sweep(self, run: Run) -> list[Action]:
+        run.sweeping = True
+        # A sweep that starts with the window closed is the last one that is needed.
+        run.swept = not run.window
+        return [StartSweep(run.id, run.account, run.tag)]
+
+    # Answers
+
+    def _cancel_ended(self, run_id: str, job: str, outcome: str, detail: str) -> list[Action]:
+        run = self.runs.get(run_id)
+        if run is None:
+            return []
+        run.cancels[job] = outcome
+        if outcome == "unconfirmed":
+            run.unresolved = detail or "a cancel could not be confirmed"
+        return [RememberJob(run_id, job, outcome), Report(outcome, run_id, job, detail)]
+
+    def _sweep_ended(self, run_id: str, found: tuple[str, ...] | None, detail: str) -> list[Action]:
+        run = self.runs.get(run_id)
+        if run is None:
+            return []
+        run.sweeping = False
+        actions: list[Action] = []
+        if found is None:
+            run.failures += 1
+            run.swept = False
+            if run.failures >= SWEEP_FAILURES:
+                run.swept, run.unresolved = True, detail or "the service could not be asked for its jobs"
+                return []
+        else:
+            run.failures = 0
+            for job in found:
+                # What the caller holds is its own, unless the run is doomed.
+                if job != run.held or run.doomed:
+                    actions += [RememberJob(run_id, job), *self._cancel(run, job)]
+        if not run.swept:
+            pause = SWEEP_PAUSES[min(run.sweeps, len(SWEEP_PAUSES) - 1)]
+            run.sweeps += 1
+            actions.append(SetTimer(("sweep", run_id), pause))
+        return actions
+
+    def _fired(self, timer: Timer) -> list[Action]:
+        purpose, run_id = timer
+        if purpose == "leave":
+            self._hung_up = True
+            return []
+        run = self.runs.get(run_id)
+        if run is None:
+            return []
+        if purpose == "window":
+            run.window = False
+        # A timer of a pause that a later sweep has overtaken changes nothing.
+        if run.sweeping or run.swept:
+            return []
+        return self._sweep(run)
+
+    # The end of a run, and of the watcher
+
+    def _settle(self) -> list[Action]:
+        actions: list[Action] = []
+        for run in list(self.runs.values()):
+            if not run.is_resolved():
+                continue
+            if run.doomed:
+                del self.runs[run.id]
+                state = "pending" if run.unresolved else "cancelled"
+                actions += [Remember(run.id, state, detail=run.unresolved), Report(state, run.id, detail=run.unresolved)]
+            elif run.stood_down:
+                del self.runs[run.id]
+        if not self.runs and (not self.caller_alive or self._hung_up):
+            actions.append(Exit())
+        return actions

@@ -1,0 +1,120 @@
+"""What the caller and its watcher say to each other: one JSON object a message.
+
+They travel over a `multiprocess.Pipe()` connection, a socket pair on which every message arrives whole. Credentials
+cross here and nowhere else: never argv, environment, disk, log, exception or `repr`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class ProtocolError(ValueError):
+    """A message that is not of the agreed form. Its text names the fault and quotes no value, which may be secret."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """How one service is reached, as the driver's own `QiskitRuntimeService` reaches it.
+
+    Attributes:
+        endpoint: REST base URL, after the service's `url_resolver`, for instance "https://quantum.cloud.ibm.com/api/v1".
+        instance: The instance's CRN, sent as `Service-CRN`.
+        iam_url: Base URL of the token service.
+        api_key: The IBM Cloud API key.
+        token: A bearer token that is valid now, or "".
+        token_expires: When it expires, in seconds since the epoch, or 0.
+        verify: Whether TLS certificates are verified.
+        proxies: Proxy URLs by scheme, as `requests` takes them; they may hold a password.
+    """
+
+    endpoint: str
+    instance: str
+    iam_url: str
+    api_key: str = field(repr=False)
+    token: str = field(default="", repr=False)
+    token_expires: float = 0.0
+    verify: bool = True
+    proxies: dict[str, str] | None = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Credentials:
+        """Read credentials from a message.
+
+        Raises:
+            ProtocolError: If a field is missing or not of its type.
+        """
+        if not isinstance(value, dict) or not set(value) <= {item.name for item in fields(cls)}:
+            raise ProtocolError("credentials: not an object with the agreed fields")
+        for name in ("endpoint", "instance", "iam_url", "api_key"):
+            if not isinstance(value.get(name), str) or not value[name]:
+                raise ProtocolError(f"credentials: {name} is missing")
+        return cls(**value)
+
+
+# Kind → its fields and their types. Every message has a `seq` too, which the answer quotes.
+_FROM_CALLER: dict[str, dict[str, type]] = {
+    "arm": {"account": str, "credentials": dict},  # credentials, answered when a token is held
+    "intent": {"run": str, "account": str, "tag": str},  # a POST is about to leave
+    "job": {"run": str, "job": str, "retried": bool},  # its answer came: the job's id
+    "posted": {"run": str},  # no POST of this run leaves any more; its id may never be known
+    "done": {"run": str},  # stand down
+    "cancel": {"run": str},  # the caller hands the cancel over
+    "bye": {},  # may the watcher leave?
+    "inspect": {},  # what the watcher knows of itself, for tests and for `doctor`
+}
+_FROM_WATCHER: dict[str, dict[str, type]] = {
+    "ack": {},
+    "nack": {"reason": str},
+    "report": {"event": str, "run": str, "job": str, "detail": str},
+}
+
+
+def encode(kind: str, seq: int, **content: Any) -> bytes:
+    """One message as the bytes that travel."""
+    return json.dumps({"kind": kind, "seq": seq, **content}, separators=(",", ":")).encode()
+
+
+def decode_from_caller(data: bytes) -> Message:
+    """A message of the caller's.
+
+    Raises:
+        ProtocolError: If it is none.
+    """
+    return _decode(data, _FROM_CALLER)
+
+
+def decode_from_watcher(data: bytes) -> Message:
+    """A message of the watcher's.
+
+    Raises:
+        ProtocolError: If it is none.
+    """
+    return _decode(data, _FROM_WATCHER)
+
+
+def _decode(data: bytes, kinds: dict[str, dict[str, type]]) -> Message:
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ProtocolError("not JSON") from None
+    if not isinstance(message, dict):
+        raise ProtocolError("not an object")
+    kind = message.get("kind")
+    expected = kinds.get(kind) if isinstance(kind, str) else None
+    if expected is None:
+        raise ProtocolError("unknown kind")
+    if type(message.get("seq")) is not int:
+        raise ProtocolError(f"{kind}: no seq")
+    for name, wanted in expected.items():
+        if type(message.get(name)) is not wanted:
+            raise ProtocolError(f"{kind}: {name} is not of type {wanted.__name__}")
+    return message

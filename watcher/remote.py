@@ -1,0 +1,305 @@
+"""IBM Quantum's REST interface, as much of it as a cancel needs, with the official client's own HTTP library.
+
+Both processes use it: the watcher with a token of its own, the caller with the token of the user's service. It retries
+nothing by itself; `Transient` says what is worth another try, and when.
+
+Source of the interface: https://quantum.cloud.ibm.com/docs/api/qiskit-runtime-rest, and qiskit_ibm_runtime.api 0.51.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .protocol import Credentials
+
+if TYPE_CHECKING:
+    import requests
+
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 30.0  # the official client has none: a server that stops answering would hold it for ever
+PAGE = 200  # the most that the service lists at once
+CONNECTIONS = 4  # to one service, at most
+RAN_TOO_LONG = 1305  # reason code of a job that the service cancelled at its maximum execution time
+
+
+class RemoteError(Exception):
+    """The service refused, for good. Its text holds no header and no key.
+
+    Attributes:
+        status: The HTTP status.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Transient(RemoteError):
+    """The service could not be asked now; another try may do better.
+
+    Attributes:
+        retry_after: Seconds that the service asks to wait, or None.
+    """
+
+    def __init__(self, message: str, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(message, status)
+        self.retry_after = retry_after
+
+
+class Refused(RemoteError):
+    """The credentials are not accepted (any more)."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the service describes it.
+
+    Attributes:
+        status: The service's word: "Queued", "Running", "Completed", "Failed", "Cancelled", "Cancelled - ...".
+        reason: Why it failed or was cancelled, or "".
+        code: The service's reason code, or None.
+        reply: The whole answer.
+    """
+
+    status: str
+    reason: str
+    code: int | None
+    reply: dict[str, Any]
+
+    @classmethod
+    def from_reply(cls, reply: dict[str, Any]) -> JobState:
+        """Read the answer to GET /jobs/{id}, or an item of GET /jobs."""
+        state = reply.get("state") or {}
+        code = state.get("reason_code") or state.get("reasonCode")
+        return cls(str(state.get("status") or reply.get("status") or ""), str(state.get("reason") or ""), code, reply)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was cancelled; any state that begins so is final."""
+        return self.status.lower().startswith("cancelled")
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether there are results to fetch."""
+        return self.status.lower() == "completed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it will not change any more."""
+        return self.is_cancelled or self.is_completed or self.status.lower() == "failed"
+
+
+class Token:
+    """A bearer token, fetched anew when it has expired, with IBM's own token library.
+
+    Args:
+        credentials: Whose token; the one that it brings along is used first.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._lock = threading.Lock()
+        self._token = credentials.token
+        self._expires = credentials.token_expires
+
+    def __repr__(self) -> str:
+        return "Token()"
+
+    def header(self) -> str:
+        """The value of the `Authorization` header.
+
+        Raises:
+            Refused: If the token service does not accept the key.
+            Transient: If it could not be asked.
+        """
+        with self._lock:
+            if self.seconds_left() <= 0:
+                self._fetch()
+            return f"Bearer {self._token}"
+
+    def seconds_left(self) -> float:
+        """For how long the token is valid still."""
+        return self._expires - time.time() if self._token else 0.0
+
+    def renew(self) -> None:
+        """Fetch a new token: the service refused the old one, or it is about to expire.
+
+        Raises:
+            Refused: If the token service does not accept the key.
+            Transient: If it could not be asked.
+        """
+        with self._lock:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        import ibm_cloud_sdk_core  # noqa: PLC0415 - 0.2 s that a watcher spends once its caller is under way
+        import requests  # noqa: PLC0415
+
+        mine = self._credentials
+        manager = ibm_cloud_sdk_core.IAMTokenManager(
+            mine.api_key, url=mine.iam_url, disable_ssl_verification=not mine.verify, proxies=mine.proxies
+        )
+        manager.http_config = {"timeout": (CONNECT_TIMEOUT, READ_TIMEOUT)}
+        try:
+            reply = manager.request_token()
+        except ibm_cloud_sdk_core.ApiException as error:
+            message = f"the token service answered {error.status_code}"
+            if error.status_code is not None and 400 <= error.status_code < 500 and error.status_code not in (408, 429):
+                raise Refused(message, error.status_code) from None
+            raise Transient(message, error.status_code or 0) from None
+        except (requests.RequestException, ValueError) as error:
+            raise Transient(f"the token service could not be asked ({type(error).__name__})") from None
+        token, expires = reply.get("access_token"), reply.get("expiration")
+        if not isinstance(token, str) or not token:
+            raise Transient("the token service's answer held no token")
+        self._token = token
+        self._expires = float(expires) if isinstance(expires, int | float) else time.time() + 600
+
+
+class Remote:
+    """One instance of the service.
+
+    Args:
+        credentials: Where it is and how it is reached. The key in them is used by `Token` alone.
+        authorization: Gives the `Authorization` header; raises `RemoteError` where there is none to be had.
+        renew: Called after the service refused the header, before another try.
+    """
+
+    def __init__(
+        self, credentials: Credentials, authorization: Callable[[], str], renew: Callable[[], None]
+    ) -> None:
+        self._endpoint = credentials.endpoint.rstrip("/")
+        self._instance = credentials.instance
+        self._verify = credentials.verify
+        self._proxies = credentials.proxies
+        self._authorization = authorization
+        self.renew = renew
+        self._lock = threading.Lock()
+        self._session: requests.Session | None = None
+
+    def __repr__(self) -> str:
+        return f"Remote({self._endpoint!r})"
+
+    def cancel(self, job: str) -> int:
+        """Ask for a job's cancel: 204 accepted, 404 unknown, 409 can't be cancelled (any more)."""
+        return self._request("POST", f"/jobs/{job}/cancel", accept=(404, 409)).status_code
+
+    def job(self, job: str) -> JobState:
+        """Read a job."""
+        return JobState.from_reply(self._object(self._request("GET", f"/jobs/{job}", {"exclude_params": "true"})))
+
+    def results(self, job: str) -> str:
+        """Fetch the results of a completed job, as the service encodes them."""
+        return self._request("GET", f"/jobs/{job}/results").text
+
+    def unfinished(self, *, tag: str = "", session: str = "") -> tuple[str, ...]:
+        """The ids of the jobs under a tag or in a session that are not final."""
+        found: dict[str, None] = {}
+        offset = 0
+        while True:
+            query: dict[str, Any] = {"exclude_params": "true", "pending": "true", "limit": PAGE, "offset": offset}
+            if tag:
+                query["tags"] = tag
+            if session:
+                query["session_id"] = session
+            page = self._object(self._request("GET", "/jobs", query)).get("jobs") or []
+            found.update({item["id"]: None for item in page if not JobState.from_reply(item).is_final})
+            offset += len(page)
+            # The list may shrink between two pages: what slid past us then is found by the next sweep.
+            if len(page) < PAGE:
+                return tuple(found)
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            if self._session is not None:
+                self._session.close()
+
+    def _request(
+        self, method: str, path: str, query: dict[str, Any] | None = None, accept: tuple[int, ...] = ()
+    ) -> requests.Response:
+        import requests  # noqa: PLC0415 - a watcher acknowledges before it spends 0.2 s here
+
+        headers = {"Authorization": self._authorization(), "Service-CRN": self._instance, "Accept": "application/json"}
+        try:
+            reply = self._http().request(
+                method,
+                self._endpoint + path,
+                params=query,
+                headers=headers,
+                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                allow_redirects=False,
+            )
+        except (requests.RequestException, OSError, ValueError) as error:
+            # Its text may quote a proxy's password.
+            raise Transient(f"{method} {_shape(path)}: {type(error).__name__}") from None
+        status = reply.status_code
+        if status < 300 or status in accept:
+            return reply
+        message = f"{method} {_shape(path)}: the service answered {status}"
+        if status == 401:
+            raise Refused(message, status)
+        if status in (408, 425, 429) or status >= 500:
+            raise Transient(message, status, retry_after(reply.headers.get("Retry-After")))
+        raise RemoteError(message, status)
+
+    @staticmethod
+    def _object(reply: requests.Response) -> dict[str, Any]:
+        try:
+            value = reply.json()
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise Transient("the service's answer was no JSON object", reply.status_code)
+        return value
+
+    def _http(self) -> requests.Session:
+        with self._lock:
+            if self._session is None:
+                import requests  # noqa: PLC0415
+                from requests.adapters import HTTPAdapter  # noqa: PLC0415
+
+                session = requests.Session()
+                adapter = HTTPAdapter(pool_connections=2, pool_maxsize=CONNECTIONS, pool_block=True, max_retries=0)
+                session.mount("http://", adapter)
+                session.mount("https://", adapter)
+                session.verify = self._verify
+                session.proxies = dict(self._proxies or {})
+                session.auth = _keep_header  # else requests looks for a .netrc at every request
+                self._session = session
+            return self._session
+
+
+def watcher_remote(credentials: Credentials) -> tuple[Remote, Token]:
+    """A `Remote` that fetches its tokens itself."""
+    token = Token(credentials)
+    return Remote(credentials, token.header, token.renew), token
+
+
+def retry_after(value: str | None) -> float | None:
+    """The seconds of a `Retry-After` header, which may be a date (RFC 9110, 10.2.3); None where there is none."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - rare, and slow to import
+
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _shape(path: str) -> str:
+    return "/".join(path.split("/")[:4])
+
+
+def _keep_header(request: Any) -> Any:
+    return request
+
