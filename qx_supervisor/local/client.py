@@ -1,0 +1,84 @@
+"""A ``QiskitRuntimeService`` that talks to the embedded service and to nothing else.
+
+Qiskit's client knows three hosts: the API, the account service that issues tokens, and the catalogue of instances. All
+three are given made-up names that don't resolve, with the embedded service as the HTTP proxy for every request. So a
+request that takes a wrong turn ends at the loopback too, and one to a real https address is a tunnel that is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+
+from qiskit_ibm_runtime import QiskitRuntimeService
+
+# localqpu's instance. Written down again, since importing localqpu would bring its whole server into the caller.
+_HOST = "localqpu.test"
+_INSTANCE = "crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::localqpu"
+
+_environment_lock = threading.Lock()
+
+
+def connect(port: int, token: str) -> QiskitRuntimeService:
+    """Make the service object.
+
+    ``NO_PROXY`` and ``no_proxy`` are extended by the made-up host, for good: ``requests`` prefers a proxy that the
+    environment names over the one that Qiskit's client was given, and looks at every request. The host resolves
+    nowhere, so nothing else is affected. ``IAM_URL`` is set during the construction only.
+    """
+    proxy = f"http://127.0.0.1:{port}"
+    _bypass_environment_proxies()
+    with _iam_url(f"http://iam.{_HOST}"), _without_account_warning():
+        return QiskitRuntimeService(
+            channel="ibm_quantum_platform",
+            token=token,
+            instance=_INSTANCE,
+            url=f"http://{_HOST}",
+            url_resolver=_resolve,
+            proxies={"urls": {"http": proxy, "https": proxy}},
+        )
+
+
+def _resolve(_url: str, _instance: str, _private_endpoint: bool | None = None, _channel: str = "") -> str:
+    """The base of the API, in place of the client's own rule for it."""
+    return f"http://{_HOST}/api/v1"
+
+
+def _bypass_environment_proxies() -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        if _HOST not in hosts:
+            os.environ[name] = ",".join([*hosts, _HOST])
+
+
+@contextlib.contextmanager
+def _iam_url(url: str) -> Iterator[None]:
+    """Have the client take its tokens from ``url``: the environment is the only way to tell it."""
+    with _environment_lock:
+        before = os.environ.get("IAM_URL")
+        os.environ["IAM_URL"] = url
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["IAM_URL"]
+            else:
+                os.environ["IAM_URL"] = before
+
+
+@contextlib.contextmanager
+def _without_account_warning() -> Iterator[None]:
+    """Silence the warning that a saved account is not used: that is the point."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Loading account with the given token")
+
+    logger = logging.getLogger("qiskit_ibm_runtime.qiskit_runtime_service")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)

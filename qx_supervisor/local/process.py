@@ -1,0 +1,127 @@
+"""Starting the service as a process of its own, and finding the one that runs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import registry
+from .handle import Service, ServiceError
+
+_INSTALL = "pip install 'qx-supervisor[local]'"
+
+# Packages that the server imports. Where they are is told to it, since it runs without PYTHONPATH and the user's own
+# site-packages, where they may well be.
+_NEEDED = ("localqpu", "qiskit_ibm_runtime", "qiskit", "qiskit_aer", "platformdirs")
+
+
+def start(*, backends: Sequence[str] = ("ibm_brisbane",), port: int = 0, register: bool = False) -> Service:
+    """Start the embedded service.
+
+    It takes connections when this returns, in a fraction of a second, and loads its engine while the caller imports
+    Qiskit; requests wait for that. It outlives the caller unless it is stopped.
+
+    Args:
+        backends: The backends it offers, of those that ``qiskit_ibm_runtime.fake_provider`` has snapshots of.
+        port: Port on 127.0.0.1; 0 for a free one.
+        register: Write a state file, by which ``find`` finds it. One service at a time can be registered.
+
+    Returns:
+        The handle; as a context manager it stops the service.
+
+    Raises:
+        ImportError: localqpu is not installed.
+        ServiceError: It did not start: an unknown backend, a port in use, a registered one that runs already.
+    """
+    if importlib.util.find_spec("localqpu") is None:
+        raise ImportError(f"The embedded service needs localqpu: {_INSTALL}", name="localqpu")
+    settings = {"port": port, "backends": list(backends), "register": register, "path": _folders()}
+    read, write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [_interpreter(), "-I", str(Path(__file__).with_name("boot.py")), json.dumps(settings)],
+            stdin=subprocess.DEVNULL,
+            stdout=write,
+            stderr=write,
+            cwd="/",
+            env=_environment(),
+            start_new_session=True,  # a Ctrl-C in the caller's terminal is not for it
+        )
+    except BaseException:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
+    first, rest = _first_line(read)
+    word, _, number = first.partition(" ")
+    if word != "port":
+        process.kill()
+        process.wait()
+        os.close(read)
+        raise ServiceError(f"The embedded service did not start: {(first + rest).strip() or 'no reason given'}")
+    # From here on it is waited for by its pidfd. Popen would warn, when it is collected, of a process that still runs,
+    # and running on is what it is for.
+    process.returncode = 0
+    return Service(process.pid, int(number), output=read)
+
+
+def find() -> Service | None:
+    """Find the registered service.
+
+    Returns:
+        A handle of it; None if there is none. A state file left by one that has ended is removed.
+    """
+    registration = registry.current()
+    if registration is None:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        service = Service(registration.pid, registration.port)
+        # Asked again now that the handle holds the process: it may have ended, and its pid have been given away.
+        if registration.is_alive:
+            return service
+    return None
+
+
+def _interpreter() -> str:
+    if not sys.executable:
+        raise ServiceError("There is no Python interpreter to run the embedded service: sys.executable is empty")
+    return sys.executable
+
+
+def _folders() -> list[str]:
+    """The folders that hold the needed packages, each once."""
+    folders: dict[str, None] = {}
+    for name in _NEEDED:
+        spec = importlib.util.find_spec(name)
+        for location in (spec.submodule_search_locations or ()) if spec else ():
+            folders[str(Path(location).resolve().parent)] = None
+    return list(folders)
+
+
+def _environment() -> dict[str, str]:
+    """The caller's environment without its IBM credentials, for which the service has no use."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("QISKIT_IBM_")}
+    # Circuits here are small, and a thread pool per simulation would take every core from what is being tested.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    return environment
+
+
+def _first_line(descriptor: int) -> tuple[str, str]:
+    """Read up to the first newline, or to the end, and what came with it."""
+    data = b""
+    while b"\n" not in data:
+        chunk = os.read(descriptor, 4096)
+        if not chunk:
+            break
+        data += chunk
+    if not data.startswith(b"port "):
+        while chunk := os.read(descriptor, 4096):
+            data += chunk
+    first, _, rest = data.decode(errors="replace").partition("\n")
+    return first, rest

@@ -1,0 +1,96 @@
+"""The state file of the registered service, by which another program on the machine finds it.
+
+A process is named by pid and start time, in ticks since boot: a pid alone may be someone else's by now, and a start
+time by the wall clock moves when that clock is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Who serves where."""
+
+    pid: int
+    start_ticks: int
+    port: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether that very process still runs."""
+        return start_ticks(self.pid) == self.start_ticks
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None for one that does not run, or is a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The second field is the program's name in parentheses, and may itself have spaces and parentheses.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def claim(pid: int, port: int) -> None:
+    """Register a service.
+
+    Raises:
+        SystemExit: Another one is registered and runs.
+    """
+    path = _state_file()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ticks = start_ticks(pid)
+    descriptor, draft = tempfile.mkstemp(dir=path.parent)  # mode 0600
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"pid": pid, "start_ticks": ticks, "port": port}, file)
+    try:
+        while True:
+            with contextlib.suppress(FileExistsError):
+                # A link, not a rename: of two that start at once, one must lose.
+                os.link(draft, path)
+                return
+            if (other := current()) is not None:
+                raise SystemExit(f"a registered service is running already: pid {other.pid}, port {other.port}")
+    finally:
+        Path(draft).unlink()
+
+
+def current() -> Registration | None:
+    """The registered service, if it runs. A file that names one which does not is removed."""
+    path = _state_file()
+    try:
+        registration = Registration(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        path.unlink(missing_ok=True)
+        return None
+    if registration.is_alive:
+        return registration
+    path.unlink(missing_ok=True)
+    return None
+
+
+def forget(pid: int) -> None:
+    """Remove the registration of a process, unless another has registered since."""
+    path = _state_file()
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_text(encoding="utf-8")).get("pid") == pid:
+            path.unlink()
+
+
+def _state_file() -> Path:
+    folder = os.environ.get("QX_STATE_DIR")
+    if not folder:
+        import platformdirs  # noqa: PLC0415 - seldom needed
+
+        folder = platformdirs.user_state_dir("qx_supervisor")
+    return Path(folder) / "local-service.json"

@@ -1,0 +1,263 @@
+"""The HTTP server: thin, quick, and as rude as the scenario wants it.
+
+Python's own ``http.server`` parses; what is set here is what a measurement of milliseconds needs: connections are kept
+alive, a thousand of them may come at once, a small reply leaves in one segment without waiting for anything, and the
+time of arrival is taken before the request is looked at.
+
+It listens on the loopback only, and forwards nothing: it also takes the requests that Qiskit's client sends to a proxy,
+which is how that client is kept from the real service (see ``client``), and refuses a tunnel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+from . import control, registry
+from .messages import Call, Reply, problem
+from .records import JournalEntry
+from .state import State
+
+HOST = "127.0.0.1"
+
+_CANCEL = re.compile(r"/api/v1/jobs/([^/]+)/cancel")
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    """A thread per connection, none of which keeps the process alive."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 1024  # at http.server's 5, a burst of clients waits a second for its second SYN
+
+    def __init__(self, port: int, state: State) -> None:
+        super().__init__((HOST, port), _Handler)
+        self.state = state
+        self.connections = itertools.count(1)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away: being killed is what they are here for."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    # Buffered: status line, headers and body of a small reply leave in one segment. In several, each after the first
+    # would wait for the client's delayed acknowledgement, 40 ms.
+    wbufsize: ClassVar[int] = -1
+    server: _Server
+
+    def setup(self) -> None:
+        """Number the connection."""
+        super().setup()
+        self._connection = next(self.server.connections)
+        self._arrived = 0
+
+    def parse_request(self) -> bool:
+        """Take the time: the request line has just been read."""
+        self._arrived = time.monotonic_ns()
+        return super().parse_request()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
+        """Write no log: the journal is one."""
+
+    def _serve(self) -> None:
+        """Carry out one request."""
+        url = urlsplit(self.path)  # absolute where the client takes us for a proxy
+        path, query = url.path or "/", parse_qs(url.query, keep_blank_values=True)
+        state = self.server.state
+        if path.startswith(control.PREFIX):
+            body = self._read_body()
+            if body is not None:
+                self._send(control.answer(state, self.command, path, query, body))
+            return
+        entry = state.journal.arrive(
+            arrived=self._arrived, connection=self._connection, method=self.command, path=path, query=query
+        )
+        reply = self._reply(entry, query)
+        state.journal.answer(entry, None if reply is None else reply.status)
+        if reply is None:
+            self.close_connection = True
+            return
+        try:
+            self._send(reply)
+        except ConnectionError:
+            state.journal.add(entry, fault="client gone")
+            self.close_connection = True
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _serve  # noqa: N815
+
+    def do_CONNECT(self) -> None:
+        """Refuse a tunnel: whatever would go through it is meant for the network."""
+        journal = self.server.state.journal
+        entry = journal.arrive(
+            arrived=self._arrived, connection=self._connection, method="CONNECT", path=self.path, query={}
+        )
+        journal.add(entry, fault="tunnel refused")
+        journal.answer(entry, 405)
+        self.close_connection = True
+        self._send(problem(405, f"The embedded service opens no tunnel to {self.path}."))
+
+    def _reply(self, entry: JournalEntry, query: dict[str, list[str]]) -> Reply | None:
+        """Handle a request, or do to it what the scenario wants; None to drop the connection."""
+        state, journal = self.server.state, self.server.state.journal
+        engine = state.engine
+        if cancelled := _CANCEL.fullmatch(entry.path):
+            engine.jobs.count_cancel_request(cancelled[1])
+        body = self._read_body()
+        if body is None:
+            journal.add(entry, fault="incomplete body")
+            return None
+        is_submission = entry.method == "POST" and entry.path == "/api/v1/jobs"
+        if is_submission:
+            journal.add(entry, tags=_tags(body))
+        fault = engine.fault_for(_Target(entry.method, entry.path))
+        if fault is not None:
+            journal.add(entry, fault=fault.describe())
+        before = fault is not None and fault.phase == "before"
+        if before and not self._delayed(fault):
+            return None
+        if before and fault.is_failure:
+            return _injected(fault)
+        reply = engine.handle(Call(entry.method, entry.path, query, body, self.headers.get("Authorization")))
+        if is_submission and reply.status == 200:
+            journal.add(entry, job_id=json.loads(reply.payload)["id"])
+        if fault is None or before:
+            return reply
+        # Phase "after": the job, say, has been made, and now its answer is late, lost or replaced.
+        if not self._delayed(fault):
+            return None
+        return _injected(fault) if fault.is_failure else reply
+
+    def _delayed(self, fault: Any) -> bool:
+        """Wait as long as the fault says; False if the service was reset meanwhile."""
+        return fault.delay_seconds <= 0 or self.server.state.pause(fault.delay_seconds)
+
+    def _read_body(self) -> bytes | None:
+        """The body; None if the client died in the middle of it, or sends it in a form we don't read."""
+        raw = self.headers.get("Content-Length", "0")
+        if not raw.isdigit() or "Transfer-Encoding" in self.headers:
+            return None
+        # Headers and body come in two segments, and urllib3 leaves Nagle's algorithm on towards a proxy: the body would
+        # wait for the acknowledgement of the headers, which the kernel delays by 40 ms.
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        body = self.rfile.read(int(raw))
+        return body if len(body) == int(raw) else None
+
+    def _send(self, reply: Reply) -> None:
+        self.send_response(reply.status)
+        if reply.status != 204:
+            self.send_header("Content-Type", reply.content_type)
+            self.send_header("Content-Length", str(len(reply.payload)))
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(reply.payload)
+        self.wfile.flush()
+
+
+class _Target:
+    """What localqpu's fault rules look at."""
+
+    def __init__(self, method: str, path: str) -> None:
+        self.method = method
+        self.path = path
+
+
+def _injected(fault: Any) -> Reply | None:
+    """The answer of a fault; None to drop the connection."""
+    if fault.drop_connection:
+        return None
+    return problem(fault.status, fault.message or "Injected by the scenario.", retry_after=fault.retry_after)
+
+
+def _tags(body: bytes) -> list[str]:
+    """The tags of a submission; none if it can't be read, which the route will refuse."""
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        return [str(tag) for tag in json.loads(body).get("tags") or ()]
+    return []
+
+
+def main(*, port: int, backends: Sequence[str], register: bool) -> None:
+    """Serve until the process is ended.
+
+    To whoever reads standard output it says ``port N`` once connections are taken, which is long before the engine has
+    been loaded: the caller imports Qiskit meanwhile. Then nothing more, and the stream ends. If the engine can't be
+    loaded, the reason is written and the process ends with it.
+    """
+    _restore_signals()
+    _check_backends(backends)
+    state = State()
+    server = _Server(port, state)
+    bound: int = server.server_address[1]
+    if register:
+        registry.claim(os.getpid(), bound)
+    print(f"port {bound}", flush=True)  # noqa: T201 - the handshake
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 3600}, daemon=True).start()
+    try:
+        from .engine import Engine  # noqa: PLC0415 - imports Qiskit: seconds
+
+        state.install(Engine(backends, state.tokens))
+    except BaseException:  # noqa: BLE001 - the process ends here, and the reason is for the caller
+        traceback.print_exc()
+        if register:
+            registry.forget(os.getpid())
+        os._exit(1)
+    _leave_stdio()
+    # Collections walk every object; after Qiskit's import that is 50 ms in which no arrival is stamped.
+    gc.collect()
+    gc.freeze()
+    # A thread that simulates keeps the interpreter for this long before an arrival is looked at. The default is 5 ms.
+    sys.setswitchinterval(0.0005)
+    threading.Event().wait()
+
+
+def _restore_signals() -> None:
+    """End on SIGTERM and on nothing else that a terminal sends, whatever the starter ignored or blocked."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _check_backends(backends: Sequence[str]) -> None:
+    """Refuse an unknown backend at once, without the seconds that importing Qiskit takes."""
+    spec = importlib.util.find_spec("qiskit_ibm_runtime")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    if not folders:
+        sys.exit("qiskit-ibm-runtime is not installed")
+    snapshots = Path(folders[0]).glob("fake_provider/backends/*/conf_*.json")
+    known = {f"ibm_{path.stem.removeprefix('conf_')}" for path in snapshots}
+    unknown = sorted(set(backends) - known)
+    if unknown or not backends:
+        sys.exit(f"no such backend: {', '.join(unknown) or '(none named)'}; there are {', '.join(sorted(known))}")
+
+
+def _leave_stdio() -> None:
+    """Let go of the pipe to the starter, which may be gone, or may wait for its end."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)

@@ -1,0 +1,48 @@
+"""What the server's connections share."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from .journal import Journal
+from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class State:
+    """Journal, tokens, and the engine once it has been loaded."""
+
+    def __init__(self) -> None:
+        self.journal = Journal()
+        self.tokens = Tokens()
+        self._engine: Engine | None = None
+        self._loaded = threading.Event()
+        self._reset = threading.Event()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. Waits while it is loading: the server takes connections long before."""
+        self._loaded.wait()
+        assert self._engine is not None  # noqa: S101 - set before the event, tells mypy so
+        return self._engine
+
+    def install(self, engine: Engine) -> None:
+        """The engine has been loaded: let the requests that wait for it go on."""
+        self._engine = engine
+        self._loaded.set()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, unless the service is reset meanwhile; whether the wait was complete."""
+        return not self._reset.wait(seconds)
+
+    def reset(self) -> None:
+        """Back to the start, but for the tokens that were issued."""
+        # A request that an injected delay keeps must not carry its job over into what comes after the reset.
+        before, self._reset = self._reset, threading.Event()
+        before.set()
+        self.engine.reset()
+        self.tokens.reset()
+        self.journal.clear()
