@@ -122,6 +122,11 @@ class _InterruptedToExit(Interrupted, SystemExit):
         self.code = 128 + signum
 
 
+for _kind in (_InterruptedByKeyboard, _InterruptedToExit):
+    # What a traceback shows is the public name.
+    _kind.__name__ = _kind.__qualname__ = "Interrupted"
+
+
 def interrupted(job_id: str | None, signum: int, cancel: CancelOutcome) -> Interrupted:
     """The `Interrupted` for a signal: also a `KeyboardInterrupt`, or also a `SystemExit`."""
     kind = _InterruptedByKeyboard if signum == signal.SIGINT else _InterruptedToExit

@@ -1,0 +1,44 @@
+"""Run jobs on IBM Quantum from long-running programs; whatever kills the program, its jobs are cancelled.
+
+    from qx_supervisor import run
+    result = run(circuit, "ibm_brisbane", shots=4096)
+"""
+
+import logging
+
+from .errors import (
+    ConfigError,
+    Interrupted,
+    JobCancelled,
+    JobFailed,
+    QxError,
+    RunError,
+    RunTimeout,
+    SubmitError,
+    WatcherError,
+)
+from .result import Err, Ok, RunResult
+from .run import Run, run, submit, try_run
+from .status import Status
+
+__all__ = [
+    "ConfigError",
+    "Err",
+    "Interrupted",
+    "JobCancelled",
+    "JobFailed",
+    "Ok",
+    "QxError",
+    "Run",
+    "RunError",
+    "RunResult",
+    "RunTimeout",
+    "Status",
+    "SubmitError",
+    "WatcherError",
+    "run",
+    "submit",
+    "try_run",
+]
+
+logging.getLogger("qx_supervisor").addHandler(logging.NullHandler())

@@ -1,0 +1,158 @@
+"""Signals while a run is in flight.
+
+The handler only writes a byte to a pipe of ours: the caller loop does the rest. Never `signal.set_wakeup_fd`, which
+asyncio and Jupyter kernels need for themselves. Handlers go in for the time of the run, on the main thread only, and
+the earlier ones come back whatever happens. A signal that was ignored (`nohup`) stays ignored, and one whose handler
+Python does not know stays with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import signal
+import sys
+import threading
+from collections import deque
+from types import FrameType, TracebackType
+from typing import Any
+
+from .errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+WAIT_LIMIT = 0.5
+"""No wait is longer, in seconds: a signal that the kernel gave to another thread does not wake the main thread."""
+
+
+class Interrupts:
+    """The wake-up pipe of one caller loop, and the signals that reach it.
+
+    A context manager. `wake()` may be called from any thread; `wait()` by the owner.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._arrived: deque[int] = deque()
+        self._previous: dict[int, Any] = {}
+        self._closing = threading.Lock()
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                previous = signal.getsignal(number)
+                if previous is not None and previous is not signal.SIG_IGN:
+                    self._previous[number] = previous
+                    signal.signal(number, self._arrive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._arrive:  # else someone has put in another one meanwhile: theirs stays
+                signal.signal(number, previous)
+        with self._closing:
+            os.close(self._reader)
+            os.close(self._writer)
+            self._writer = -1
+        # What came too late for the loop to see belongs to the handlers that are back.
+        while self._arrived:
+            signal.raise_signal(self._arrived.popleft())
+
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
+        # No lock: the handler may run while this very thread holds it.
+        self._arrived.append(number)
+        try:
+            os.write(self._writer, b"\0")
+        except OSError:
+            pass  # full: the loop is awake already
+
+    def wake(self) -> None:
+        """End the owner's wait."""
+        with self._closing:
+            if self._writer >= 0:
+                try:
+                    os.write(self._writer, b"\0")
+                except BlockingIOError:
+                    pass
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a signal or a `wake()`, for so many seconds at most, and never longer than `WAIT_LIMIT`."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        if poll.poll(max(0.0, min(seconds, WAIT_LIMIT)) * 1000):
+            try:
+                os.read(self._reader, 4096)
+            except BlockingIOError:
+                pass
+
+    def next_signal(self) -> int | None:
+        """The next signal that arrived, or None."""
+        return self._arrived.popleft() if self._arrived else None
+
+    def call_users_handler(self, number: int) -> None:
+        """Call the handler that the user had in place, if it is one of the user's own.
+
+        Raises:
+            BaseException: What the handler raises.
+        """
+        previous = self._previous.get(number)
+        if callable(previous) and previous is not signal.default_int_handler and not _is_asyncios(previous):
+            previous(number, None)
+
+    def had_default(self, number: int) -> bool:
+        """Whether the signal would have ended the process at once."""
+        return self._previous.get(number) is signal.SIG_DFL
+
+
+def _is_asyncios(handler: Any) -> bool:
+    """asyncio's own handlers do nothing but wake the loop, or cancel the main task, which `Interrupted` ends anyway."""
+    function = getattr(handler, "func", handler)  # a partial, in asyncio.Runner
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "asyncio"
+
+
+def is_interactive() -> bool:
+    """Whether a person sits at a Python prompt or a notebook, which swallow `SystemExit`."""
+    if hasattr(sys, "ps1") or sys.flags.interactive:
+        return True
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
+# The end of a program that an uncaught Ctrl-C ends ----------------------------------------------------------------
+
+_next_hook: Any = None
+
+
+def die_by_signal_if_uncaught() -> None:
+    """See to it that an uncaught `Interrupted` after SIGINT ends the process by SIGINT.
+
+    CPython does that for a `KeyboardInterrupt`, and exits with 1 for a subclass of it; then a shell loop around the
+    driver would go on. Done once per process, the first time that a run begins.
+    """
+    global _next_hook  # noqa: PLW0603 - sys.excepthook is global too
+    if _next_hook is None:
+        _next_hook = sys.excepthook
+        sys.excepthook = _hook
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _next_hook(kind, error, trace)
+    if not isinstance(error, Interrupted) or error.signum != signal.SIGINT or is_interactive():
+        return
+    if threading.current_thread() is not threading.main_thread():
+        return
+    # What the interpreter would do now, in its order, and then what it does for a KeyboardInterrupt.
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - CPython's own way to join at the end
+    atexit._run_exitfuncs()  # noqa: SLF001 - and to run what was registered
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)

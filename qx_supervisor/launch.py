@@ -1,0 +1,163 @@
+"""Starts the watcher, detached.
+
+By exec of a clean interpreter, never by a bare fork of the driver: a forked watcher would pin the dead driver's memory,
+and a child forked from a process that has transpiled hangs in Qiskit's thread pool. `subprocess` uses vfork here, so
+the driver's size does not matter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiprocess import Pipe
+from multiprocess.connection import Connection
+
+from .errors import WatcherError
+from .ours import FOLDER, parent, protocol
+
+START_SECONDS = 30.0
+"""How long a watcher may take to say that it is there: a loaded node and a cold file system take seconds."""
+
+_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+# What a watcher may know of the driver's environment: how to reach the service, and where the user's files are. Never
+# the driver's QISKIT_IBM_*: a key stands in them.
+_ALLOWED = re.compile(
+    r"""(https?|no|all|ftp)_proxy | REQUESTS_CA_BUNDLE | CURL_CA_BUNDLE | SSL_CERT_(FILE|DIR) | LD_LIBRARY_PATH
+    | LANG | LC_[A-Z]+ | TZ | HOME | XDG_[A-Z_]+ | QX_[A-Z_]+ | IAM_URL""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_PACKAGES = ("psutil", "multiprocess", "requests", "ibm_cloud_sdk_core")
+
+
+@dataclass
+class WatcherProcess:
+    """A watcher that runs.
+
+    Attributes:
+        pid: Its process id.
+        connection: The caller's end of the pipe.
+        pidfd: A pidfd of it, or None where the kernel has none.
+    """
+
+    pid: int
+    connection: Connection
+    pidfd: int | None
+
+    def close(self) -> None:
+        """Let go of it; it goes on as it sees fit."""
+        self.connection.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+
+def launch() -> WatcherProcess:
+    """Start a watcher for this process and wait until it is there.
+
+    Raises:
+        WatcherError: If it can't be started; the text says why, and what to do.
+    """
+    executable = _interpreter()
+    me = os.getpid()
+    ticks = parent.start_ticks(me)
+    if ticks is None:
+        raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
+    ours, theirs = Pipe(duplex=True)
+    pidfd = pidfd_of(me)
+    try:
+        order = {
+            "connection": theirs.fileno(),
+            "pidfd": pidfd,
+            "pid": me,
+            "start_ticks": ticks,
+            "path": _package_folders(),
+            "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
+        }
+        passed = [theirs.fileno()] if pidfd is None else [theirs.fileno(), pidfd]
+        _spawn([executable, "-I", str(FOLDER / "boot.py"), json.dumps(order)], passed)
+    except OSError as error:
+        ours.close()
+        raise WatcherError("config", f"the watcher could not be started: {error}") from None
+    finally:
+        theirs.close()
+        if pidfd is not None:
+            os.close(pidfd)
+    return _welcome(ours)
+
+
+def pidfd_of(pid: int) -> int | None:
+    """A pidfd, or None where the kernel has none, or forbids it, or the process is gone."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def _interpreter() -> str:
+    executable = sys.executable
+    if getattr(sys, "frozen", False) or not executable or not os.access(executable, os.X_OK):
+        raise WatcherError(
+            "config",
+            "the watcher needs a Python interpreter to run in, and sys.executable names none (a frozen or embedded "
+            "program); run the driver with python itself",
+        )
+    return executable
+
+
+def _package_folders() -> list[str]:
+    """The folders from which this process has the watcher's packages, in order, each once."""
+    folders = []
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise WatcherError("config", f"the watcher needs the package {name}; install qx-supervisor anew")
+        folders.append(str(Path(spec.origin).parent.parent))
+    return list(dict.fromkeys(folders))
+
+
+def _spawn(command: list[str], passed: list[int]) -> None:
+    # A Ctrl-C at the terminal reaches the whole foreground group: blocked, it can't end the child before it has a
+    # session of its own. The mask that comes back is the one that was there.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=passed,
+            cwd="/",
+            env={name: value for name, value in os.environ.items() if _ALLOWED.fullmatch(name)},
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    child.wait()  # its own fork is the watcher; this one ends at once
+
+
+def _welcome(connection: Connection) -> WatcherProcess:
+    try:
+        if not connection.poll(START_SECONDS):
+            raise WatcherError("config", f"the watcher did not answer within {START_SECONDS:.0f} s; is the machine overloaded?")
+        hello = protocol.decode_from_watcher(connection.recv_bytes())
+    except (EOFError, OSError, protocol.ProtocolError):
+        connection.close()
+        raise WatcherError(
+            "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, multiprocess'`"
+        ) from None
+    except WatcherError:
+        connection.close()
+        raise
+    if hello["kind"] != "ack":
+        connection.close()
+        raise WatcherError("config", f"the watcher could not be started: {hello.get('reason')}")
+    return WatcherProcess(hello["pid"], connection, pidfd_of(hello["pid"]))

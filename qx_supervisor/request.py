@@ -1,0 +1,220 @@
+"""What a call asks for, checked before anything is done.
+
+Bad input is refused here, or in the worker before the submission, with a `ConfigError` that names the fault and the
+next step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import ConfigError
+from .status import Status
+
+USER_TAGS = 5
+"""Of the eight tags that IBM Quantum allows a job, three are this package's."""
+
+TAG_LENGTH = 86
+SHORTEST_POLL = 0.1
+"""Seconds; the official client's floor."""
+
+Kind = Literal["sampler", "estimator"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked call.
+
+    Attributes:
+        pubs: Qiskit's `SamplerPub`s or `EstimatorPub`s.
+        kind: Which of the two.
+        primitive: The user's own primitive object, or None.
+    """
+
+    pubs: list[Any]
+    kind: Kind
+    primitive: Any
+    backend: Any
+    service: Any
+    shots: int | None
+    options: Any
+    optimization_level: int
+    seed_transpiler: int | None
+    on_status: Callable[[Status], Any] | None
+    timeout: float | None
+    poll_interval: float | None
+    tags: tuple[str, ...]
+    max_execution_time: int | None
+    on_unprotected: Literal["raise", "warn"]
+
+    @property
+    def width(self) -> int:
+        """The number of qubits of the widest circuit."""
+        return max(pub.circuit.num_qubits for pub in self.pubs)
+
+
+def check(
+    pubs: Any,
+    backend: Any,
+    *,
+    service: Any,
+    primitive: Any,
+    shots: int | None,
+    options: Any,
+    optimization_level: int,
+    seed_transpiler: int | None,
+    on_status: Callable[[Status], Any] | None,
+    timeout: float | None,
+    poll_interval: float | None,
+    tags: Iterable[str],
+    max_execution_time: int | None,
+    on_unprotected: Literal["raise", "warn"],
+) -> Request:
+    """Check a call's arguments.
+
+    Raises:
+        ConfigError: If the call can't be carried out.
+    """
+    if not sys.platform.startswith("linux"):
+        raise _refuse(f"this platform ({sys.platform}) is not supported; run the driver on Linux (WSL 2 will do)")
+    kind, own = _kind(primitive)
+    if own is not None and options is not None:
+        raise _refuse("options= is for a primitive that is made here; set them on your own primitive object")
+    if own is not None and kind == "estimator" and shots is not None:
+        raise _refuse("shots= is for a primitive that is made here; set options.default_shots on your own estimator")
+    if callable(on_status) is (on_status is None):
+        raise _refuse(f"on_status must be callable, not {type(on_status).__name__}")
+    if on_unprotected not in ("raise", "warn"):
+        raise _refuse(f'on_unprotected must be "raise" or "warn", not {on_unprotected!r}')
+    _whole(shots, "shots", 1)
+    _whole(max_execution_time, "max_execution_time", 1)
+    if type(optimization_level) is not int or not 0 <= optimization_level <= 3:
+        raise _refuse(f"optimization_level must be 0, 1, 2 or 3, not {optimization_level!r}")
+    _whole(seed_transpiler, "seed_transpiler", 0)
+    _seconds(timeout, "timeout", 0.0)
+    _seconds(poll_interval, "poll_interval", SHORTEST_POLL)
+    return Request(
+        pubs=_coerce(pubs, kind, shots),
+        kind=kind,
+        primitive=own,
+        backend=backend,
+        service=service,
+        shots=shots,
+        options=options,
+        optimization_level=optimization_level,
+        seed_transpiler=seed_transpiler,
+        on_status=on_status,
+        timeout=timeout,
+        poll_interval=poll_interval,
+        tags=check_tags(tags),
+        max_execution_time=max_execution_time,
+        on_unprotected=on_unprotected,
+    )
+
+
+def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """The user's tags, if they fit.
+
+    Raises:
+        ConfigError: If they do not.
+    """
+    if isinstance(tags, str):
+        raise _refuse(f"tags must be several strings, not one; write tags=[{tags!r}]")
+    try:
+        found = tuple(tags)
+    except TypeError:
+        raise _refuse(f"tags must be strings in a list or tuple, not {type(tags).__name__}") from None
+    for tag in found:
+        if not isinstance(tag, str) or not tag:
+            raise _refuse(f"a tag must be a string that is not empty, not {tag!r}")
+        if len(tag) > TAG_LENGTH:
+            raise _refuse(f"the tag {tag[:20]!r}… has {len(tag)} characters, and IBM Quantum allows {TAG_LENGTH}")
+    if len(found) > USER_TAGS:
+        raise _refuse(
+            f"{len(found)} tags are too many: IBM Quantum allows a job 8, and 3 of them are needed to find it again; "
+            f"leave {USER_TAGS} or fewer (those on a primitive's options count)"
+        )
+    return found
+
+
+def _kind(primitive: Any) -> tuple[Kind, Any]:
+    from qiskit.primitives import BaseEstimatorV2, BaseSamplerV2  # noqa: PLC0415
+
+    if primitive in ("sampler", "estimator"):
+        return primitive, None
+    if isinstance(primitive, BaseSamplerV2):
+        return "sampler", primitive
+    if isinstance(primitive, BaseEstimatorV2):
+        return "estimator", primitive
+    given = repr(primitive) if isinstance(primitive, str) else type(primitive).__name__
+    raise _refuse(f'primitive must be "sampler", "estimator" or a primitive object (version 2), not {given}')
+
+
+def _coerce(pubs: Any, kind: Kind, shots: int | None) -> list[Any]:
+    from qiskit import QuantumCircuit  # noqa: PLC0415
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub  # noqa: PLC0415
+    from qiskit.primitives.containers.sampler_pub import SamplerPub  # noqa: PLC0415
+
+    single = isinstance(pubs, QuantumCircuit | SamplerPub | EstimatorPub)
+    if isinstance(pubs, tuple) and pubs and isinstance(pubs[0], QuantumCircuit):
+        single = len(pubs) == 1 or not all(isinstance(item, QuantumCircuit) for item in pubs)
+    try:
+        items = [pubs] if single else list(pubs)
+    except TypeError:
+        raise _refuse(f"a circuit, a list of circuits or PUBs is needed, not {type(pubs).__name__}") from None
+    if not items:
+        raise _refuse("the list of circuits is empty; give at least one")
+    return [_coerce_one(item, kind, shots, i if len(items) > 1 else None) for i, item in enumerate(items)]
+
+
+def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> Any:
+    from qiskit import QuantumCircuit  # noqa: PLC0415
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub  # noqa: PLC0415
+    from qiskit.primitives.containers.sampler_pub import SamplerPub  # noqa: PLC0415
+
+    which = "" if index is None else f" (number {index})"
+    first = item[0] if isinstance(item, tuple | list) and len(item) else item
+    if not isinstance(first, QuantumCircuit | SamplerPub | EstimatorPub):
+        raise _refuse(f"not a circuit{which}: {type(first).__name__}; give a QuantumCircuit or a PUB")
+    if kind == "estimator" and isinstance(item, QuantumCircuit):
+        raise _refuse(f"an estimator needs observables too{which}; give (circuit, observables)")
+    try:
+        pub = SamplerPub.coerce(item, shots) if kind == "sampler" else EstimatorPub.coerce(item)
+    except Exception as error:
+        raise _refuse(f"the PUB does not fit a{'n' if kind == 'estimator' else ''} {kind}{which}: {error}") from None
+    if kind == "sampler" and not _measures(pub.circuit):
+        raise _refuse(f"the circuit measures nothing{which}; add circuit.measure_all()")
+    return pub
+
+
+def _measures(circuit: Any) -> bool:
+    for instruction in circuit.data:
+        if instruction.operation.name == "measure":
+            return True
+        if any(_measures(block) for block in getattr(instruction.operation, "blocks", ())):
+            return True
+        body = getattr(instruction.operation, "definition", None) if instruction.clbits else None
+        if body is not None and _measures(body):
+            return True
+    return False
+
+
+def _whole(value: Any, name: str, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise _refuse(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def _seconds(value: Any, name: str, least: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least or value in (0, float("inf")):
+        raise _refuse(f"{name} must be a number of seconds{f' of at least {least}' if least else ' above 0'}, not {value!r}")
+
+
+def _refuse(reason: str) -> ConfigError:
+    return ConfigError("config", reason)

@@ -1,0 +1,356 @@
+"""`run`, `try_run` and `submit`: what users call, and the loop in which a caller waits.
+
+The loop has one wait. A status of the worker's, its outcome and a signal end it. All that may block is done by other
+threads, so that a signal is always answered at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Literal
+
+from . import interrupts
+from .errors import CancelOutcome, Interrupted, QxError, RunError, interrupted
+from .panel import Panel, PanelName, open_panel
+from .request import Request, check
+from .result import Err, Ok, RunResult
+from .status import Status
+from .worker import CANCEL_SECONDS, Worker
+
+logger = logging.getLogger("qx_supervisor")
+
+Pubs = Any
+OnStatus = Callable[[Status], Any]
+
+
+def run(
+    pubs: Pubs,
+    backend: Any = None,
+    *,
+    service: Any = None,
+    primitive: Any = "sampler",
+    shots: int | None = None,
+    options: Any = None,
+    optimization_level: int = 1,
+    seed_transpiler: int | None = None,
+    on_status: OnStatus | None = None,
+    panel: PanelName = "auto",
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    tags: Iterable[str] = (),
+    max_execution_time: int | None = None,
+    on_unprotected: Literal["raise", "warn"] = "raise",
+) -> RunResult:
+    """Run circuits on IBM Quantum and wait for the result; whatever ends this process, its job is cancelled.
+
+    On SIGINT, SIGTERM or SIGHUP the job is cancelled, that is confirmed, and `Interrupted` is raised. That needs the
+    main thread, where alone Python handles signals; elsewhere `run` works without. If this process dies, its watcher,
+    another process, cancels the job.
+
+    Args:
+        pubs: A circuit, a list of circuits, or PUBs: `(circuit, parameter values, shots)` for a sampler,
+            `(circuit, observables, parameter values, precision)` for an estimator. Circuits that the backend can't
+            execute as they stand are transpiled.
+        backend: A backend's name or object, or an open `Session` or `Batch`. None: the least busy backend that is
+            wide enough. A local backend (`FakeSherbrooke()`, `AerSimulator()`) runs in Qiskit's local testing mode.
+        service: A `QiskitRuntimeService`. None: the user's saved account.
+        primitive: "sampler", "estimator", or a primitive object with options (and a backend) of its own.
+        shots: How often each circuit is executed. None: the primitive's default.
+        options: Options for the primitive that is made here, as Qiskit takes them.
+        optimization_level: The transpiler's, 0 to 3.
+        seed_transpiler: The transpiler's seed.
+        on_status: Called with every `Status`, in this thread. What it raises is logged by type and ends nothing.
+        panel: Where the status is shown: "auto" and "plain" write lines to stderr, None is silent.
+        timeout: Seconds from the call after which the job is cancelled. None: queues may take days.
+        poll_interval: Seconds between two readings of the job's state, at least 0.1. None: 0.5 at first (0.1 in a
+            session), and more while the job waits on.
+        tags: Tags for the job, 5 at most, of at most 86 characters each.
+        max_execution_time: Seconds of QPU time after which IBM Quantum itself ends the job.
+        on_unprotected: What to do if no watcher can protect the run: "raise" a `WatcherError` before anything is
+            submitted, or "warn" and submit.
+
+    Returns:
+        The result: Qiskit's `PrimitiveResult` with `counts`, `job_id` and more within reach.
+
+    Raises:
+        ConfigError: The call can't be carried out; nothing was submitted.
+        WatcherError: No watcher; nothing was submitted.
+        SubmitError: The submission failed.
+        JobFailed: The job failed.
+        JobCancelled: Someone else cancelled the job.
+        RunTimeout: `timeout` passed.
+        RunError: Anything else, by its `stage`.
+        Interrupted: A signal came.
+    """
+    request = check(
+        pubs,
+        backend,
+        service=service,
+        primitive=primitive,
+        shots=shots,
+        options=options,
+        optimization_level=optimization_level,
+        seed_transpiler=seed_transpiler,
+        on_status=on_status,
+        timeout=timeout,
+        poll_interval=poll_interval,
+        tags=tags,
+        max_execution_time=max_execution_time,
+        on_unprotected=on_unprotected,
+    )
+    return _run(request, open_panel(panel))
+
+
+def try_run(pubs: Pubs, backend: Any = None, **arguments: Any) -> Ok[RunResult] | Err:
+    """`run`, with its failure as a value.
+
+    Args:
+        pubs: As `run` takes them.
+        backend: As `run` takes it.
+        **arguments: As `run` takes them.
+
+    Returns:
+        `Ok(result)`, or `Err(error)` with a `RunError`.
+
+    Raises:
+        Interrupted: As `run` does.
+    """
+    try:
+        return Ok(run(pubs, backend, **arguments))
+    except RunError as error:
+        return Err(error)
+
+
+def submit(
+    pubs: Pubs,
+    backend: Any = None,
+    *,
+    service: Any = None,
+    primitive: Any = "sampler",
+    shots: int | None = None,
+    options: Any = None,
+    optimization_level: int = 1,
+    seed_transpiler: int | None = None,
+    on_status: OnStatus | None = None,
+    panel: PanelName = None,
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    tags: Iterable[str] = (),
+    max_execution_time: int | None = None,
+    on_unprotected: Literal["raise", "warn"] = "raise",
+) -> Run:
+    """Begin a run and return at once.
+
+    Takes what `run` takes; `on_status` is called in another thread, and the panel is silent unless one is asked for.
+    No signal handlers are installed: after a Ctrl-C the job goes on, guarded, until this process ends.
+
+    Returns:
+        The run, which can be waited for, awaited, cancelled and let go.
+
+    Raises:
+        ConfigError: The call can't be carried out. What is found out later is raised by `Run.result()`.
+    """
+    request = check(
+        pubs,
+        backend,
+        service=service,
+        primitive=primitive,
+        shots=shots,
+        options=options,
+        optimization_level=optimization_level,
+        seed_transpiler=seed_transpiler,
+        on_status=on_status,
+        timeout=timeout,
+        poll_interval=poll_interval,
+        tags=tags,
+        max_execution_time=max_execution_time,
+        on_unprotected=on_unprotected,
+    )
+    told = _Told(request, open_panel(panel))
+    worker = Worker(request, told)
+    worker.start()
+    return Run(worker)
+
+
+class Run:
+    """A run that was begun by `submit`. It belongs to the process that began it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._process = os.getpid()
+        self._detached = False
+
+    def __repr__(self) -> str:
+        return f"Run(state={self._worker.status.state!r}, job_id={self._worker.job_id!r})"
+
+    @property
+    def job_id(self) -> str | None:
+        """The job at IBM Quantum, or None while it has no id."""
+        return self._mine().job_id
+
+    def status(self) -> Status:
+        """The latest status."""
+        return self._mine().status
+
+    def done(self) -> bool:
+        """Whether the run is over."""
+        return self._mine().outcome.done()
+
+    def result(self, timeout: float | None = None) -> RunResult:
+        """Wait for the result.
+
+        Args:
+            timeout: Seconds to wait, or None. When they pass, the job goes on.
+
+        Raises:
+            RunError: As `run` does.
+            TimeoutError: If it is not over by then.
+        """
+        outcome = self._mine().outcome
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = interrupts.WAIT_LIMIT if end is None else end - time.monotonic()
+            try:
+                return outcome.result(max(0.0, min(left, interrupts.WAIT_LIMIT)))
+            except TimeoutError:
+                if outcome.done():
+                    return outcome.result()
+                if end is not None and time.monotonic() >= end:
+                    raise TimeoutError(f"the run is not over after {timeout:g} s; its job goes on") from None
+
+    def cancel(self) -> CancelOutcome:
+        """Cancel the job, and wait up to ten seconds for the proof.
+
+        Returns:
+            "confirmed", "handed over", "nothing to cancel" or "unconfirmed", as in `Interrupted`.
+        """
+        return self._mine().abandon()
+
+    def detach(self) -> None:
+        """Let the job go on by itself: whatever happens to this process, nothing cancels it any more."""
+        self._detached = True
+        self._mine().stand_down()
+
+    def add_done_callback(self, fn: Callable[[Run], Any]) -> None:
+        """Have `fn(run)` called when the run is over, in another thread; at once if it is over."""
+        self._mine().outcome.add_done_callback(lambda _: fn(self))
+
+    def __await__(self) -> Generator[Any, None, RunResult]:
+        """Wait for the result without blocking the event loop. Cancelling the task cancels the job."""
+        return self._wait().__await__()
+
+    async def _wait(self) -> RunResult:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def tell(_: Any) -> None:
+            try:
+                loop.call_soon_threadsafe(over.set)
+            except RuntimeError:
+                pass  # the loop is closed; nobody waits there any more
+
+        self._mine().outcome.add_done_callback(tell)
+        try:
+            await over.wait()
+        except asyncio.CancelledError:
+            if not self._detached:
+                # The job is cancelled, and confirmed, before the task ends, but not at the cost of a second Ctrl-C.
+                threading.Thread(target=self._worker.abandon, daemon=True).start()
+                await over.wait()
+            raise
+        return self._worker.outcome.result()
+
+    def _mine(self) -> Worker:
+        if os.getpid() != self._process:
+            raise QxError(
+                f"this Run belongs to process {self._process}, which began it, not to this child; call submit() here"
+            )
+        return self._worker
+
+
+class _Told:
+    """Hands every status to the user's function and to the panel."""
+
+    def __init__(self, request: Request, panel: Panel) -> None:
+        self._on_status = request.on_status
+        self._panel = panel
+
+    def __call__(self, status: Status) -> None:
+        self._panel.show(status)
+        if self._on_status is not None:
+            try:
+                self._on_status(status)
+            except Exception as error:  # noqa: BLE001 - a fault in watching the run must not end the run
+                logger.warning("on_status raised %s; the run goes on", type(error).__name__)
+
+
+def _run(request: Request, panel: Panel) -> RunResult:
+    interrupts.die_by_signal_if_uncaught()
+    told = _Told(request, panel)
+    news: deque[Status] = deque()
+    error: Interrupted | None = None
+    dies_again = False
+    with interrupts.Interrupts() as wakeup:
+
+        def tell(status: Status) -> None:
+            news.append(status)
+            wakeup.wake()
+
+        def deliver() -> None:
+            while news:
+                told(news.popleft())
+
+        worker = Worker(request, tell)
+        try:
+            worker.outcome.add_done_callback(lambda _: wakeup.wake())
+            worker.start()
+            while not worker.outcome.done():
+                deliver()
+                number = wakeup.next_signal()
+                if number is not None:
+                    error = _interrupt(worker, wakeup, number, deliver)
+                    dies_again = number != signal.SIGINT and wakeup.had_default(number) and interrupts.is_interactive()
+                    wakeup.call_users_handler(number)
+                    break
+                wakeup.wait(interrupts.WAIT_LIMIT)
+            deliver()
+        except BaseException:
+            worker.abandon()
+            raise
+    if error is None:
+        return worker.outcome.result()
+    if dies_again:
+        signal.raise_signal(error.signum)  # a notebook would swallow the SystemExit and stay
+    raise error
+
+
+def _interrupt(
+    worker: Worker, wakeup: interrupts.Interrupts, number: int, deliver: Callable[[], None]
+) -> Interrupted:
+    """Cancel; hand over after ten seconds, or at a second signal."""
+    outcome: list[CancelOutcome] = []
+
+    def cancel() -> None:
+        outcome.append(worker.abandon())
+        wakeup.wake()
+
+    threading.Thread(target=cancel, daemon=True).start()
+    end = time.monotonic() + CANCEL_SECONDS
+    while not outcome:
+        deliver()
+        left = end - time.monotonic()
+        if wakeup.next_signal() is not None or left <= 0:
+            return interrupted(worker.job_id, number, worker.hurry())
+        wakeup.wait(left)
+    deliver()
+    return interrupted(worker.job_id, number, outcome[0])
+
+
+

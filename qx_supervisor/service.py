@@ -1,0 +1,500 @@
+"""Qiskit's client for IBM Quantum: the only file that touches `qiskit_ibm_runtime`.
+
+Public interfaces of it are used where there are any. Where there are none, what is used is named here, once, against
+the pinned minor version: the client's REST session (address, token manager, proxies), the two functions through which
+every POST of a job passes, and the decoders of a job's results.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .errors import ConfigError, RunError
+from .ours import protocol, remote
+
+
+class Submission(Protocol):
+    """What a run wants to know of, and say to, its own submission."""
+
+    tags: tuple[str, ...]
+    max_execution_time: int | None
+
+    def before_post(self) -> None:
+        """Called before the POST leaves; what it raises keeps the POST from leaving."""
+
+    def before_retry(self) -> None:
+        """Called before the client sends the POST once more after a 5xx answer; may raise likewise."""
+
+    def rate_limited(self, seconds: float | None) -> None:
+        """Called after a 429, which makes no job; returns when the POST may leave again, or raises."""
+
+    def posted(self, job_id: str) -> None:
+        """Called with the new job's id, before anything else can go wrong."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run goes.
+
+    Attributes:
+        backend: Qiskit's backend object.
+        mode: An open `Session` or `Batch`, or None.
+        client: The official client's REST client for the backend's instance; None for a local backend.
+    """
+
+    backend: Any
+    mode: Any
+    client: Any
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return str(self.backend.name)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is simulated in this process, with nothing to guard."""
+        return self.client is None
+
+    @property
+    def in_session(self) -> bool:
+        """Whether the job runs in a session or batch."""
+        return self.mode is not None
+
+
+# Accounts, backends -----------------------------------------------------------------------------------------------
+
+_default_lock = threading.Lock()
+_default: tuple[Any, Any] | None = None  # what it was made from, the service
+
+
+def default_service() -> Any:
+    """The user's saved account, as a `QiskitRuntimeService`; made once, and anew when the saved accounts change.
+
+    Raises:
+        RunError: If there is none, or if it can't be used.
+    """
+    import qiskit_ibm_runtime  # noqa: PLC0415 - takes two seconds
+    from qiskit_ibm_runtime.accounts import AccountNotFoundError  # noqa: PLC0415
+    from qiskit_ibm_runtime.accounts.management import _DEFAULT_ACCOUNT_CONFIG_JSON_FILE  # noqa: PLC0415
+
+    global _default  # noqa: PLW0603 - one per process, under a lock
+    saved = Path(_DEFAULT_ACCOUNT_CONFIG_JSON_FILE)
+    stamp = saved.stat().st_mtime_ns if saved.exists() else 0
+    made_from = (os.getpid(), stamp, tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("QISKIT_IBM"))))
+    with _default_lock:
+        if _default is None or _default[0] != made_from:
+            try:
+                _default = (made_from, qiskit_ibm_runtime.QiskitRuntimeService())
+            except AccountNotFoundError:
+                raise ConfigError(
+                    "config",
+                    "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., "
+                    "instance=...), or pass service=...",
+                ) from None
+            except Exception as error:
+                raise RunError("auth", f"the saved IBM Quantum account can't be used: {describe(error)}") from None
+        return _default[1]
+
+
+def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Target:
+    """Find where a run is to go.
+
+    Args:
+        backend: A name, a backend object, a `Session` or `Batch`, or None.
+        service: A `QiskitRuntimeService`, or None for the saved account.
+        primitive: A primitive object of the user's, or None.
+        width: The number of qubits that the widest circuit has.
+
+    Raises:
+        RunError: If there is no such place.
+    """
+    from qiskit.providers import BackendV2  # noqa: PLC0415
+    from qiskit_ibm_runtime import IBMBackend, Session  # noqa: PLC0415 - Batch is a Session
+    from qiskit_ibm_runtime.utils.default_session import get_cm_session  # noqa: PLC0415
+
+    if primitive is not None:
+        if backend is not None:
+            raise ConfigError("config", "the primitive object already has its backend; leave backend= away")
+        backend = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None)
+        if backend is None:
+            raise ConfigError("config", f"{type(primitive).__name__} has no backend; make it with mode=...")
+    if backend is None and service is None:
+        backend = get_cm_session()  # inside `with Session(...)`, as Qiskit's own primitives do
+    if isinstance(backend, Session):
+        if not getattr(backend, "_active", True):
+            raise ConfigError("config", f"the session {backend.session_id} is closed; open a new one")
+        return _on_service(backend._backend, backend)
+    if isinstance(backend, IBMBackend):
+        return _on_service(backend, None)
+    if isinstance(backend, BackendV2):
+        return Target(backend, None, None)
+    if backend is not None and not isinstance(backend, str):
+        raise ConfigError(
+            "config", f"backend must be a name, a backend object, a Session or a Batch, not {type(backend).__name__}"
+        )
+    service = service if service is not None else default_service()
+    if not hasattr(service, "least_busy"):
+        raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}")
+    chosen = _by_name(service, backend) if backend is not None else _least_busy(service, width)
+    return _on_service(chosen, None)
+
+
+def _on_service(backend: Any, mode: Any) -> Target:
+    from qiskit_ibm_runtime import IBMBackend  # noqa: PLC0415
+
+    if not isinstance(backend, IBMBackend):
+        return Target(backend, mode, None)
+    service = backend.service
+    client = service._api_clients.get(backend._instance) or service._active_api_client
+    return Target(backend, mode, client)
+
+
+def _by_name(service: Any, name: str) -> Any:
+    from qiskit.providers.exceptions import QiskitBackendNotFoundError  # noqa: PLC0415
+
+    try:
+        return service.backend(name)
+    except QiskitBackendNotFoundError:
+        known = _backend_names(service)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
+        raise ConfigError("backend", f"there is no backend {name!r} for this account; {hint}") from None
+    except Exception as error:
+        raise RunError("backend", f"the backend {name!r} could not be read: {describe(error)}") from None
+
+
+def _backend_names(service: Any) -> list[str]:
+    try:
+        return [name for _, found in service._resolve_cloud_instances(None) for name, mock in found if not mock]
+    except AttributeError:  # a local service
+        return [backend.name for backend in service.backends()]
+
+
+def _least_busy(service: Any, width: int) -> Any:
+    from qiskit.providers.exceptions import QiskitBackendNotFoundError  # noqa: PLC0415
+
+    try:
+        return service.least_busy(min_num_qubits=width)
+    except QiskitBackendNotFoundError:
+        raise ConfigError(
+            "backend", f"no backend of this account is online and has {width} qubits; see service.backends()"
+        ) from None
+    except Exception as error:
+        raise RunError("backend", f"the backends could not be listed: {describe(error)}") from None
+
+
+# Credentials ------------------------------------------------------------------------------------------------------
+
+_remotes: weakref.WeakKeyDictionary[Any, remote.Remote] = weakref.WeakKeyDictionary()
+_accounts: dict[tuple[str, str, str], str] = {}
+_naming = threading.Lock()
+
+
+def account_name(client: Any) -> str:
+    """A name for the client's account, the same for the same address, instance and key, that tells nothing of them."""
+    session = client._session
+    with _naming:
+        return _accounts.setdefault((session.base_url, session.auth.crn, session.auth.api_key), f"a{len(_accounts)}")
+
+
+def credentials(client: Any) -> protocol.Credentials:
+    """How the client reaches its service, with a token that is valid now, or "" where there is none to be had."""
+    session = client._session
+    manager = session.auth.tm
+    try:
+        token = _token(manager)
+    except Exception:  # noqa: BLE001 - the watcher tries by itself, and says why it can't
+        token = ""
+    return protocol.Credentials(
+        endpoint=session.base_url,
+        instance=session.auth.crn or "",
+        iam_url=manager.url,
+        api_key=session.auth.api_key,
+        token=token,
+        token_expires=float(manager.expire_time if token else 0),
+        verify=bool(session.verify),
+        proxies=dict(session.proxies) or None,
+    )
+
+
+def _token(manager: Any) -> str:
+    # Not get_token() while it is good: that one may pause for a minute after a failure.
+    if manager.access_token and manager.expire_time > time.time() + 60:
+        return str(manager.access_token)
+    return str(manager.get_token())
+
+
+def remote_of(client: Any) -> remote.Remote:
+    """The service as `watcher.remote` speaks to it, with the token of the user's own service."""
+    known = _remotes.get(client)
+    if known is None:
+        auth = client._session.auth
+        how = protocol.Credentials(
+            endpoint=client._session.base_url,
+            instance=auth.crn or "",
+            iam_url=auth.tm.url,
+            api_key="",
+            verify=bool(client._session.verify),
+            proxies=dict(client._session.proxies) or None,
+        )
+        known = remote.Remote(how, functools.partial(_authorization, auth), functools.partial(_renew, auth))
+        _remotes[client] = known
+    return known
+
+
+def _authorization(auth: Any) -> str:
+    import ibm_cloud_sdk_core  # noqa: PLC0415
+    import requests  # noqa: PLC0415
+
+    try:
+        return f"Bearer {_token(auth.tm)}"
+    except ibm_cloud_sdk_core.ApiException as error:
+        code = error.status_code or 0
+        message = f"the token service answered {code}"
+        raise (remote.Refused(message, code) if 400 <= code < 500 and code != 429 else remote.Transient(message, code)) from None
+    except requests.RequestException as error:
+        raise remote.Transient(f"the token service could not be asked ({type(error).__name__})") from None
+
+
+def _renew(auth: Any) -> None:
+    auth.tm.expire_time = auth.tm.request_time = 0
+    _authorization(auth)
+
+
+# Circuits ---------------------------------------------------------------------------------------------------------
+
+
+def not_isa(pubs: Sequence[Any], target: Target) -> list[int]:
+    """Which PUBs have a circuit that the backend can't execute as it stands.
+
+    Raises:
+        ConfigError: If a circuit is wider than the backend.
+    """
+    from qiskit_ibm_runtime.utils.utils import is_isa_circuit  # noqa: PLC0415
+
+    backend = target.backend
+    for pub in pubs:
+        if backend.num_qubits is not None and pub.circuit.num_qubits > backend.num_qubits:
+            raise ConfigError(
+                "backend",
+                f"a circuit has {pub.circuit.num_qubits} qubits, and {target.name} has {backend.num_qubits}; choose a "
+                "wider backend, or none to have one chosen",
+            )
+    return [i for i, pub in enumerate(pubs) if is_isa_circuit(pub.circuit, backend.target)]
+
+
+def to_isa(
+    pubs: Sequence[Any], foreign: list[int], target: Target, kind: str, level: int, seed: int | None
+) -> list[Any]:
+    """Transpile the circuits of some PUBs for a backend.
+
+    Args:
+        pubs: Coerced PUBs.
+        foreign: The indices of those to transpile.
+        target: Where they go.
+        kind: "sampler" or "estimator".
+        level: The transpiler's optimization level.
+        seed: The transpiler's seed, or None.
+
+    Raises:
+        RunError: If the transpiler fails.
+    """
+    from qiskit.transpiler import generate_preset_pass_manager  # noqa: PLC0415
+
+    try:
+        manager = generate_preset_pass_manager(optimization_level=level, backend=target.backend, seed_transpiler=seed)
+        transpiled = manager.run([pubs[i].circuit for i in foreign])
+    except Exception as error:
+        raise RunError(
+            "transpile", f"the circuit could not be transpiled for {target.name}: {describe(error)}"
+        ) from error
+    made = list(pubs)
+    for i, circuit in zip(foreign, transpiled, strict=True):
+        made[i] = _with_circuit(pubs[i], circuit, kind)
+    return made
+
+
+def _with_circuit(pub: Any, circuit: Any, kind: str) -> Any:
+    """The same PUB with its circuit transpiled."""
+    from qiskit.primitives.containers.bindings_array import BindingsArray  # noqa: PLC0415
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub  # noqa: PLC0415
+    from qiskit.primitives.containers.sampler_pub import SamplerPub  # noqa: PLC0415
+
+    # The transpiler may remove a parameter, such as a rotation right before its measurement.
+    left = {parameter.name for parameter in circuit.parameters}
+    values = pub.parameter_values
+    data = {}
+    for names, array in values.data.items():
+        kept = [i for i, name in enumerate(names) if name in left]
+        if kept:
+            data[tuple(names[i] for i in kept)] = array[..., kept]
+    bindings = BindingsArray(data, shape=values.shape)
+    if kind == "sampler":
+        return SamplerPub(circuit, bindings, pub.shots)
+    return EstimatorPub(circuit, pub.observables.apply_layout(circuit.layout), bindings, pub.precision)
+
+
+# Primitives -------------------------------------------------------------------------------------------------------
+
+
+def make_primitive(kind: str, target: Target, options: Any, shots: int | None) -> Any:
+    """Qiskit's current primitive of a kind, or the deprecated one for options of the deprecated type.
+
+    Raises:
+        ConfigError: If the options are not of the primitive's.
+    """
+    name = "Sampler" if kind == "sampler" else "Estimator"
+    if type(options).__module__.startswith("qiskit_ibm_runtime.options."):
+        import qiskit_ibm_runtime  # noqa: PLC0415
+
+        made = getattr(qiskit_ibm_runtime, f"{name}V2")
+    else:
+        module = __import__(f"qiskit_ibm_runtime.executor_{kind}", fromlist=[name])
+        made = getattr(module, name)
+    try:
+        primitive = made(mode=target.mode or target.backend, options=options)
+        if kind == "estimator" and shots is not None:
+            primitive.options.default_shots = shots
+    except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        raise ConfigError("config", f"the options do not fit {name}: {describe(error)}") from None
+    return primitive
+
+
+def tags_of(primitive: Any) -> list[str]:
+    """The tags that a primitive's options put on its jobs."""
+    options = getattr(primitive, "options", None)
+    environment = getattr(options, "environment", None)
+    return list(getattr(environment, "job_tags", None) or [])
+
+
+def submit(primitive: Any, pubs: list[Any], kind: str, shots: int | None, submission: Submission) -> Any:
+    """Run a primitive on the service, with the submission's tags put on its POST.
+
+    Returns:
+        Qiskit's job.
+    """
+    _install_hooks()
+    token = _submission.set(submission)
+    try:
+        return primitive.run(pubs, shots=shots) if kind == "sampler" else primitive.run(pubs)
+    finally:
+        _submission.reset(token)
+
+
+def run_local(primitive: Any, pubs: list[Any], kind: str, shots: int | None) -> Any:
+    """Run a primitive in Qiskit's local testing mode; returns Qiskit's job."""
+    return primitive.run(pubs, shots=shots) if kind == "sampler" else primitive.run(pubs)
+
+
+def decode(job: Any, text: str) -> Any:
+    """A job's results, decoded as `job.result()` decodes them, but fetched by us, with a read timeout and retries."""
+    decoded: Any = text
+    for decoder in job._result_decoders:
+        if decoder.is_applicable(decoded):
+            decoded = decoder.decode(decoded)
+    return decoded
+
+
+def is_ambiguous(error: BaseException) -> bool:
+    """Whether a failed POST may have made a job all the same: anything but a refusal by the service."""
+    seen = _api_error(error)
+    if seen is None:
+        return not is_unauthorized(error)
+    return not 400 <= seen.status_code < 500
+
+
+def is_unauthorized(error: BaseException) -> bool:
+    """Whether the service did not accept the account's credentials."""
+    from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError  # noqa: PLC0415
+
+    return isinstance(error, IBMNotAuthorizedError)
+
+
+def describe(error: BaseException) -> str:
+    """An error of the client's in one line."""
+    text = " ".join(str(error).strip("'\"").split())
+    return text if len(text) <= 500 else text[:499] + "…"
+
+
+def _api_error(error: BaseException | None) -> Any:
+    from qiskit_ibm_runtime.api.exceptions import RequestsApiError  # noqa: PLC0415
+
+    while error is not None and not isinstance(error, RequestsApiError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+# The POST ---------------------------------------------------------------------------------------------------------
+
+_submission: ContextVar[Submission | None] = ContextVar("qx_submission", default=None)
+_hooking = threading.Lock()
+_hooked = False
+
+
+def _install_hooks() -> None:
+    """Have the client ask the submission that is under way in this thread, if there is one, about its POST.
+
+    Tags are put on here and never written to the user's primitive, whose options may be shared by threads; and the
+    job's id is known here before anything else of the client can fail.
+    """
+    from qiskit_ibm_runtime.api.client import RuntimeClient  # noqa: PLC0415
+    from qiskit_ibm_runtime.api.session import PostForcelistRetry  # noqa: PLC0415
+
+    global _hooked  # noqa: PLW0603 - once per process, under a lock
+    with _hooking:
+        if not _hooked:
+            RuntimeClient.program_run = _asking(RuntimeClient.program_run)
+            PostForcelistRetry.increment = _asking_before_retry(PostForcelistRetry.increment)
+            _hooked = True
+
+
+def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(program_run)
+    def asking(client: Any, *args: Any, **kwargs: Any) -> Any:
+        submission = _submission.get()
+        if submission is None:
+            return program_run(client, *args, **kwargs)
+        kwargs["job_tags"] = [*(kwargs.get("job_tags") or []), *submission.tags]
+        if submission.max_execution_time is not None:
+            kwargs["max_execution_time"] = submission.max_execution_time
+        submission.before_post()
+        while True:
+            try:
+                reply = program_run(client, *args, **kwargs)
+            except Exception as error:
+                refusal = _api_error(error)
+                if refusal is None or refusal.status_code != 429:
+                    raise
+                submission.rate_limited(_retry_after(refusal))
+            else:
+                submission.posted(str(reply["id"]))
+                return reply
+
+    return asking
+
+
+def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(increment)
+    def asking(retry: Any, method: Any = None, url: Any = None, *args: Any, **kwargs: Any) -> Any:
+        submission = _submission.get()
+        if submission is not None and str(method).upper() == "POST":
+            submission.before_retry()
+        return increment(retry, method, url, *args, **kwargs)
+
+    return asking
+
+
+def _retry_after(error: BaseException) -> float | None:
+    response = getattr(error.__cause__ or error.__context__, "response", None)
+    return remote.retry_after(response.headers.get("Retry-After")) if response is not None else None

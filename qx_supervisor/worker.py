@@ -1,0 +1,450 @@
+"""The work of one run: transpile → submit → poll → fetch, told as status events.
+
+It is done in a thread of its own, because every part of it may block. Whoever waits (the caller loop, an awaiting task,
+`Run.cancel`) ends it with `abandon`, which cancels the job; the thread itself is never waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Literal
+
+from . import service
+from .errors import (
+    CancelOutcome,
+    JobCancelled,
+    JobFailed,
+    RunError,
+    RunTimeout,
+    Stage,
+    SubmitError,
+    WatcherError,
+)
+from .guard import Guarded, link
+from .ours import cancel, remote
+from .request import Request, check_tags
+from .result import RunResult
+from .status import Status
+
+logger = logging.getLogger("qx_supervisor")
+
+CANCEL_SECONDS = 10.0
+"""How long the caller tries by itself to cancel and confirm, before it hands over to the watcher."""
+
+HAND_OVER_SECONDS = 1.0
+
+_LONGEST_POLL = 15.0
+_POLL_SHARE = 0.02  # of the time that a job has taken so far: an hour in the queue is asked after every 15 s
+_LONGEST_RETRY = 30.0
+_RATE_LIMIT_PAUSE = 12.0  # 5 jobs a minute are allowed: what to wait where the answer does not say
+
+DRIVER_TAG = f"qxd-{uuid.uuid4().hex}"
+
+
+Phase = Literal["preparing", "posting", "doubtful", "submitted", "final"]
+"""No POST has left; one is on its way; one was, and whether it made a job is not known; the job's id is known; the job
+is final."""
+
+
+class _Stopped(BaseException):  # noqa: N818 - no error: the run was abandoned, and its thread is to end
+    """Ends the worker's thread."""
+
+
+class Worker:
+    """One run at work.
+
+    Args:
+        request: What is to be run.
+        tell: Receives every `Status`, in the worker's thread or another one.
+    """
+
+    def __init__(self, request: Request, tell: Callable[[Status], None]) -> None:
+        self.request = request
+        self.run_id = uuid.uuid4().hex
+        self.tag = f"qxs-{self.run_id}"
+        self.tags: tuple[str, ...] = (*request.tags, self.tag, DRIVER_TAG)
+        self.max_execution_time = request.max_execution_time
+        self.outcome: Future[RunResult] = Future()
+        self.job_id: str | None = None
+        self.status = Status("config", "starting")
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._phase: Phase = "preparing"
+        self._stop = threading.Event()
+        self._hurry = threading.Event()
+        self._abandoned: Future[CancelOutcome] | None = None
+        self._guarded = False
+        self._retried = False
+        self._ended = False
+        self._target: service.Target | None = None
+        self._timer: threading.Timer | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        if self.request.timeout is not None:
+            self._timer = threading.Timer(self.request.timeout, self._time_out)
+            self._timer.daemon = True
+            self._timer.start()
+        threading.Thread(target=self._work, name=f"qx-run-{self.run_id[:8]}", daemon=True).start()
+
+    # The end
+
+    def abandon(
+        self, error: Callable[[CancelOutcome], RunError] | None = None, seconds: float = CANCEL_SECONDS
+    ) -> CancelOutcome:
+        """End the run: cancel its job, confirm that, and let the watcher stand down, or hand the cancel over to it.
+
+        Called again, it waits for the first call's outcome.
+
+        Args:
+            error: Makes what the run then ends in; by default a `JobCancelled`.
+            seconds: How long to try before handing over.
+        """
+        with self._lock:
+            mine = self._abandoned is None
+            if self._abandoned is None:
+                self._abandoned = Future()
+            shared = self._abandoned
+        if not mine:
+            return shared.result()
+        outcome: CancelOutcome = "unconfirmed"
+        try:
+            outcome = self._abandon(time.monotonic() + seconds)
+        finally:
+            shared.set_result(outcome)
+            if error is not None:
+                self._end(error(outcome))
+            else:
+                self._end(JobCancelled("job", "cancelled by this program", self.job_id), quietly=True)
+        return outcome
+
+    def hurry(self) -> CancelOutcome:
+        """Hand the cancel that is under way over to the watcher, at once."""
+        self._hurry.set()
+        with self._changed:
+            self._changed.notify_all()
+        return self._hand_over()
+
+    def _abandon(self, deadline: float) -> CancelOutcome:
+        self._stop.set()
+        with self._changed:
+            # A POST that has left can't be called back; most often its answer is a moment away.
+            while self._phase == "posting" and not self._hurry.is_set():
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                    break
+            phase = self._phase
+        if phase in ("preparing", "final"):
+            self._stand_down()
+            return "nothing to cancel" if self.job_id is None else "confirmed"
+        if phase in ("posting", "doubtful"):
+            return self._hand_over()
+        return self._cancel(deadline)
+
+    def _cancel(self, deadline: float) -> CancelOutcome:
+        assert self._target is not None and self.job_id is not None  # noqa: PT018, S101 - it was submitted
+        self._say("job", "cancelling, confirming")
+
+        def wait(seconds: float) -> bool:
+            left = deadline - time.monotonic()
+            return self._hurry.wait(max(0.0, min(seconds, left))) or left <= seconds
+
+        outcome, trouble = cancel.cancel(self.job_id, service.remote_of(self._target.client), time.monotonic, wait)
+        if outcome == "unconfirmed":
+            if trouble:
+                logger.warning("job %s: its cancel is not confirmed yet: %s", self.job_id, trouble)
+            return self._hand_over()
+        self._stand_down()
+        self._say("job", "cancelled" if outcome == "cancelled" else "finished before it could be cancelled")
+        return "confirmed"
+
+    def _hand_over(self) -> CancelOutcome:
+        if self._guarded and link.hand_over(self.run_id, HAND_OVER_SECONDS):
+            return "handed over"
+        return "unconfirmed"
+
+    def _stand_down(self) -> None:
+        if self._guarded:
+            link.stand_down(self.run_id)
+
+    def stand_down(self) -> None:
+        """Let the watcher forget the run, while its job goes on: it may outlive this process."""
+        self._stand_down()
+
+    def _end(self, outcome: RunResult | RunError, *, quietly: bool = False) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if isinstance(outcome, RunError):
+            if not quietly:
+                self._say(outcome.stage, "failed", outcome.reason)
+            self.outcome.set_exception(outcome)
+        else:
+            self.outcome.set_result(outcome)
+
+    def _time_out(self) -> None:
+        said: dict[CancelOutcome, str] = {
+            "confirmed": "so the job was cancelled",
+            "handed over": "so the watcher is cancelling the job",
+            "unconfirmed": "and the cancel of the job could not be confirmed",
+            "nothing to cancel": "and nothing had been submitted",
+        }
+        within = f"no result within {self.request.timeout:g} s"
+        self.abandon(lambda outcome: RunTimeout("timeout", f"{within}, {said[outcome]}", self.job_id))
+
+    # The thread
+
+    def _work(self) -> None:
+        try:
+            self._end(self._run())
+        except _Stopped:
+            self._stopped()
+        except BaseException as error:  # noqa: BLE001 - the thread ends here; whatever it was, the caller hears of it
+            self._fail(error)
+
+    def _run(self) -> RunResult:
+        request = self.request
+        if _may_be_remote(request.backend, request.primitive):
+            link.prepare()  # its start overlaps what follows
+        self._say("backend", "connecting")
+        target = self._target = service.find_target(request.backend, request.service, request.primitive, request.width)
+        self._say("backend", "chosen", target.name)
+        pubs = request.pubs
+        foreign = service.not_isa(pubs, target)
+        if foreign:
+            self._say("transpile", "transpiling", f"for {target.name}")
+            level, seed = request.optimization_level, request.seed_transpiler
+            pubs = service.to_isa(pubs, foreign, target, request.kind, level, seed)
+        primitive = request.primitive
+        if primitive is None:
+            primitive = service.make_primitive(request.kind, target, request.options, request.shots)
+        check_tags((*service.tags_of(primitive), *request.tags))
+        self._pause_if_stopped()
+        if target.is_local:
+            return self._run_locally(primitive, pubs)
+        job = service.submit(primitive, pubs, request.kind, request.shots, self)
+        return self._see_through(job, target)
+
+    def _run_locally(self, primitive: Any, pubs: list[Any]) -> RunResult:
+        assert self._target is not None  # noqa: S101 - found before
+        self._say("submit", "simulating", "on this machine, unguarded")
+        job = service.run_local(primitive, pubs, self.request.kind, self.request.shots)
+        result = RunResult(job.result(), job.job_id(), self._target.name)
+        self._say("results", "done")
+        return result
+
+    def _see_through(self, job: Any, target: service.Target) -> RunResult:
+        assert self.job_id is not None  # noqa: S101 - `posted` was called
+        there = service.remote_of(target.client)
+        state = self._poll(there, target)
+        if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
+            raise JobCancelled("job", "the job was cancelled, though not by this program", self.job_id)
+        if not state.is_completed:
+            raise JobFailed("job", _failure(state), self.job_id)
+        self._say("results", "fetching results")
+        text = self._patiently("results", lambda: there.results(str(self.job_id)))
+        result = RunResult(service.decode(job, text), self.job_id, target.name)
+        self._stand_down()
+        self._say("results", "done")
+        return result
+
+    def _poll(self, there: remote.Remote, target: service.Target) -> remote.JobState:
+        began = time.monotonic()
+        seen = ""
+        while True:
+            state = self._patiently("poll", lambda: there.job(str(self.job_id)))
+            if state.is_final:
+                with self._lock:
+                    self._phase = "final"
+                return state
+            if state.status != seen:
+                seen = state.status
+                self._say("poll", state.status.lower())
+            # Noticed late by 2 % at most, and never more often than the official client asks.
+            shortest = 0.1 if target.in_session else 0.5
+            pause = min(_LONGEST_POLL, max(shortest, _POLL_SHARE * (time.monotonic() - began)))
+            self._sleep(self.request.poll_interval or pause)
+
+    def _patiently(self, stage: Stage, ask: Callable[[], Any]) -> Any:
+        """Ask the service until it answers: no trouble on the way ends a run."""
+        pause, refusals, lost = 0.5, 0, False
+        while True:
+            try:
+                answer = ask()
+            except remote.Transient as error:
+                if not lost:
+                    self._say(stage, "connection lost, retrying", str(error))
+                lost = True
+                self._sleep(max(pause, error.retry_after or 0.0))
+                pause = min(pause * 2, _LONGEST_RETRY)
+            except remote.Refused as error:
+                refusals += 1
+                if refusals == 3:
+                    raise RunError("auth", f"IBM Quantum no longer accepts this account: {error}", self.job_id) from None
+                self._renew(stage)
+                self._sleep(pause * (refusals - 1))
+            except remote.RemoteError as error:
+                raise RunError(stage, f"the job can't be read: {error}", self.job_id) from None
+            else:
+                if lost:
+                    self._say(stage, "connection back")
+                return answer
+
+    def _renew(self, stage: Stage) -> None:
+        assert self._target is not None  # noqa: S101 - there was a request to it
+        try:
+            service.remote_of(self._target.client).renew()
+        except remote.RemoteError as error:
+            self._say(stage, "connection lost, retrying", str(error))
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            phase, stage = self._phase, self.status.stage
+        if phase == "posting":
+            self._fail_submission(error)
+            return
+        if isinstance(error, RunError):
+            wrapped = error
+        elif phase == "preparing" and stage == "submit":
+            wrapped = SubmitError("submit", service.describe(error))
+        else:
+            wrapped = RunError(stage, f"{type(error).__name__}: {service.describe(error)}", self.job_id)
+        if wrapped is not error:
+            wrapped.__cause__ = error
+        self.abandon(lambda _: wrapped)
+
+    def _stopped(self) -> None:
+        """The run was abandoned before the thread got here."""
+        with self._changed:
+            in_doubt = self._phase == "posting"  # between a 5xx answer and the POST that was not sent again
+            if in_doubt:
+                self._phase = "doubtful"
+                self._changed.notify_all()
+        if in_doubt:
+            link.posted(self.run_id)
+
+    def _fail_submission(self, error: BaseException) -> None:
+        refused = not self._retried and not service.is_ambiguous(error)
+        with self._changed:
+            self._phase = "preparing" if refused else "doubtful"
+            self._changed.notify_all()
+        reason = service.describe(error)
+        if refused:
+            self._stand_down()
+            if service.is_unauthorized(error):
+                failure = SubmitError("auth", f"IBM Quantum does not accept this account: {reason}")
+            else:
+                failure = SubmitError("submit", f"the job could not be submitted: {reason}")
+        else:
+            link.posted(self.run_id)
+            failure = SubmitError(
+                "submit",
+                f"the submission got no answer ({reason}); a job that it may have made is looked for by its tag "
+                f"{self.tag}, and cancelled",
+            )
+        failure.__cause__ = error
+        self.abandon(lambda _: failure)
+
+    # What the client's POST asks (`service.Submission`)
+
+    def before_post(self) -> None:
+        """Arm: the watcher acknowledges the intent before the POST leaves."""
+        self._pause_if_stopped()
+        assert self._target is not None  # noqa: S101 - found before
+        client = self._target.client
+        guarded = Guarded(self.run_id, service.account_name(client), self.tag, self._hear)
+        self._guarded = True
+        try:
+            link.announce(guarded, lambda: service.credentials(client))
+        except WatcherError as error:
+            if self.request.on_unprotected == "raise":
+                self._stand_down()
+                raise WatcherError(
+                    "submit",
+                    f"nothing was submitted, because the watcher can't protect this run: {error.reason}; "
+                    'on_unprotected="warn" submits all the same',
+                ) from None
+            logger.warning("this run is not protected: %s", error.reason)
+            self._say("submit", "not protected", error.reason)
+        self._begin_post()
+        self._say("submit", "submitting", f"to {self._target.name}")
+
+    def before_retry(self) -> None:
+        """A 5xx: the client is about to send the POST again, which may make a second job."""
+        self._retried = True
+        self._pause_if_stopped()
+        self._say("submit", "submission failed, retrying")
+
+    def rate_limited(self, seconds: float | None) -> None:
+        """A 429: no job was made. Wait, then the POST may leave again."""
+        with self._changed:
+            self._phase = "preparing"
+            self._changed.notify_all()
+        pause = _RATE_LIMIT_PAUSE if seconds is None else seconds
+        self._say("submit", "rate limited, waiting", f"{pause:.0f} s")
+        self._sleep(pause)
+        self._begin_post()
+
+    def posted(self, job_id: str) -> None:
+        """The answer came: the job's id is known."""
+        self.job_id = job_id
+        link.job(self.run_id, job_id, retried=self._retried)
+        with self._changed:
+            self._phase = "submitted"
+            self._changed.notify_all()
+        self._say("submit", "submitted")
+        if self._stop.is_set() and not link.is_guarded(self.run_id):
+            # The run was abandoned while its id was unknown, and there is no watcher to cancel it.
+            self._cancel(time.monotonic() + cancel.GIVE_UP)
+
+    def _begin_post(self) -> None:
+        # Either `abandon` sees that a POST is under way, or the POST sees that the run was abandoned.
+        with self._lock:
+            if not self._stop.is_set():
+                self._phase = "posting"
+                return
+        raise _Stopped
+
+    def _hear(self, report: dict[str, Any]) -> None:
+        """What the watcher reports of this run, in the link's thread."""
+        job = report["job"]
+        if job and job != self.job_id and report["event"] == "cancelled":
+            self._say("submit", "duplicate cancelled", f"a retried submission had made {job} too")
+
+    # Small things
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise _Stopped
+
+    def _pause_if_stopped(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _say(self, stage: Stage, state: str, detail: str = "") -> None:
+        name = self._target.name if self._target else ""
+        watcher = link.watcher_pid if self._guarded else None
+        self.status = Status(stage, state, self.job_id, name, detail, watcher)
+        self._tell(self.status)
+
+
+def _may_be_remote(backend: Any, primitive: Any) -> bool:
+    where = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None) or backend
+    return where is None or isinstance(where, str) or type(where).__module__.startswith("qiskit_ibm_runtime.") and (
+        not type(where).__module__.startswith("qiskit_ibm_runtime.fake_provider")
+    )
+
+
+def _failure(state: remote.JobState) -> str:
+    if state.code == remote.RAN_TOO_LONG:
+        return f"the job ran longer than its maximum execution time: {state.reason}"
+    code = f" (code {state.code})" if state.code else ""
+    return f"the job failed at IBM Quantum: {state.reason or state.status}{code}"
