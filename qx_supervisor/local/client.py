@@ -19,15 +19,17 @@ from qiskit_ibm_runtime import QiskitRuntimeService
 _HOST = "localqpu.test"
 _INSTANCE = "crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::localqpu"
 
+_NO_PROXY = ("no_proxy", "NO_PROXY")
+
 _environment_lock = threading.Lock()
 
 
 def connect(port: int, token: str) -> QiskitRuntimeService:
     """Make the service object.
 
-    ``NO_PROXY`` and ``no_proxy`` are extended by the made-up host, for good: ``requests`` prefers a proxy that the
-    environment names over the one that Qiskit's client was given, and looks at every request. The host resolves
-    nowhere, so nothing else is affected. ``IAM_URL`` is set during the construction only.
+    ``NO_PROXY`` (or ``no_proxy``, whichever is in use) is extended by the made-up host, for good: ``requests`` prefers
+    a proxy that the environment names over the one that Qiskit's client was given, and looks at every request. The host
+    resolves nowhere, so nothing else is affected. ``IAM_URL`` is set during the construction only.
     """
     proxy = f"http://127.0.0.1:{port}"
     _bypass_environment_proxies()
@@ -48,10 +50,12 @@ def _resolve(_url: str, _instance: str, _private_endpoint: bool | None = None, _
 
 
 def _bypass_environment_proxies() -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host]
-        if _HOST not in hosts:
-            os.environ[name] = ",".join([*hosts, _HOST])
+    # Only names that are in use are extended. The lower-case one is looked at first: setting it where only the other
+    # was set would hide the user's own list.
+    for name in [name for name in _NO_PROXY if os.environ.get(name)] or _NO_PROXY:
+        hosts = os.environ.get(name, "").split(",")
+        if _HOST not in hosts and hosts != ["*"]:
+            os.environ[name] = ",".join([*filter(None, hosts), _HOST])
 
 
 @contextlib.contextmanager

@@ -56,8 +56,8 @@ def _wait(state: State, query: Query, _body: Any) -> Reply:
     return json_reply(200 if complete else 408, {"entries": entries})
 
 
-def _jobs(state: State, _query: Query, _body: Any) -> Reply:
-    return json_reply(200, {"jobs": state.engine.jobs.report()})
+def _jobs(state: State, query: Query, _body: Any) -> Reply:
+    return json_reply(200, {"jobs": state.engine.jobs.report(query.get("id"))})
 
 
 def _wait_job(state: State, query: Query, _body: Any) -> Reply:

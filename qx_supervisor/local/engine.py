@@ -40,6 +40,7 @@ class Engine:
         self._context.jobs.shutdown()
         self._context.jobs = self.jobs
         self._router = self._routes()
+        # Whatever has a method and a path can be asked about: the fault to inject, counted as used, or None.
         self.fault_for = scenario_fault_policy(self._context.scenario_state)
 
     def handle(self, call: Call) -> Reply:

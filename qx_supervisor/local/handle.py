@@ -71,8 +71,8 @@ class Service:
     def service(self, token: str = "local-key") -> QiskitRuntimeService:  # noqa: S107 - any key will do
         """Connect Qiskit's client.
 
-        The first call in a process imports ``qiskit_ibm_runtime``, some two seconds. ``NO_PROXY`` and ``no_proxy`` of
-        this process stay extended by a made-up host, see ``client.connect``.
+        The first call in a process imports ``qiskit_ibm_runtime``, some two seconds. ``NO_PROXY`` in the environment of
+        this process stays extended by a made-up host, see ``client.connect``.
 
         Args:
             token: The API key that the client presents. Every key is taken, unless ``auth`` says otherwise.
@@ -163,10 +163,10 @@ class Service:
         Raises:
             KeyError: There is none of that id.
         """
-        for job in self.jobs():
-            if job.id == id:
-                return job
-        raise KeyError(id)
+        found = self._control("GET", "jobs", id=id)["jobs"]
+        if not found:
+            raise KeyError(id)
+        return Job(**found[0])
 
     def wait_job(self, id: str, *statuses: str, timeout: float = 30.0) -> Job:  # noqa: A002
         """Wait until a job has come to one of the statuses.

@@ -192,10 +192,11 @@ class Jobs:
             self._hold, self._cancel_lag = where, cancel_lag
             self._due.set()
 
-    def report(self) -> list[Job]:
-        """Every job, oldest first."""
+    def report(self, ids: Collection[str] | None = None) -> list[Job]:
+        """Every job, oldest first, or those of the ids that there are."""
         with self._changed:
-            return [self._describe(record) for record in self._jobs.values()]
+            wanted = self._jobs if ids is None else ids
+            return [self._describe(self._jobs[id_]) for id_ in wanted if id_ in self._jobs]
 
     def wait(self, job_id: str, statuses: Collection[str], timeout: float) -> tuple[bool, Job | None]:
         """Wait until a job has one of the statuses.

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,33 +43,34 @@ def start(*, backends: Sequence[str] = ("ibm_brisbane",), port: int = 0, registe
     if importlib.util.find_spec("localqpu") is None:
         raise ImportError(f"The embedded service needs localqpu: {_INSTALL}", name="localqpu")
     settings = {"port": port, "backends": list(backends), "register": register, "path": _folders()}
+    command = [_interpreter(), "-I", str(Path(__file__).with_name("boot.py")), json.dumps(settings)]
     read, write = os.pipe()
     try:
-        process = subprocess.Popen(
-            [_interpreter(), "-I", str(Path(__file__).with_name("boot.py")), json.dumps(settings)],
-            stdin=subprocess.DEVNULL,
-            stdout=write,
-            stderr=write,
-            cwd="/",
-            env=_environment(),
-            start_new_session=True,  # a Ctrl-C in the caller's terminal is not for it
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=write,
+                stderr=write,
+                cwd="/",
+                env=_environment(),
+                start_new_session=True,  # a Ctrl-C in the caller's terminal is not for it
+            )
+        finally:
+            os.close(write)
+        try:
+            bound = _bound_port(read)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
     except BaseException:
         os.close(read)
         raise
-    finally:
-        os.close(write)
-    first, rest = _first_line(read)
-    word, _, number = first.partition(" ")
-    if word != "port":
-        process.kill()
-        process.wait()
-        os.close(read)
-        raise ServiceError(f"The embedded service did not start: {(first + rest).strip() or 'no reason given'}")
     # From here on it is waited for by its pidfd. Popen would warn, when it is collected, of a process that still runs,
     # and running on is what it is for.
     process.returncode = 0
-    return Service(process.pid, int(number), output=read)
+    return Service(process.pid, bound, output=read)
 
 
 def find() -> Service | None:
@@ -109,19 +111,17 @@ def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QISKIT_IBM_")}
     # Circuits here are small, and a thread pool per simulation would take every core from what is being tested.
     environment.setdefault("OMP_NUM_THREADS", "1")
+    if folder := environment.get("QX_STATE_DIR"):
+        environment["QX_STATE_DIR"] = str(Path(folder).absolute())  # its working directory is another
     return environment
 
 
-def _first_line(descriptor: int) -> tuple[str, str]:
-    """Read up to the first newline, or to the end, and what came with it."""
-    data = b""
-    while b"\n" not in data:
+def _bound_port(descriptor: int) -> int:
+    """Wait for the line that names the port; whatever else is written before it is for the error message."""
+    written = ""
+    while not (match := re.search(r"^port (\d+)\n", written, re.MULTILINE)):
         chunk = os.read(descriptor, 4096)
         if not chunk:
-            break
-        data += chunk
-    if not data.startswith(b"port "):
-        while chunk := os.read(descriptor, 4096):
-            data += chunk
-    first, _, rest = data.decode(errors="replace").partition("\n")
-    return first, rest
+            raise ServiceError(f"The embedded service did not start: {written.strip() or 'no reason given'}")
+        written += chunk.decode(errors="replace")
+    return int(match[1])
