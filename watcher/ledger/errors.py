@@ -1,0 +1,5 @@
+"""The one error of the ledger."""
+
+
+class LedgerError(Exception):
+    """The ledger can't be used. The message is one sentence for the user: which file, why, and what helps."""

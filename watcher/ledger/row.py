@@ -1,0 +1,134 @@
+"""What is written of a run, and who may judge it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .. import place as places
+from ..place import IsRunning, Place, Process
+
+State = Literal["guarded", "done", "cancelled", "pending", "expired"]
+"""What a run has come to.
+
+- guarded: its jobs are to be cancelled if its driver dies
+- done: stood down by its driver
+- cancelled: its jobs are cancelled, or were final already; that is confirmed
+- pending: its jobs are to be cancelled, and that could not be confirmed yet
+- expired: it was pending for so long that nobody tries any more
+"""
+
+UNFINISHED: frozenset[State] = frozenset({"guarded", "pending"})
+FINAL: frozenset[State] = frozenset({"done", "cancelled", "expired"})
+
+Verdict = Literal["live", "orphan", "elsewhere", "final"]
+"""What follows for a row.
+
+- live: its driver runs, or its watcher, which then still works on it
+- orphan: both are dead
+- elsewhere: this can't be known from here, and the row is none of our business
+- final: nothing is left to do
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A guarded run. Times are in seconds of the Unix clock.
+
+    Attributes:
+        run: The run's id.
+        place: Where the driver and its watcher are: the ledger's own `Ledger.place`.
+        pid: The driver.
+        start_ticks: The driver's start.
+        watcher_pid: The watcher that guards it.
+        watcher_start_ticks: The watcher's start.
+        tag: The unique tag of the run's jobs; None for jobs that the user submitted.
+        driver_tag: The tag of all the driver's jobs.
+        endpoint: The base URL of the REST API.
+        instance: The instance's CRN.
+        jobs: The jobs known, each with what became of it; "" while that is open.
+        session: A session to close.
+        session_owner: Whether the session is the driver's own.
+        state: What the run has come to.
+        detail: Why, in a sentence.
+        sweep_until: Until when a pending run is swept again.
+        claimed_by: The process that cancels, in place of the dead.
+        claimed_at: When it said so.
+        created_at: When the row was written first.
+        updated_at: When it was written last.
+    """
+
+    run: str
+    place: Place
+    pid: int
+    start_ticks: int | None
+    watcher_pid: int | None = None
+    watcher_start_ticks: int | None = None
+    tag: str | None = None
+    driver_tag: str | None = None
+    endpoint: str = ""
+    instance: str = ""
+    jobs: Mapping[str, str] = field(default_factory=dict)
+    session: str | None = None
+    session_owner: bool = False
+    state: State = "guarded"
+    detail: str = ""
+    sweep_until: float | None = None
+    claimed_by: Process | None = None
+    claimed_at: float | None = None
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+
+def judge(row: Row, place: Place, is_running: IsRunning = places.is_running) -> Verdict:
+    """What follows for a row, as seen from a place.
+
+    Args:
+        row: The row.
+        place: The judge's own place: `Ledger.place`.
+        is_running: Whether a process of that place runs, by its pid and start.
+    """
+    if row.state not in UNFINISHED:
+        return "final"
+    match place.view_of(row.place):
+        case "elsewhere":
+            return "elsewhere"
+        case "rebooted":
+            return "orphan"
+    if is_running(row.pid, row.start_ticks):
+        return "live"
+    if row.watcher_pid is not None and is_running(row.watcher_pid, row.watcher_start_ticks):
+        return "live"
+    return "orphan"
+
+
+DETAIL_LENGTH = 300
+
+# A JSON web token; an API key (44 characters; the longest word of ours, a tag with a UUID, has 40); what follows a
+# word that announces one.
+_SECRETS = (  # compiled when the first detail is written, not while a run waits for its watcher
+    r"eyJ[\w-]+(?:\.[\w-]*)*"
+    r"|[\w-]{44,}"
+    r"|(?<=bearer )[^\s\"',;]+"
+    r"|(?<=apikey )[^\s\"',;]+"
+    r"|(?:(?<=token=)|(?<=apikey=)|(?<=api_key=)|(?<=password=))[^\s\"',;&]+"
+)
+
+
+def safe_detail(detail: str) -> str:
+    """A sentence on one line, of bounded length, with whatever looks like a secret left out.
+
+    A detail often comes from an exception of another library. None is known to quote a token, but this is the last
+    place to stop one before it is on disk.
+    """
+    if not detail:
+        return ""
+    text = re.sub(_SECRETS, "[left out]", " ".join(detail.split()), flags=re.IGNORECASE)
+    return text.encode("utf-8", "replace").decode()[:DETAIL_LENGTH]
+
+
+def safe_endpoint(endpoint: str) -> str:
+    """A URL without a user's name and password, query and fragment."""
+    return re.sub(r"//[^/?#]*@", "//", endpoint).partition("?")[0].partition("#")[0]

@@ -1,0 +1,106 @@
+"""The tables, and how an older file becomes a newer one.
+
+`PRAGMA user_version` counts the migrations that a file has seen. To change the tables, add a migration; never change
+one that was released. A watcher of the version before may have the file open while it is migrated, so its statements
+must still work: add columns with a default, rename and drop none. Only what SQLite 3.24 knows is used: the library is
+the system's, and some are old.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from .errors import LedgerError
+
+APPLICATION_ID = 0x51785376
+"""Tells a ledger from any other SQLite file: "QxSv"."""
+
+UNFINISHED_SQL = "state IN ('guarded', 'pending')"
+FINAL_SQL = "state IN ('done', 'cancelled', 'expired')"
+# A partial index serves a query only if the query has its condition word for word.
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        f"PRAGMA application_id = {APPLICATION_ID}",
+        """
+        CREATE TABLE runs (
+            run                 TEXT PRIMARY KEY NOT NULL,
+            tag                 TEXT,
+            driver_tag          TEXT,
+            endpoint            TEXT NOT NULL,
+            instance            TEXT NOT NULL,
+            session             TEXT,
+            session_owner       INTEGER NOT NULL,
+            machine             TEXT NOT NULL,
+            host                TEXT NOT NULL,
+            boot                TEXT NOT NULL,
+            pid_ns              INTEGER NOT NULL,
+            pid                 INTEGER NOT NULL,
+            start_ticks         INTEGER,
+            watcher_pid         INTEGER,
+            watcher_start_ticks INTEGER,
+            state               TEXT NOT NULL,
+            detail              TEXT NOT NULL,
+            sweep_until         REAL,
+            claimed_by          TEXT,
+            claimed_at          REAL,
+            created_at          REAL NOT NULL,
+            updated_at          REAL NOT NULL
+        )
+        """,
+        """
+        CREATE TABLE jobs (
+            run     TEXT NOT NULL REFERENCES runs (run) ON DELETE CASCADE,
+            job     TEXT NOT NULL,
+            outcome TEXT NOT NULL,
+            PRIMARY KEY (run, job)
+        ) WITHOUT ROWID
+        """,
+        f"CREATE INDEX unfinished ON runs (state) WHERE {UNFINISHED_SQL}",
+        f"CREATE INDEX finished ON runs (updated_at) WHERE {FINAL_SQL}",
+    ),
+)
+
+
+def read_version(database: sqlite3.Connection, path: Path) -> int:
+    """The version of a file, which is 0 for a new one.
+
+    Raises:
+        LedgerError: It is newer than this program, or no ledger.
+    """
+    # In one transaction: between two looks another process may have made the tables.
+    is_inner = database.in_transaction
+    if not is_inner:
+        database.execute("BEGIN")
+    try:
+        version: int = database.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            is_ledger = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        else:
+            is_ledger = database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    finally:
+        if not is_inner and database.in_transaction:
+            database.execute("ROLLBACK")
+    if not is_ledger:
+        raise LedgerError(f"The file {path} is not a ledger: move it away, and one is made.")
+    if version > len(MIGRATIONS):
+        raise LedgerError(
+            f"The ledger {path} was written by a newer qx_supervisor (its version is {version}, "
+            f"the newest known here {len(MIGRATIONS)}): update this one."
+        )
+    return version
+
+
+def migrate(database: sqlite3.Connection, path: Path) -> None:
+    """Bring a file to the newest version, in one transaction; of two processes one waits, and finds it done."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        for statements in MIGRATIONS[read_version(database, path) :]:
+            for statement in statements:
+                database.execute(statement)
+        database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        database.execute("COMMIT")
+    finally:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
