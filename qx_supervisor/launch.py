@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
 from multiprocess import Pipe
 from multiprocess.connection import Connection
 
@@ -80,6 +81,7 @@ def launch() -> WatcherProcess:
             "pid": me,
             "start_ticks": ticks,
             "path": _package_folders(),
+            "state": state_directory(),
             "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
         }
         passed = [theirs.fileno()] if pidfd is None else [theirs.fileno(), pidfd]
@@ -92,6 +94,11 @@ def launch() -> WatcherProcess:
         if pidfd is not None:
             os.close(pidfd)
     return _welcome(ours)
+
+
+def state_directory() -> str:
+    """Where the user's state is kept: `QX_STATE_DIR`, or the platform's own place for it."""
+    return os.environ.get("QX_STATE_DIR") or platformdirs.user_state_dir("qx_supervisor")
 
 
 def pidfd_of(pid: int) -> int | None:

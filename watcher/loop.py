@@ -24,6 +24,7 @@ from typing import Any
 from multiprocess.connection import Connection, wait
 
 from . import policy as p
+from .cancel import GIVE_UP, Cancellation
 from .parent import Identity, Parent, start_ticks
 from .protocol import Credentials, ProtocolError, decode_from_caller, encode
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
@@ -33,6 +34,10 @@ TOKEN_MARGIN = 720.0
 """A token with less than this left, a fifth of its hour, is renewed: then a refusal is heard while the driver lives."""
 
 TOKEN_RETRY = 60.0
+
+LOAD_TOKENS_AFTER = 2.0
+"""IBM's token library takes 0.2 s to load. Not at the start, when a caller waits; and not at the first need, which is
+hours later, when an upgrade may have taken its files away."""
 
 
 @dataclass
@@ -69,6 +74,8 @@ class Watcher:
 
     def run(self) -> None:
         """Watch until nothing is left to do."""
+        self._pool.submit(_load_http)
+        self._after(LOAD_TOKENS_AFTER, lambda: self._pool.submit(_load_tokens))
         next_poll = 0.0
         while not self._over:
             now = time.monotonic()
@@ -210,15 +217,14 @@ class Watcher:
     def _prepare(self, name: str) -> None:
         account = self._accounts[name]
         problem = ""
+        # The acknowledgement waits for it: a cancel that is due at the next moment must not.
+        account.remote.open()
         try:
             account.token.header()
         except RemoteError as error:
             problem = str(error)
         self.post(p.Prepared(name, problem))
         self.post(lambda: self._after(self._renewal(account), lambda: self._pool.submit(lambda: self._renew(name))))
-        # What a cancel will need is loaded now, while nobody waits for it.
-        import ibm_cloud_sdk_core  # noqa: F401, PLC0415
-        import requests  # noqa: F401, PLC0415
 
     @staticmethod
     def _renewal(account: Account) -> float:
@@ -241,8 +247,6 @@ class Watcher:
         self.post(lambda: self._after(self._renewal(account), lambda: self._pool.submit(lambda: self._renew(name))))
 
     def _start_cancel(self, run: str, account: str, job: str) -> None:
-        from .cancel import GIVE_UP, Cancellation  # noqa: PLC0415 - not before there is a death
-
         cancellation = Cancellation(job, self._accounts[account].remote, time.monotonic)
         deadline = time.monotonic() + GIVE_UP
 
@@ -291,6 +295,14 @@ class Watcher:
         }
 
 
+def _load_http() -> None:
+    import requests  # noqa: F401, PLC0415 - while the caller transpiles
+
+
+def _load_tokens() -> None:
+    import ibm_cloud_sdk_core  # noqa: F401, PLC0415
+
+
 def _target(link: Path) -> str:
     try:
         return str(link.readlink())
@@ -310,6 +322,7 @@ def watch(order: dict[str, Any]) -> None:
     """Watch the caller that an order of `boot` describes, and end the process when nothing is left to do."""
     connection = Connection(order["connection"])
     parent = Parent(Identity(order["pid"], order["start_ticks"]), order["pidfd"])
+    sys.setswitchinterval(0.0005)  # a cancel waits for no other thread's import
     watcher = Watcher(connection, parent, order["sweep_window"])
     signal.signal(signal.SIGTERM, lambda *_: watcher.post(p.Terminated()))
     me = os.getpid()

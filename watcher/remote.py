@@ -226,7 +226,7 @@ class Remote:
 
         headers = {"Authorization": self._authorization(), "Service-CRN": self._instance, "Accept": "application/json"}
         try:
-            reply = self._http().request(
+            reply = self.open().request(
                 method,
                 self._endpoint + path,
                 params=query,
@@ -257,7 +257,8 @@ class Remote:
             raise Transient("the service's answer was no JSON object", reply.status_code)
         return value
 
-    def _http(self) -> requests.Session:
+    def open(self) -> requests.Session:
+        """Make ready for the first request."""
         with self._lock:
             if self._session is None:
                 import requests  # noqa: PLC0415

@@ -223,7 +223,7 @@ class Service:
         Args:
             where: ``"queued"``: no job leaves the queue. ``"running"``: jobs leave it, run, and never end by
                 themselves. None: jobs end as they should, those held until now too.
-            cancel_lag: Seconds from a cancel's answer to its effect.
+            cancel_lag: Seconds from a cancel's answer to its effect. Each call sets both.
         """
         self._control("PUT", "hold", {"hold": where, "cancel_lag": cancel_lag})
 
@@ -279,7 +279,7 @@ class Service:
 
     def _last_words(self) -> str:
         """What the process wrote before it ended."""
-        if self._output is None or not self._release.alive or not _ended(self._pidfd, 0):
+        if self._output is None or not self._release.alive or not _ended(self._pidfd, 1.0):
             return ""
         return os.read(self._output, 65536).decode(errors="replace").strip()
 

@@ -187,13 +187,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _read_body(self) -> bytes | None:
         """The body; None if the client died in the middle of it, or sends it in a form we don't read."""
         raw = self.headers.get("Content-Length", "0")
-        if not raw.isdigit() or "Transfer-Encoding" in self.headers:
-            return None
-        # Headers and body come in two segments, and urllib3 leaves Nagle's algorithm on towards a proxy: the body would
-        # wait for the acknowledgement of the headers, which the kernel delays by 40 ms.
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        body = self.rfile.read(int(raw))
-        return body if len(body) == int(raw) else None
+        if raw.isdigit() and "Transfer-Encoding" not in self.headers:
+            # Headers and body come in two segments, and urllib3 leaves Nagle's algorithm on towards a proxy: the body
+            # would wait for the acknowledgement of the headers, which the kernel delays by 40 ms.
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            with contextlib.suppress(ConnectionError):
+                body = self.rfile.read(int(raw))
+                if len(body) == int(raw):
+                    return body
+        self.close_connection = True
+        return None
 
     def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
