@@ -1,7 +1,7 @@
 """Run jobs on IBM Quantum from long-running programs; whatever kills the program, its jobs are cancelled.
 
-    from qx_supervisor import run
-    result = run(circuit, "ibm_brisbane", shots=4096)
+from qx_supervisor import run
+result = run(circuit, "ibm_brisbane", shots=4096)
 """
 
 import logging

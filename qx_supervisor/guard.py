@@ -319,9 +319,7 @@ class Link:
                     self._hear(protocol.decode_from_watcher(process.connection.recv_bytes()))
                 except (EOFError, OSError, protocol.ProtocolError):
                     return
-            elif ready:
-                return
-            elif self._may_leave():
+            elif ready or self._may_leave():
                 return
 
     def _may_leave(self) -> bool:

@@ -63,7 +63,7 @@ class Interrupts:
         while self._arrived:
             signal.raise_signal(self._arrived.popleft())
 
-    def _arrive(self, number: int, frame: FrameType | None) -> None:
+    def _arrive(self, number: int, _frame: FrameType | None) -> None:
         # No lock: the handler may run while this very thread holds it.
         self._arrived.append(number)
         try:
@@ -110,7 +110,7 @@ class Interrupts:
 
 
 def _is_asyncios(handler: Any) -> bool:
-    """asyncio's own handlers do nothing but wake the loop, or cancel the main task, which `Interrupted` ends anyway."""
+    """Asyncio's own handlers do nothing but wake the loop, or cancel the main task, which `Interrupted` ends anyway."""
     function = getattr(handler, "func", handler)  # a partial, in asyncio.Runner
     return str(getattr(function, "__module__", "")).partition(".")[0] == "asyncio"
 

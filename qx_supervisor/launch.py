@@ -154,7 +154,9 @@ def _spawn(command: list[str], passed: list[int]) -> None:
 def _welcome(connection: Connection) -> WatcherProcess:
     try:
         if not connection.poll(START_SECONDS):
-            raise WatcherError("config", f"the watcher did not answer within {START_SECONDS:.0f} s; is the machine overloaded?")
+            raise WatcherError(
+                "config", f"the watcher did not answer within {START_SECONDS:.0f} s; is the machine overloaded?"
+            )
         hello = protocol.decode_from_watcher(connection.recv_bytes())
     except (EOFError, OSError, protocol.ProtocolError):
         connection.close()

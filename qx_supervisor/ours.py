@@ -32,7 +32,7 @@ def _package() -> str:
         spec = importlib.util.spec_from_file_location(
             name, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
         )
-        assert spec is not None and spec.loader is not None  # noqa: PT018, S101 - a file's spec has a loader
+        assert spec is not None and spec.loader is not None  # noqa: PT018 - a file's spec has a loader
         package = importlib.util.module_from_spec(spec)
         sys.modules[name] = package
         spec.loader.exec_module(package)

@@ -53,7 +53,7 @@ class Request:
     @property
     def width(self) -> int:
         """The number of qubits of the widest circuit."""
-        return max(pub.circuit.num_qubits for pub in self.pubs)
+        return max(int(pub.circuit.num_qubits) for pub in self.pubs)
 
 
 def check(
@@ -141,7 +141,7 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
 
 
 def _kind(primitive: Any) -> tuple[Kind, Any]:
-    from qiskit.primitives import BaseEstimatorV2, BaseSamplerV2  # noqa: PLC0415
+    from qiskit.primitives import BaseEstimatorV2, BaseSamplerV2
 
     if primitive in ("sampler", "estimator"):
         return primitive, None
@@ -154,9 +154,9 @@ def _kind(primitive: Any) -> tuple[Kind, Any]:
 
 
 def _coerce(pubs: Any, kind: Kind, shots: int | None) -> list[Any]:
-    from qiskit import QuantumCircuit  # noqa: PLC0415
-    from qiskit.primitives.containers.estimator_pub import EstimatorPub  # noqa: PLC0415
-    from qiskit.primitives.containers.sampler_pub import SamplerPub  # noqa: PLC0415
+    from qiskit import QuantumCircuit
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
 
     single = isinstance(pubs, QuantumCircuit | SamplerPub | EstimatorPub)
     if isinstance(pubs, tuple) and pubs and isinstance(pubs[0], QuantumCircuit):
@@ -171,9 +171,9 @@ def _coerce(pubs: Any, kind: Kind, shots: int | None) -> list[Any]:
 
 
 def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> Any:
-    from qiskit import QuantumCircuit  # noqa: PLC0415
-    from qiskit.primitives.containers.estimator_pub import EstimatorPub  # noqa: PLC0415
-    from qiskit.primitives.containers.sampler_pub import SamplerPub  # noqa: PLC0415
+    from qiskit import QuantumCircuit
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
 
     which = "" if index is None else f" (number {index})"
     first = item[0] if isinstance(item, tuple | list) and len(item) else item
@@ -183,7 +183,7 @@ def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> 
         raise _refuse(f"an estimator needs observables too{which}; give (circuit, observables)")
     try:
         pub = SamplerPub.coerce(item, shots) if kind == "sampler" else EstimatorPub.coerce(item)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - Qiskit raises of many kinds here
         raise _refuse(f"the PUB does not fit a{'n' if kind == 'estimator' else ''} {kind}{which}: {error}") from None
     if kind == "sampler" and not _measures(pub.circuit):
         raise _refuse(f"the circuit measures nothing{which}; add circuit.measure_all()")
@@ -212,8 +212,10 @@ def _whole(value: Any, name: str, least: int) -> None:
 def _seconds(value: Any, name: str, least: float) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least or value in (0, float("inf")):
-        raise _refuse(f"{name} must be a number of seconds{f' of at least {least}' if least else ' above 0'}, not {value!r}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value < float("inf") or value == 0:
+        bound = f"of at least {least}" if least else "above 0"
+        raise _refuse(f"{name} must be a number of seconds {bound}, not {value!r}")
 
 
 def _refuse(reason: str) -> ConfigError:

@@ -84,9 +84,9 @@ def default_service() -> Any:
     Raises:
         RunError: If there is none, or if it can't be used.
     """
-    import qiskit_ibm_runtime  # noqa: PLC0415 - takes two seconds
-    from qiskit_ibm_runtime.accounts import AccountNotFoundError  # noqa: PLC0415
-    from qiskit_ibm_runtime.accounts.management import _DEFAULT_ACCOUNT_CONFIG_JSON_FILE  # noqa: PLC0415
+    import qiskit_ibm_runtime
+    from qiskit_ibm_runtime.accounts import AccountNotFoundError
+    from qiskit_ibm_runtime.accounts.management import _DEFAULT_ACCOUNT_CONFIG_JSON_FILE
 
     global _default  # noqa: PLW0603 - one per process, under a lock
     saved = Path(_DEFAULT_ACCOUNT_CONFIG_JSON_FILE)
@@ -102,7 +102,7 @@ def default_service() -> Any:
                     "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., "
                     "instance=...), or pass service=...",
                 ) from None
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the client raises of many kinds
                 raise RunError("auth", f"the saved IBM Quantum account can't be used: {describe(error)}") from None
         return _default[1]
 
@@ -119,9 +119,9 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
     Raises:
         RunError: If there is no such place.
     """
-    from qiskit.providers import BackendV2  # noqa: PLC0415
-    from qiskit_ibm_runtime import IBMBackend, Session  # noqa: PLC0415 - Batch is a Session
-    from qiskit_ibm_runtime.utils.default_session import get_cm_session  # noqa: PLC0415
+    from qiskit.providers import BackendV2
+    from qiskit_ibm_runtime import IBMBackend, Session
+    from qiskit_ibm_runtime.utils.default_session import get_cm_session
 
     if primitive is not None:
         if backend is not None:
@@ -151,7 +151,7 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
 
 
 def _on_service(backend: Any, mode: Any) -> Target:
-    from qiskit_ibm_runtime import IBMBackend  # noqa: PLC0415
+    from qiskit_ibm_runtime import IBMBackend
 
     if not isinstance(backend, IBMBackend):
         return Target(backend, mode, None)
@@ -161,7 +161,7 @@ def _on_service(backend: Any, mode: Any) -> Target:
 
 
 def _by_name(service: Any, name: str) -> Any:
-    from qiskit.providers.exceptions import QiskitBackendNotFoundError  # noqa: PLC0415
+    from qiskit.providers.exceptions import QiskitBackendNotFoundError
 
     try:
         return service.backend(name)
@@ -170,7 +170,7 @@ def _by_name(service: Any, name: str) -> Any:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
         raise ConfigError("backend", f"there is no backend {name!r} for this account; {hint}") from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the client raises of many kinds
         raise RunError("backend", f"the backend {name!r} could not be read: {describe(error)}") from None
 
 
@@ -182,7 +182,7 @@ def _backend_names(service: Any) -> list[str]:
 
 
 def _least_busy(service: Any, width: int) -> Any:
-    from qiskit.providers.exceptions import QiskitBackendNotFoundError  # noqa: PLC0415
+    from qiskit.providers.exceptions import QiskitBackendNotFoundError
 
     try:
         return service.least_busy(min_num_qubits=width)
@@ -190,7 +190,7 @@ def _least_busy(service: Any, width: int) -> Any:
         raise ConfigError(
             "backend", f"no backend of this account is online and has {width} qubits; see service.backends()"
         ) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the client raises of many kinds
         raise RunError("backend", f"the backends could not be listed: {describe(error)}") from None
 
 
@@ -254,15 +254,17 @@ def remote_of(client: Any) -> remote.Remote:
 
 
 def _authorization(auth: Any) -> str:
-    import ibm_cloud_sdk_core  # noqa: PLC0415
-    import requests  # noqa: PLC0415
+    import ibm_cloud_sdk_core
+    import requests
 
     try:
         return f"Bearer {_token(auth.tm)}"
     except ibm_cloud_sdk_core.ApiException as error:
         code = error.status_code or 0
         message = f"the token service answered {code}"
-        raise (remote.Refused(message, code) if 400 <= code < 500 and code != 429 else remote.Transient(message, code)) from None
+        if 400 <= code < 500 and code != 429:
+            raise remote.Refused(message, code) from None
+        raise remote.Transient(message, code) from None
     except requests.RequestException as error:
         raise remote.Transient(f"the token service could not be asked ({type(error).__name__})") from None
 
@@ -281,7 +283,7 @@ def not_isa(pubs: Sequence[Any], target: Target) -> list[int]:
     Raises:
         ConfigError: If a circuit is wider than the backend.
     """
-    from qiskit_ibm_runtime.utils.utils import is_isa_circuit  # noqa: PLC0415
+    from qiskit_ibm_runtime.utils.utils import is_isa_circuit
 
     backend = target.backend
     for pub in pubs:
@@ -295,7 +297,7 @@ def not_isa(pubs: Sequence[Any], target: Target) -> list[int]:
 
 
 def to_isa(
-    pubs: Sequence[Any], foreign: list[int], target: Target, kind: str, level: int, seed: int | None
+    pubs: Sequence[Any], foreign: list[int], target: Target, kind: str, *, level: int, seed: int | None
 ) -> list[Any]:
     """Transpile the circuits of some PUBs for a backend.
 
@@ -310,7 +312,7 @@ def to_isa(
     Raises:
         RunError: If the transpiler fails.
     """
-    from qiskit.transpiler import generate_preset_pass_manager  # noqa: PLC0415
+    from qiskit.transpiler import generate_preset_pass_manager
 
     try:
         manager = generate_preset_pass_manager(optimization_level=level, backend=target.backend, seed_transpiler=seed)
@@ -327,9 +329,9 @@ def to_isa(
 
 def _with_circuit(pub: Any, circuit: Any, kind: str) -> Any:
     """The same PUB with its circuit transpiled."""
-    from qiskit.primitives.containers.bindings_array import BindingsArray  # noqa: PLC0415
-    from qiskit.primitives.containers.estimator_pub import EstimatorPub  # noqa: PLC0415
-    from qiskit.primitives.containers.sampler_pub import SamplerPub  # noqa: PLC0415
+    from qiskit.primitives.containers.bindings_array import BindingsArray
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
 
     # The transpiler may remove a parameter, such as a rotation right before its measurement.
     left = {parameter.name for parameter in circuit.parameters}
@@ -356,7 +358,7 @@ def make_primitive(kind: str, target: Target, options: Any, shots: int | None) -
     """
     name = "Sampler" if kind == "sampler" else "Estimator"
     if type(options).__module__.startswith("qiskit_ibm_runtime.options."):
-        import qiskit_ibm_runtime  # noqa: PLC0415
+        import qiskit_ibm_runtime
 
         made = getattr(qiskit_ibm_runtime, f"{name}V2")
     else:
@@ -416,7 +418,7 @@ def is_ambiguous(error: BaseException) -> bool:
 
 def is_unauthorized(error: BaseException) -> bool:
     """Whether the service did not accept the account's credentials."""
-    from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError  # noqa: PLC0415
+    from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError
 
     return isinstance(error, IBMNotAuthorizedError)
 
@@ -428,7 +430,7 @@ def describe(error: BaseException) -> str:
 
 
 def _api_error(error: BaseException | None) -> Any:
-    from qiskit_ibm_runtime.api.exceptions import RequestsApiError  # noqa: PLC0415
+    from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 
     while error is not None and not isinstance(error, RequestsApiError):
         error = error.__cause__ or error.__context__
@@ -448,8 +450,8 @@ def _install_hooks() -> None:
     Tags are put on here and never written to the user's primitive, whose options may be shared by threads; and the
     job's id is known here before anything else of the client can fail.
     """
-    from qiskit_ibm_runtime.api.client import RuntimeClient  # noqa: PLC0415
-    from qiskit_ibm_runtime.api.session import PostForcelistRetry  # noqa: PLC0415
+    from qiskit_ibm_runtime.api.client import RuntimeClient
+    from qiskit_ibm_runtime.api.session import PostForcelistRetry
 
     global _hooked  # noqa: PLW0603 - once per process, under a lock
     with _hooking:

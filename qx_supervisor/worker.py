@@ -51,7 +51,7 @@ Phase = Literal["preparing", "posting", "doubtful", "submitted", "final"]
 is final."""
 
 
-class _Stopped(BaseException):  # noqa: N818 - no error: the run was abandoned, and its thread is to end
+class _Stopped(BaseException):
     """Ends the worker's thread."""
 
 
@@ -147,7 +147,7 @@ class Worker:
         return self._cancel(deadline)
 
     def _cancel(self, deadline: float) -> CancelOutcome:
-        assert self._target is not None and self.job_id is not None  # noqa: PT018, S101 - it was submitted
+        assert self._target is not None and self.job_id is not None  # noqa: PT018 - it was submitted
         self._say("job", "cancelling, confirming")
 
         def wait(seconds: float) -> bool:
@@ -222,7 +222,7 @@ class Worker:
         if foreign:
             self._say("transpile", "transpiling", f"for {target.name}")
             level, seed = request.optimization_level, request.seed_transpiler
-            pubs = service.to_isa(pubs, foreign, target, request.kind, level, seed)
+            pubs = service.to_isa(pubs, foreign, target, request.kind, level=level, seed=seed)
         primitive = request.primitive
         if primitive is None:
             primitive = service.make_primitive(request.kind, target, request.options, request.shots)
@@ -234,7 +234,7 @@ class Worker:
         return self._see_through(job, target)
 
     def _run_locally(self, primitive: Any, pubs: list[Any]) -> RunResult:
-        assert self._target is not None  # noqa: S101 - found before
+        assert self._target is not None
         self._say("submit", "simulating", "on this machine, unguarded")
         job = service.run_local(primitive, pubs, self.request.kind, self.request.shots)
         result = RunResult(job.result(), job.job_id(), self._target.name)
@@ -242,7 +242,7 @@ class Worker:
         return result
 
     def _see_through(self, job: Any, target: service.Target) -> RunResult:
-        assert self.job_id is not None  # noqa: S101 - `posted` was called
+        assert self.job_id is not None
         there = service.remote_of(target.client)
         state = self._poll(there, target)
         if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
@@ -260,7 +260,7 @@ class Worker:
         began = time.monotonic()
         seen = ""
         while True:
-            state = self._patiently("poll", lambda: there.job(str(self.job_id)))
+            state: remote.JobState = self._patiently("poll", lambda: there.job(str(self.job_id)))
             if state.is_final:
                 with self._lock:
                     self._phase = "final"
@@ -288,7 +288,8 @@ class Worker:
             except remote.Refused as error:
                 refusals += 1
                 if refusals == 3:
-                    raise RunError("auth", f"IBM Quantum no longer accepts this account: {error}", self.job_id) from None
+                    reason = f"IBM Quantum no longer accepts this account: {error}; check its API key"
+                    raise RunError("auth", reason, self.job_id) from None
                 self._renew(stage)
                 self._sleep(pause * (refusals - 1))
             except remote.RemoteError as error:
@@ -299,7 +300,7 @@ class Worker:
                 return answer
 
     def _renew(self, stage: Stage) -> None:
-        assert self._target is not None  # noqa: S101 - there was a request to it
+        assert self._target is not None
         try:
             service.remote_of(self._target.client).renew()
         except remote.RemoteError as error:
@@ -358,7 +359,7 @@ class Worker:
     def before_post(self) -> None:
         """Arm: the watcher acknowledges the intent before the POST leaves."""
         self._pause_if_stopped()
-        assert self._target is not None  # noqa: S101 - found before
+        assert self._target is not None
         client = self._target.client
         guarded = Guarded(self.run_id, service.account_name(client), self.tag, self._hear)
         self._guarded = True
@@ -438,9 +439,9 @@ class Worker:
 
 def _may_be_remote(backend: Any, primitive: Any) -> bool:
     where = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None) or backend
-    return where is None or isinstance(where, str) or type(where).__module__.startswith("qiskit_ibm_runtime.") and (
+    return where is None or isinstance(where, str) or (type(where).__module__.startswith("qiskit_ibm_runtime.") and (
         not type(where).__module__.startswith("qiskit_ibm_runtime.fake_provider")
-    )
+    ))
 
 
 def _failure(state: remote.JobState) -> str:

@@ -29,7 +29,7 @@ from qx_supervisor.guard import link
 from qx_supervisor.ours import FOLDER
 
 DEADLINE = 60.0
-"""Seconds for anything to happen: generous, because the machine may be loaded. Nothing waits that long if all is well."""
+"""Seconds for anything to happen: generous, because the machine may be loaded."""
 
 BOOT = str(FOLDER / "boot.py")
 

@@ -12,9 +12,9 @@ import signal
 import socket
 import sys
 
-import qiskit
+import qiskit  # noqa: F401
 import qiskit_ibm_runtime.executor_estimator
-import qiskit_ibm_runtime.executor_sampler
+import qiskit_ibm_runtime.executor_sampler  # noqa: F401
 
 import qx_supervisor.local.client  # noqa: F401
 

@@ -63,11 +63,11 @@ class Watcher:
         self._connection: Connection | None = connection
         self._parent = parent
         self._accounts: dict[str, Account] = {}
-        self._events: queue.SimpleQueue[p.Event | Callable[[], None]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[p.Event | Callable[[], object]] = queue.SimpleQueue()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(CONNECTIONS)
         self._over = False
@@ -155,7 +155,7 @@ class Watcher:
         except BlockingIOError:
             pass
 
-    def post(self, event: p.Event | Callable[[], None]) -> None:
+    def post(self, event: p.Event | Callable[[], object]) -> None:
         """Hand an event, or a call, to the loop; from any thread, or a signal handler."""
         self._events.put(event)
         try:
@@ -163,7 +163,7 @@ class Watcher:
         except BlockingIOError:
             pass  # it is awake already
 
-    def _after(self, seconds: float, call: Callable[[], None]) -> None:
+    def _after(self, seconds: float, call: Callable[[], object]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), call))
 
     # What the policy orders
@@ -296,11 +296,11 @@ class Watcher:
 
 
 def _load_http() -> None:
-    import requests  # noqa: F401, PLC0415 - while the caller transpiles
+    import requests  # noqa: F401 - while the caller transpiles
 
 
 def _load_tokens() -> None:
-    import ibm_cloud_sdk_core  # noqa: F401, PLC0415
+    import ibm_cloud_sdk_core  # noqa: F401
 
 
 def _target(link: Path) -> str:
@@ -311,7 +311,7 @@ def _target(link: Path) -> str:
 
 
 def _is_writable(connection: Connection) -> bool:
-    import select  # noqa: PLC0415
+    import select
 
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLOUT)

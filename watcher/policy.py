@@ -237,6 +237,7 @@ class Run:
     unresolved: str = ""  # why it will have to be recorded as pending
 
     def is_resolved(self) -> bool:
+        """Whether nothing is under way and nothing is left to look for."""
         return not self.sweeping and self.swept and all(self.cancels.values())
 
 
@@ -256,7 +257,7 @@ class Policy:
         self._ready: set[str] = set()  # accounts with credentials and a token
         self._waiting: dict[str, list[int]] = {}  # account → messages that wait for it
 
-    def handle(self, event: Event) -> list[Action]:  # noqa: C901 - one case an event: it reads as a table
+    def handle(self, event: Event) -> list[Action]:
         """What is to be done about an event."""
         match event:
             case Received(message):
@@ -456,7 +457,8 @@ class Policy:
             if run.doomed:
                 del self.runs[run.id]
                 state = "pending" if run.unresolved else "cancelled"
-                actions += [Remember(run.id, state, detail=run.unresolved), Report(state, run.id, detail=run.unresolved)]
+                actions.append(Remember(run.id, state, detail=run.unresolved))
+                actions.append(Report(state, run.id, detail=run.unresolved))
             elif run.stood_down:
                 del self.runs[run.id]
         if not self.runs and (not self.caller_alive or self._hung_up):

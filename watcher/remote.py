@@ -136,8 +136,8 @@ class Token:
             self._fetch()
 
     def _fetch(self) -> None:
-        import ibm_cloud_sdk_core  # noqa: PLC0415 - 0.2 s that a watcher spends once its caller is under way
-        import requests  # noqa: PLC0415
+        import ibm_cloud_sdk_core
+        import requests
 
         mine = self._credentials
         manager = ibm_cloud_sdk_core.IAMTokenManager(
@@ -222,7 +222,7 @@ class Remote:
     def _request(
         self, method: str, path: str, query: dict[str, Any] | None = None, accept: tuple[int, ...] = ()
     ) -> requests.Response:
-        import requests  # noqa: PLC0415 - a watcher acknowledges before it spends 0.2 s here
+        import requests
 
         headers = {"Authorization": self._authorization(), "Service-CRN": self._instance, "Accept": "application/json"}
         try:
@@ -261,8 +261,8 @@ class Remote:
         """Make ready for the first request."""
         with self._lock:
             if self._session is None:
-                import requests  # noqa: PLC0415
-                from requests.adapters import HTTPAdapter  # noqa: PLC0415
+                import requests
+                from requests.adapters import HTTPAdapter
 
                 session = requests.Session()
                 adapter = HTTPAdapter(pool_connections=2, pool_maxsize=CONNECTIONS, pool_block=True, max_retries=0)
@@ -289,7 +289,7 @@ def retry_after(value: str | None) -> float | None:
         return max(0.0, float(value))
     except ValueError:
         pass
-    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - rare, and slow to import
+    from email.utils import parsedate_to_datetime
 
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())

@@ -1,0 +1,67 @@
+"""The demonstration: a run to its result, then a driver that is killed and its job that is cancelled."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import click
+
+from . import local
+from .run import run
+
+DRIVER = """
+import sys
+from qiskit import QuantumCircuit
+from qx_supervisor import local, run
+
+circuit = QuantumCircuit(2)
+circuit.h(0)
+circuit.cx(0, 1)
+circuit.measure_all()
+service = local.Service(int(sys.argv[1]), int(sys.argv[2])).service()
+run(circuit, "ibm_brisbane", service=service, on_status=lambda status: print(status.state, status.job_id, flush=True))
+"""
+
+
+def show() -> None:
+    """Show it.
+
+    Raises:
+        click.ClickException: If the killed driver's job was not cancelled.
+    """
+    from qiskit import QuantumCircuit
+
+    click.echo("Starting an IBM Quantum service on this machine …")
+    with local.start() as ibm:
+        circuit = QuantumCircuit(2)
+        circuit.h(0)
+        circuit.cx(0, 1)
+        circuit.measure_all()
+        click.echo("\n1. A Bell circuit to its result.")
+        result = run(circuit, "ibm_brisbane", service=ibm.service(), shots=4096)
+        click.echo(f"   counts {result.counts}")
+
+        click.echo("\n2. A driver, a script of its own, with its job in the queue.")
+        ibm.hold("queued")
+        with subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(ibm.pid), str(ibm.port)], stdout=subprocess.PIPE, text=True
+        ) as driver:
+            job = _queued_job(driver)
+            click.echo(f"   kill -9 {driver.pid}")
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        ended = ibm.wait_job(job)
+    if ended.status != "Cancelled":
+        raise click.ClickException(f"job {job} is {ended.status}")
+    click.echo(f"   job {job} is {ended.status.lower()}, by {ended.cancel_requests} request of the watcher's.")
+
+
+def _queued_job(driver: subprocess.Popen[str]) -> str:
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        state, _, job = line.strip().rpartition(" ")
+        if state == "queued":
+            return job
+    raise click.ClickException("the driver ended before its job was queued")
