@@ -555,6 +555,16 @@ class TestProcess:
         with pytest.raises(ImportError, match=r"pip install 'qx-supervisor\[local\]'"):
             local.start()
 
+    def test_it_says_why_its_engine_cannot_be_loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sabotage = "import runpy, sys; sys.modules['localqpu'] = None; sys.argv.pop(0)"
+        run = f"{sabotage}; runpy.run_path(sys.argv[0], run_name='__main__')"
+        interpreter = tmp_path / "python"
+        interpreter.write_text(f'#!/bin/sh\nshift; exec {sys.executable} -I -c "{run}" "$@"\n')
+        interpreter.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(interpreter))
+        with local.start() as ibm, pytest.raises(local.ServiceError, match="'localqpu' is not a package"):
+            ibm.health()
+
 
 def _ignoring_errors(send: Any) -> Any:
     def ignoring(*arguments: Any) -> None:

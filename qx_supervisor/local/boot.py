@@ -23,7 +23,7 @@ def boot(settings: dict[str, object]) -> None:
     parent.__path__ = [str(Path(__file__).resolve().parent.parent)]
     sys.modules["qx_supervisor"] = parent
 
-    from qx_supervisor.local.server import main  # noqa: PLC0415 - not importable before
+    from qx_supervisor.local.server import main
 
     main(**settings)  # type: ignore[arg-type]
 

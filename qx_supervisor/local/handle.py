@@ -80,7 +80,7 @@ class Service:
         Returns:
             The service object, with which anything can be done that can be done with the real one.
         """
-        from .client import connect  # noqa: PLC0415 - imports Qiskit: seconds, while the service may be doing the same
+        from .client import connect
 
         self.health()
         return connect(self.port, token)

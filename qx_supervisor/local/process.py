@@ -118,10 +118,12 @@ def _environment() -> dict[str, str]:
 
 def _bound_port(descriptor: int) -> int:
     """Wait for the line that names the port; whatever else is written before it is for the error message."""
-    written = ""
-    while not (match := re.search(r"^port (\d+)\n", written, re.MULTILINE)):
-        chunk = os.read(descriptor, 4096)
-        if not chunk:
-            raise ServiceError(f"The embedded service did not start: {written.strip() or 'no reason given'}")
-        written += chunk.decode(errors="replace")
+    written = b""
+    while not (match := re.search(rb"^port (\d+)\n", written, re.MULTILINE)):
+        # Byte by byte, for a dozen of them: what comes after the line is left to be read if the engine can't be loaded.
+        byte = os.read(descriptor, 1)
+        if not byte:
+            reason = written.decode(errors="replace").strip() or "no reason given"
+            raise ServiceError(f"The embedded service did not start: {reason}")
+        written += byte
     return int(match[1])

@@ -90,7 +90,7 @@ def forget(pid: int) -> None:
 def _state_file() -> Path:
     folder = os.environ.get("QX_STATE_DIR")
     if not folder:
-        import platformdirs  # noqa: PLC0415 - seldom needed
+        import platformdirs
 
         folder = platformdirs.user_state_dir("qx_supervisor")
     return Path(folder) / "local-service.json"

@@ -244,7 +244,7 @@ def main(*, port: int, backends: Sequence[str], register: bool) -> None:
     server.serve()
     print(f"port {server.port}", flush=True)  # noqa: T201 - the handshake
     try:
-        from .engine import Engine  # noqa: PLC0415 - imports Qiskit: seconds
+        from .engine import Engine
 
         engine = Engine(backends, state.tokens)
     except BaseException:  # noqa: BLE001 - the process ends here, and the reason is for the caller

@@ -26,7 +26,7 @@ class State:
     def engine(self) -> Engine:
         """The engine. Waits while it is loading: the server takes connections long before."""
         self._loaded.wait()
-        assert self._engine is not None  # noqa: S101 - set before the event, tells mypy so
+        assert self._engine is not None
         return self._engine
 
     def install(self, engine: Engine) -> None:
