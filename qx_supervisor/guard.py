@@ -45,16 +45,27 @@ class Guarded:
         account: The name under which its service is armed.
         tag: The tag that no other run has.
         report: Called with what the watcher reports of the run, in the link's thread.
+        session: A session to guard as a whole, or "".
+        owner: Whether that session is this program's own.
     """
 
     run: str
     account: str
     tag: str
     report: Callable[[dict[str, Any]], None]
-    job: str = ""
-    retried: bool = False
-    posted: bool = False
+    session: str = ""
+    owner: bool = False
+    jobs: list[str] = field(default_factory=list)
+    posted: bool | None = None
     handed_over: bool = False
+
+
+    def intent(self) -> tuple[str, dict[str, Any]]:
+        """The message that announces it: its kind, and what it says."""
+        content = {"run": self.run, "account": self.account, "tag": self.tag}
+        if self.session:
+            return "session", {**content, "session": self.session, "owner": self.owner}
+        return "intent", content
 
 
 @dataclass
@@ -122,7 +133,8 @@ class Link:
                 self._arm(guarded.account, source, credentials)
                 with self._lock:
                     self._runs[guarded.run] = guarded
-                self._ask("intent", run=guarded.run, account=guarded.account, tag=guarded.tag)
+                kind, content = guarded.intent()
+                self._ask(kind, **content)
             except _Died:
                 if attempt == RELAUNCHES:
                     break
@@ -135,21 +147,21 @@ class Link:
                 return
         raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
 
-    def job(self, run: str, job: str, *, retried: bool) -> None:
-        """The job's id is known, and no POST of the run leaves any more."""
+    def job(self, run: str, job: str) -> None:
+        """The id of a job of the run is known."""
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is not None:
-                guarded.job, guarded.retried, guarded.posted = job, retried, True
-                self._tell("job", run=run, job=job, retried=retried)
+                guarded.jobs.append(job)
+                self._tell("job", run=run, job=job)
 
-    def posted(self, run: str) -> None:
-        """No POST of the run leaves any more, and whether one made a job is not known."""
+    def posted(self, run: str, *, clean: bool) -> None:
+        """No POST of the run leaves any more. Clean: each was answered at the first try, so no job is unknown."""
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is not None:
-                guarded.posted = True
-                self._tell("posted", run=run)
+                guarded.posted = clean
+                self._tell("posted", run=run, clean=clean)
 
     def stand_down(self, run: str) -> None:
         """The run is over: the watcher is to forget it."""
@@ -299,11 +311,12 @@ class Link:
         for account, known in credentials.items():
             self._tell("arm", account=account, credentials=known.to_json())
         for guarded in self._runs.values():
-            self._tell("intent", run=guarded.run, account=guarded.account, tag=guarded.tag)
-            if guarded.job:
-                self._tell("job", run=guarded.run, job=guarded.job, retried=guarded.retried)
-            elif guarded.posted:
-                self._tell("posted", run=guarded.run)
+            kind, content = guarded.intent()
+            self._tell(kind, **content)
+            for job in guarded.jobs:
+                self._tell("job", run=guarded.run, job=job)
+            if guarded.posted is not None:
+                self._tell("posted", run=guarded.run, clean=guarded.posted)
             if guarded.handed_over:
                 self._tell("cancel", run=guarded.run)
 
@@ -340,7 +353,13 @@ class Link:
             question.answer = message
             question.answered.set()
         elif message["kind"] == "report":
-            if message["event"] == "token refused":
+            if message["event"] == "ledger lost":
+                logger.warning(
+                    "the ledger can't be kept (%s): the watcher protects the runs all the same, but should it die with "
+                    "this process, their jobs would not be found again",
+                    message["detail"],
+                )
+            elif message["event"] == "token refused":
                 logger.warning(
                     "the token service refuses this account's API key (%s): jobs in flight could not be cancelled if "
                     "this process died; check the key",

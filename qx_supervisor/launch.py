@@ -17,12 +17,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from multiprocess import Pipe
 from multiprocess.connection import Connection
 
 from .errors import WatcherError
-from .ours import FOLDER, parent, protocol
+from .ours import FOLDER, ledger, place, protocol
 
 START_SECONDS = 30.0
 """How long a watcher may take to say that it is there: a loaded node and a cold file system take seconds."""
@@ -69,7 +68,7 @@ def launch() -> WatcherProcess:
     """
     executable = _interpreter()
     me = os.getpid()
-    ticks = parent.start_ticks(me)
+    ticks = place.start_ticks(me)
     if ticks is None:
         raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
     ours, theirs = Pipe(duplex=True)
@@ -81,7 +80,7 @@ def launch() -> WatcherProcess:
             "pid": me,
             "start_ticks": ticks,
             "path": _package_folders(),
-            "state": state_directory(),
+            "state": str(ledger.state_directory()),
             "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
         }
         passed = [theirs.fileno()] if pidfd is None else [theirs.fileno(), pidfd]
@@ -94,11 +93,6 @@ def launch() -> WatcherProcess:
         if pidfd is not None:
             os.close(pidfd)
     return _welcome(ours)
-
-
-def state_directory() -> str:
-    """Where the user's state is kept: `QX_STATE_DIR`, or the platform's own place for it."""
-    return os.environ.get("QX_STATE_DIR") or platformdirs.user_state_dir("qx_supervisor")
 
 
 def pidfd_of(pid: int) -> int | None:

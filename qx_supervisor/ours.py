@@ -40,13 +40,13 @@ def _package() -> str:
 
 
 if TYPE_CHECKING:
-    from watcher import cancel, parent, protocol, remote
+    from watcher import cancel, ledger, place, protocol, remote
 else:
     _name = _package()
 
     def _module(part: str) -> ModuleType:
         return importlib.import_module(f"{_name}.{part}")
 
-    cancel, parent, protocol, remote = map(_module, ("cancel", "parent", "protocol", "remote"))
+    cancel, ledger, place, protocol, remote = map(_module, ("cancel", "ledger", "place", "protocol", "remote"))
 
-__all__ = ["FOLDER", "cancel", "parent", "protocol", "remote"]
+__all__ = ["FOLDER", "cancel", "ledger", "place", "protocol", "remote"]

@@ -330,7 +330,7 @@ class Worker:
                 self._phase = "doubtful"
                 self._changed.notify_all()
         if in_doubt:
-            link.posted(self.run_id)
+            link.posted(self.run_id, clean=False)
 
     def _fail_submission(self, error: BaseException) -> None:
         refused = not self._retried and not service.is_ambiguous(error)
@@ -345,7 +345,7 @@ class Worker:
             else:
                 failure = SubmitError("submit", f"the job could not be submitted: {reason}")
         else:
-            link.posted(self.run_id)
+            link.posted(self.run_id, clean=False)
             failure = SubmitError(
                 "submit",
                 f"the submission got no answer ({reason}); a job that it may have made is looked for by its tag "
@@ -397,7 +397,8 @@ class Worker:
     def posted(self, job_id: str) -> None:
         """The answer came: the job's id is known."""
         self.job_id = job_id
-        link.job(self.run_id, job_id, retried=self._retried)
+        link.job(self.run_id, job_id)
+        link.posted(self.run_id, clean=not self._retried)
         with self._changed:
             self._phase = "submitted"
             self._changed.notify_all()

@@ -25,25 +25,23 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # after a failure: doubled, with jitt
 _FIRST_LOOK, _LONGEST_LOOK = 0.02, 5.0  # between two readings of the state
 
 
-class Cancellation:
-    """The cancel of one job, a step at a time, so that a few threads can carry many.
+class Effort:
+    """Something asked of the service until it is done, a step at a time, so that a few threads can carry many.
 
     Args:
-        job: The job's id.
         remote: The service.
-        clock: Seconds, monotonic.
     """
 
-    def __init__(self, job: str, remote: Remote, clock: Callable[[], float]) -> None:
-        self.job = job
+    def __init__(self, remote: Remote) -> None:
         self.trouble = ""  # what kept it from succeeding, in words
         self._remote = remote
-        self._clock = clock
-        self._asked_at: float | None = None
         self._pause = _FIRST_PAUSE
-        self._look = _FIRST_LOOK
         self._refused = False
         self._in_doubt = False  # a request was sent and its answer lost
+
+    def advance(self) -> Outcome | float:
+        """Ask, and raise what stands in the way."""
+        raise NotImplementedError
 
     def step(self) -> Outcome | float:
         """Do what is due.
@@ -52,7 +50,7 @@ class Cancellation:
             How it ended, or the seconds until the next step.
         """
         try:
-            outcome = self._advance()
+            outcome = self.advance()
         except Transient as error:
             self.trouble = str(error)
             self._in_doubt = error.status == 0
@@ -69,7 +67,57 @@ class Cancellation:
         self._pause, self._refused = _FIRST_PAUSE, False
         return outcome
 
-    def _advance(self) -> Outcome | float:
+    def _after_failure(self, asked: float | None) -> float:
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        jittered = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, hides nothing
+        return max(jittered, asked or 0.0)
+
+    def _after_refusal(self) -> float:
+        first, self._refused = not self._refused, True
+        try:
+            self._remote.renew()
+        except RemoteError as error:
+            self.trouble = str(error)
+            return self._after_failure(None)
+        return 0.0 if first else self._after_failure(None)
+
+
+class Closing(Effort):
+    """The closing of a session, for good.
+
+    Args:
+        session: The session's id.
+        remote: The service.
+    """
+
+    def __init__(self, session: str, remote: Remote) -> None:
+        super().__init__(remote)
+        self._session = session
+
+    def advance(self) -> Outcome | float:
+        """Close it."""
+        self._remote.close_session(self._session)
+        return "finished"
+
+
+class Cancellation(Effort):
+    """The cancel of one job, until it is confirmed.
+
+    Args:
+        job: The job's id.
+        remote: The service.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, job: str, remote: Remote, clock: Callable[[], float]) -> None:
+        super().__init__(remote)
+        self.job = job
+        self._clock = clock
+        self._asked_at: float | None = None
+        self._look = _FIRST_LOOK
+
+    def advance(self) -> Outcome | float:
+        """Ask for the cancel if that is due, and read the state."""
         # After a lost answer the job may be cancelled already: look before asking again.
         if self._in_doubt:
             self._in_doubt = False
@@ -85,20 +133,6 @@ class Cancellation:
             return "cancelled" if state.is_cancelled else "finished"
         look, self._look = self._look, min(self._look * 1.6, _LONGEST_LOOK)
         return look
-
-    def _after_failure(self, asked: float | None) -> float:
-        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
-        jittered = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, hides nothing
-        return max(jittered, asked or 0.0)
-
-    def _after_refusal(self) -> float:
-        first, self._refused = not self._refused, True
-        try:
-            self._remote.renew()
-        except RemoteError as error:
-            self.trouble = str(error)
-            return self._after_failure(None)
-        return 0.0 if first else self._after_failure(None)
 
 
 def cancel(job: str, remote: Remote, clock: Callable[[], float], wait: Callable[[float], bool]) -> tuple[Outcome, str]:

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from typing import Any
 from multiprocess.connection import Connection, wait
 
 from . import policy as p
-from .cancel import GIVE_UP, Cancellation
-from .parent import Identity, Parent, start_ticks
+from .cancel import GIVE_UP, Cancellation, Closing, Effort
+from .parent import Identity, Parent
+from .place import start_ticks
 from .protocol import Credentials, ProtocolError, decode_from_caller, encode
+from .record import Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
 
 POLL_SECONDS = 1.0
@@ -34,6 +36,9 @@ TOKEN_MARGIN = 720.0
 """A token with less than this left, a fifth of its hour, is renewed: then a refusal is heard while the driver lives."""
 
 TOKEN_RETRY = 60.0
+
+LEDGER_SECONDS = 1.0
+"""How long an answer, or the end, waits for the ledger: a disk that hangs must not keep a run from being submitted."""
 
 LOAD_TOKENS_AFTER = 2.0
 """IBM's token library takes 0.2 s to load. Not at the start, when a caller waits; and not at the first need, which is
@@ -44,6 +49,7 @@ hours later, when an upgrade may have taken its files away."""
 class Account:
     """A service that jobs are guarded on."""
 
+    credentials: Credentials
     remote: Remote
     token: Token
     told: bool = False  # the caller knows that the token service refuses
@@ -56,9 +62,10 @@ class Watcher:
         connection: The caller's pipe.
         parent: The caller.
         sweep_window: See `policy.SWEEP_WINDOW`.
+        state: The directory of the ledger.
     """
 
-    def __init__(self, connection: Connection, parent: Parent, sweep_window: float) -> None:
+    def __init__(self, connection: Connection, parent: Parent, sweep_window: float, state: str) -> None:
         self._policy = p.Policy(sweep_window)
         self._connection: Connection | None = connection
         self._parent = parent
@@ -70,6 +77,8 @@ class Watcher:
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(CONNECTIONS)
+        self._record = Record(state, parent.identity, self._complain)
+        self._written: Future[None] | None = None
         self._over = False
 
     def run(self) -> None:
@@ -102,6 +111,14 @@ class Watcher:
                 self._drain_wake()
             self._hear()
             self._fire()
+
+    def leave(self) -> None:
+        """Let the ledger write what it was given."""
+        self._record.close(LEDGER_SECONDS)
+
+    def _complain(self, trouble: str) -> None:
+        """The ledger fails: that costs the ledger only, and the caller hears of it once."""
+        self.post(lambda: self._say("report", 0, event="ledger lost", run="", job="", detail=trouble))
 
     # What wakes it
 
@@ -175,7 +192,7 @@ class Watcher:
     def _do(self, action: p.Action) -> None:
         match action:
             case p.Ack(seq):
-                self._say("ack", seq)
+                self._acknowledge(seq)
             case p.Nack(seq, reason):
                 self._say("nack", seq, reason=reason)
             case p.Report(event, run, job, detail):
@@ -186,12 +203,36 @@ class Watcher:
                 self._pool.submit(lambda: self._prepare(account))
             case p.StartCancel(run, account, job):
                 self._start_cancel(run, account, job)
-            case p.StartSweep(run, account, tag):
-                self._pool.submit(lambda: self._sweep(run, account, tag))
+            case p.StartSweep(run, account, tag, session):
+                self._pool.submit(lambda: self._sweep(run, account, tag, session))
+            case p.StartClose(run, account, session):
+                self._start_close(run, account, session)
+            case p.Remember(run, "guarded", account, tag, session, owner):
+                how = self._accounts[account].credentials
+                self._written = self._record.guard(run, tag, how.endpoint, how.instance, session, owner=owner)
+            case p.Remember(run, state, detail=detail):
+                self._record.finish(run, state, detail)
+            case p.RememberJob(run, job, outcome):
+                self._record.job(run, job, outcome)
             case p.SetTimer(timer, seconds):
                 self._after(seconds, lambda: self._handle(p.Fired(timer)))
             case p.Exit():
                 self._over = True
+
+    def _acknowledge(self, seq: int) -> None:
+        """Answer when the last row that was handed to the ledger is on disk, or the ledger takes too long."""
+        written, self._written = self._written, None
+        if written is None or written.done():
+            self._say("ack", seq)
+            return
+        waiting = [seq]
+
+        def answer() -> None:
+            if waiting:
+                self._say("ack", waiting.pop())
+
+        written.add_done_callback(lambda _: self.post(answer))
+        self._after(LEDGER_SECONDS, answer)
 
     def _say(self, kind: str, seq: int, **content: Any) -> None:
         """Send a message, unless the caller does not read: a stopped caller must not stop its watcher."""
@@ -210,9 +251,9 @@ class Watcher:
         known = self._accounts.get(message["account"])
         remote, token = watcher_remote(credentials)
         if known is not None:
-            known.remote, known.token, known.told = remote, token, False
+            known.credentials, known.remote, known.token, known.told = credentials, remote, token, False
         else:
-            self._accounts[message["account"]] = Account(remote, token)
+            self._accounts[message["account"]] = Account(credentials, remote, token)
 
     def _prepare(self, name: str) -> None:
         account = self._accounts[name]
@@ -248,24 +289,40 @@ class Watcher:
 
     def _start_cancel(self, run: str, account: str, job: str) -> None:
         cancellation = Cancellation(job, self._accounts[account].remote, time.monotonic)
+
+        def ended(outcome: str) -> p.Event:
+            return p.CancelEnded(run, job, outcome, cancellation.trouble if outcome == "unconfirmed" else "")
+
+        self._carry(cancellation, ended)
+
+    def _start_close(self, run: str, account: str, session: str) -> None:
+        closing = Closing(session, self._accounts[account].remote)
+
+        def ended(outcome: str) -> p.Event:
+            return p.CloseEnded(run, closing.trouble if outcome == "unconfirmed" else "")
+
+        self._carry(closing, ended)
+
+    def _carry(self, effort: Effort, ended: Callable[[str], p.Event]) -> None:
+        """Take an effort to its end, a step at a time."""
         deadline = time.monotonic() + GIVE_UP
 
         def step() -> None:
-            outcome = cancellation.step()
+            outcome = effort.step()
             if isinstance(outcome, str):
-                self.post(p.CancelEnded(run, job, outcome))
+                self.post(ended(outcome))
             elif time.monotonic() + outcome > deadline:
-                self.post(p.CancelEnded(run, job, "unconfirmed", cancellation.trouble))
+                self.post(ended("unconfirmed"))
             else:
                 pause = outcome
                 self.post(lambda: self._after(pause, lambda: self._pool.submit(step)))
 
         self._pool.submit(step)
 
-    def _sweep(self, run: str, account: str, tag: str) -> None:
+    def _sweep(self, run: str, account: str, tag: str, session: str) -> None:
         remote = self._accounts[account].remote
         try:
-            found: tuple[str, ...] | None = remote.unfinished(tag=tag)
+            found: tuple[str, ...] | None = remote.unfinished(tag="" if session else tag, session=session)
             detail = ""
         except RemoteError as error:
             found, detail = None, str(error)
@@ -323,10 +380,11 @@ def watch(order: dict[str, Any]) -> None:
     connection = Connection(order["connection"])
     parent = Parent(Identity(order["pid"], order["start_ticks"]), order["pidfd"])
     sys.setswitchinterval(0.0005)  # a cancel waits for no other thread's import
-    watcher = Watcher(connection, parent, order["sweep_window"])
+    watcher = Watcher(connection, parent, order["sweep_window"], order["state"])
     signal.signal(signal.SIGTERM, lambda *_: watcher.post(p.Terminated()))
     me = os.getpid()
     connection.send_bytes(encode("ack", 0, pid=me, start_ticks=start_ticks(me)))
     watcher.run()
+    watcher.leave()
     # Threads may wait for a service that does not answer; nobody waits for them.
     os._exit(0)

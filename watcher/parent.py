@@ -10,9 +10,10 @@ from __future__ import annotations
 import select
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
+
+from .place import is_running, start_ticks
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,6 @@ class Identity:
     start_ticks: int
 
 
-def start_ticks(pid: int) -> int | None:
-    """The start of a process in clock ticks since boot, or None where there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field is the command's name, in parentheses, and may hold blanks and parentheses itself.
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
-
-
 def lives(identity: Identity) -> bool:
     """The poll: whether psutil sees this very process, alive.
 
@@ -46,33 +37,14 @@ def lives(identity: Identity) -> bool:
     and the process works on.
     """
     try:
-        process = psutil.Process(identity.pid)
-        status = process.status()
-        if start_ticks(identity.pid) != identity.start_ticks:
-            return False
+        status = psutil.Process(identity.pid).status()
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
         return True  # it is there; what can't be seen is not called dead
-    return status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) or _other_tasks(identity.pid)
-
-
-def _other_tasks(pid: int) -> bool:
-    try:
-        return any(
-            task.name != str(pid) and _task_state(task) not in (b"Z", b"X")
-            for task in Path(f"/proc/{pid}/task").iterdir()
-        )
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _task_state(task: Path) -> bytes:
-    try:
-        stat = (task / "stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b"X"
-    return stat[stat.rindex(b")") + 2 :].split()[0]
+    if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+        return is_running(identity.pid, identity.start_ticks)
+    return start_ticks(identity.pid) == identity.start_ticks
 
 
 class Parent:

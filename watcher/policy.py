@@ -16,6 +16,7 @@ POST of it may still make a job (the *window*), a sweep that finds nothing prove
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .protocol import Message
 
@@ -87,6 +88,14 @@ class SweepEnded:
 
 
 @dataclass(frozen=True)
+class CloseEnded:
+    """A session is closed, or could not be closed (`problem`)."""
+
+    run: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Fired:
     """A timer has run out."""
 
@@ -99,7 +108,16 @@ class Terminated:
 
 
 Event = (
-    Received | Malformed | HungUp | CallerDied | Prepared | CancelEnded | SweepEnded | Fired | Terminated
+    Received
+    | Malformed
+    | HungUp
+    | CallerDied
+    | Prepared
+    | CancelEnded
+    | SweepEnded
+    | CloseEnded
+    | Fired
+    | Terminated
 )
 
 
@@ -159,11 +177,21 @@ class StartCancel:
 
 @dataclass(frozen=True)
 class StartSweep:
-    """List the unfinished jobs under a tag; answer with `SweepEnded`."""
+    """List the unfinished jobs under a tag, or in a session if one is named; answer with `SweepEnded`."""
 
     run: str
     account: str
     tag: str
+    session: str = ""
+
+
+@dataclass(frozen=True)
+class StartClose:
+    """Close a session, so that its queued jobs are dropped and no other is taken; answer with `CloseEnded`."""
+
+    run: str
+    account: str
+    session: str
 
 
 @dataclass(frozen=True)
@@ -176,12 +204,14 @@ class SetTimer:
 
 @dataclass(frozen=True)
 class Remember:
-    """Write to the ledger what a run has come to: "guarded", "done", "cancelled" or "pending"."""
+    """Write to the ledger what a run has come to."""
 
     run: str
-    state: str
+    state: Literal["guarded", "done", "cancelled", "pending"]
     account: str = ""
     tag: str = ""
+    session: str = ""
+    owner: bool = False
     detail: str = ""
 
 
@@ -207,6 +237,7 @@ Action = (
     | Inspect
     | StartCancel
     | StartSweep
+    | StartClose
     | SetTimer
     | Remember
     | RememberJob
@@ -219,12 +250,13 @@ Action = (
 
 @dataclass
 class Run:
-    """A guarded run."""
+    """A guarded run, or a guarded session: then its jobs are many."""
 
     id: str
     account: str
     tag: str
-    held: str = ""  # the job whose id the caller knows
+    session: str = ""  # a session that is the driver's own: it is closed, and all that runs in it is cancelled
+    held: set[str] = field(default_factory=set)  # the jobs whose ids the caller knows
     posting: bool = True  # a POST of it may still leave
     window: bool = True  # a POST of it may still make a job
     doomed: bool = False  # its jobs are to be cancelled
@@ -232,13 +264,15 @@ class Run:
     sweeping: bool = False  # a sweep is under way
     swept: bool = True  # nothing is left to look for
     sweeps: int = 0
+    closing: bool = False  # its session is being closed
+    quiet: bool = False  # the last sweep of the session found nothing
     failures: int = 0  # sweeps that failed, in a row
     cancels: dict[str, str] = field(default_factory=dict)  # job → "" under way, else the outcome
     unresolved: str = ""  # why it will have to be recorded as pending
 
     def is_resolved(self) -> bool:
         """Whether nothing is under way and nothing is left to look for."""
-        return not self.sweeping and self.swept and all(self.cancels.values())
+        return not self.sweeping and not self.closing and self.swept and all(self.cancels.values())
 
 
 class Policy:
@@ -276,6 +310,8 @@ class Policy:
                 actions = self._cancel_ended(run_id, job, outcome, detail)
             case SweepEnded(run_id, found, detail):
                 actions = self._sweep_ended(run_id, found, detail)
+            case CloseEnded(run_id, problem):
+                actions = self._close_ended(run_id, problem)
             case Fired(timer):
                 actions = self._fired(timer)
             case Terminated():
@@ -296,6 +332,9 @@ class Policy:
                 return [Prepare(message["account"])]
             case "intent":
                 return self._intent(seq, message["run"], message["account"], message["tag"])
+            case "session":
+                session, owner = message["session"], message["owner"]
+                return self._intent(seq, message["run"], message["account"], message["tag"], session, owner=owner)
             case "bye":
                 if self.runs:
                     return [Nack(seq, "runs are guarded")]
@@ -306,22 +345,25 @@ class Policy:
             return [] if kind == "done" else [Nack(seq, "this run is not guarded")]
         match kind:
             case "job":
-                return self._job(run, message["job"], retried=message["retried"])
+                return self._job(run, message["job"])
             case "posted":
-                return self._posted(run)
+                return self._posted(run, clean=message["clean"])
             case "cancel":
                 return [*self._doom(run), Ack(seq)]
             case "done":
                 return self._done(run)
         raise AssertionError(kind)  # the protocol lets no other kind through
 
-    def _intent(self, seq: int, run_id: str, account: str, tag: str) -> list[Action]:
+    def _intent(
+        self, seq: int, run_id: str, account: str, tag: str, session: str = "", *, owner: bool = False
+    ) -> list[Action]:
         if self._leaving:
             return [Nack(seq, "leaving")]
         if account not in self._ready and account not in self._waiting:
             return [Nack(seq, "this account is not armed")]
-        self.runs.setdefault(run_id, Run(run_id, account, tag))  # replayed: what is known of it stays known
-        actions: list[Action] = [Remember(run_id, "guarded", account, tag)]
+        # Replayed to a new watcher, or twice: what is known of it stays known.
+        self.runs.setdefault(run_id, Run(run_id, account, tag, session if owner else ""))
+        actions: list[Action] = [Remember(run_id, "guarded", account, tag, session, owner)]
         if account in self._ready:
             actions.append(Ack(seq))
         else:
@@ -336,31 +378,33 @@ class Policy:
         self._ready.add(account)
         return [Ack(seq) for seq in waiting]
 
-    def _job(self, run: Run, job: str, *, retried: bool) -> list[Action]:
-        run.held, run.posting = job, False
+    def _job(self, run: Run, job: str) -> list[Action]:
+        run.held.add(job)
         actions: list[Action] = [RememberJob(run.id, job)]
         if run.doomed:
             actions += self._cancel(run, job)
-        # One POST, one answer: there is no other job. A retried one may have made a job each time, the last of them
-        # after a while.
-        if retried:
-            actions += self._open_window(run)
-            if not run.sweeping:
-                actions += self._sweep(run)
-        else:
-            run.window = False
         return actions
 
-    def _posted(self, run: Run) -> list[Action]:
+    def _posted(self, run: Run, *, clean: bool) -> list[Action]:
         run.posting = False
-        return self._open_window(run)
+        # One POST, one answer: there is no other job. A retried one may have made a job each time, and so may one whose
+        # answer was lost, the last of them after a while.
+        if clean:
+            run.window = False
+            return []
+        actions = self._open_window(run)
+        if run.held and not run.sweeping:
+            actions += self._sweep(run)
+        return actions
 
     def _done(self, run: Run) -> list[Action]:
         run.stood_down, run.doomed = True, False
         # It stays for one thing only: the duplicates of a retried POST, beside the job that the caller holds.
         if not run.held or (run.swept and not run.sweeping):
             del self.runs[run.id]
-        return [Remember(run.id, "done")]
+            return [Remember(run.id, "done")]
+        # Should this watcher die too: whoever reads the ledger then must spare what the caller holds.
+        return [RememberJob(run.id, job, "kept") for job in sorted(run.held)]
 
     # Doom
 
@@ -371,8 +415,11 @@ class Policy:
         run.doomed = True
         run.swept = False
         actions: list[Action] = []
-        if run.held:
-            actions += self._cancel(run, run.held)
+        for job in sorted(run.held):
+            actions += self._cancel(run, job)
+        if run.session:
+            run.closing = True
+            actions.append(StartClose(run.id, run.account, run.session))
         if run.posting and not self.caller_alive:
             actions += self._open_window(run)
         if not run.sweeping:
@@ -395,7 +442,7 @@ class Policy:
         run.sweeping = True
         # A sweep that starts with the window closed is the last one that is needed.
         run.swept = not run.window
-        return [StartSweep(run.id, run.account, run.tag)]
+        return [StartSweep(run.id, run.account, run.tag, run.session if run.doomed else "")]
 
     # Answers
 
@@ -424,13 +471,29 @@ class Policy:
             run.failures = 0
             for job in found:
                 # What the caller holds is its own, unless the run is doomed.
-                if job != run.held or run.doomed:
+                if job not in run.held or run.doomed:
                     actions += [RememberJob(run_id, job), *self._cancel(run, job)]
+            if run.session and run.doomed:
+                # A closing session is quiet when two sweeps in a row find nothing: a job may be on its way from its
+                # queue to the machine, and in neither list.
+                run.swept &= run.quiet and not found
+                run.quiet = not found
         if not run.swept:
             pause = SWEEP_PAUSES[min(run.sweeps, len(SWEEP_PAUSES) - 1)]
             run.sweeps += 1
             actions.append(SetTimer(("sweep", run_id), pause))
         return actions
+
+    def _close_ended(self, run_id: str, problem: str) -> list[Action]:
+        run = self.runs.get(run_id)
+        if run is None:
+            return []
+        run.closing = False
+        if problem:
+            run.unresolved = problem
+        else:
+            run.window = run.posting = False  # a closed session takes no job any more
+        return []
 
     def _fired(self, timer: Timer) -> list[Action]:
         purpose, run_id = timer
@@ -456,11 +519,12 @@ class Policy:
                 continue
             if run.doomed:
                 del self.runs[run.id]
-                state = "pending" if run.unresolved else "cancelled"
+                state: Literal["pending", "cancelled"] = "pending" if run.unresolved else "cancelled"
                 actions.append(Remember(run.id, state, detail=run.unresolved))
                 actions.append(Report(state, run.id, detail=run.unresolved))
             elif run.stood_down:
                 del self.runs[run.id]
+                actions.append(Remember(run.id, "done"))
         if not self.runs and (not self.caller_alive or self._hung_up):
             actions.append(Exit())
         return actions

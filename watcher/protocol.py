@@ -64,8 +64,9 @@ class Credentials:
 _FROM_CALLER: dict[str, dict[str, type]] = {
     "arm": {"account": str, "credentials": dict},  # credentials, answered when a token is held
     "intent": {"run": str, "account": str, "tag": str},  # a POST is about to leave
-    "job": {"run": str, "job": str, "retried": bool},  # its answer came: the job's id
-    "posted": {"run": str},  # no POST of this run leaves any more; its id may never be known
+    "job": {"run": str, "job": str},  # its answer came: the job's id
+    "session": {"run": str, "account": str, "tag": str, "session": str, "owner": bool},  # an intent for a whole session
+    "posted": {"run": str, "clean": bool},  # no POST of it leaves any more; clean: each was answered, at the first try
     "done": {"run": str},  # stand down
     "cancel": {"run": str},  # the caller hands the cancel over
     "bye": {},  # may the watcher leave?

@@ -196,6 +196,10 @@ class Remote:
         """Fetch the results of a completed job, as the service encodes them."""
         return self._request("GET", f"/jobs/{job}/results").text
 
+    def close_session(self, session: str) -> None:
+        """Close a session: its queued jobs are dropped, its running ones finish, and it takes no other."""
+        self._request("DELETE", f"/sessions/{session}/close", accept=(404, 409))
+
     def unfinished(self, *, tag: str = "", session: str = "") -> tuple[str, ...]:
         """The ids of the jobs under a tag or in a session that are not final."""
         found: dict[str, None] = {}
@@ -212,12 +216,6 @@ class Remote:
             # The list may shrink between two pages: what slid past us then is found by the next sweep.
             if len(page) < PAGE:
                 return tuple(found)
-
-    def close(self) -> None:
-        """Close the connections."""
-        with self._lock:
-            if self._session is not None:
-                self._session.close()
 
     def _request(
         self, method: str, path: str, query: dict[str, Any] | None = None, accept: tuple[int, ...] = ()

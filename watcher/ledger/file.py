@@ -58,7 +58,7 @@ def state_directory() -> Path:
     try:
         if chosen := os.environ.get("QX_STATE_DIR"):
             return Path(chosen).expanduser().absolute()
-        from platformdirs import user_state_path  # noqa: PLC0415 - not on a watcher's path
+        from platformdirs import user_state_path
 
         # It leaves a "~" where there is no home, and that would be a folder of this name.
         return user_state_path("qx_supervisor").expanduser().absolute()
@@ -138,7 +138,7 @@ def _file_system(directory: Path) -> int:
     # The kernel's own word. /proc/self/mountinfo lists what over-mounts hide, too, and the mount's id, which would tell
     # them apart, is in /proc/self/fdinfo, which older kernels close to a process that is not dumpable, as a watcher.
     # Then the watcher and a later process would have different files.
-    import ctypes  # noqa: PLC0415 - a watcher has it; whoever only asks for the directory does without
+    import ctypes
 
     buffer = ctypes.create_string_buffer(512)  # the structure has 120 bytes, and begins with the type, a long
     if ctypes.CDLL(None).statfs(os.fsencode(directory), buffer) != 0:

@@ -1,0 +1,154 @@
+"""What the watcher writes to the ledger, in a thread of its own: a slow disk must not delay a cancel.
+
+Rows that wait together are written together, with one synchronization. Whatever fails costs the ledger only: it is
+complained of once, and tried again with the next write.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .parent import Identity
+
+if TYPE_CHECKING:
+    from .ledger import Ledger, State
+
+SWEPT_FOR = 86400.0
+"""For a day what could not be resolved is swept again, by whoever reaps."""
+
+KEPT_FOR = 30 * 86400.0
+"""Seconds after which a run that is over is forgotten."""
+
+
+@dataclass
+class _Guard:
+    run: str
+    tag: str
+    endpoint: str
+    instance: str
+    session: str
+    owner: bool
+    written: Future[None]
+
+
+class Record:
+    """The watcher's pen.
+
+    Args:
+        directory: The state directory.
+        driver: The driver whose runs are written down.
+        complain: Called once, in another thread, with what keeps the ledger from being written.
+    """
+
+    def __init__(self, directory: str, driver: Identity, complain: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._driver = driver
+        self._complain = complain
+        self._complained = False
+        self._ledger: Ledger | None = None
+        self._writes: queue.SimpleQueue[_Guard | Callable[[Ledger], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def guard(self, run: str, tag: str, endpoint: str, instance: str, session: str, *, owner: bool) -> Future[None]:
+        """Write that a run is guarded; the future is done when that is durable, or can't be had."""
+        entry = _Guard(run, tag, endpoint, instance, session, owner, Future())
+        self._writes.put(entry)
+        return entry.written
+
+    def job(self, run: str, job: str, outcome: str) -> None:
+        """Write a job of a run, and what became of it."""
+        self._writes.put(lambda ledger: ledger.job_outcome(run, job, outcome))
+
+    def finish(self, run: str, state: State, detail: str) -> None:
+        """Write what a run has come to."""
+        until = time.time() + SWEPT_FOR if state == "pending" else None
+        # A run that was let go may outlive its driver: the next boot must know.
+        self._writes.put(lambda ledger: ledger.finish(run, state, detail, sweep_until=until, durable=True))
+
+    def close(self, seconds: float) -> None:
+        """Wait until everything is written, or so many seconds."""
+        self._writes.put(None)
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        self._open()
+        over = False
+        while not over:
+            batch = [self._writes.get()]
+            while not self._writes.empty():
+                batch.append(self._writes.get())
+            over = None in batch
+            self._write([entry for entry in batch if entry is not None])
+
+    def _open(self) -> None:
+        from .ledger import Ledger, LedgerError  # in this thread, beside what the start imports
+
+        try:
+            self._ledger = Ledger.open(self._directory)
+            self._ledger.forget(KEPT_FOR)
+        except LedgerError as error:
+            self._trouble(str(error))
+
+    def _write(self, batch: list[_Guard | Callable[[Ledger], object]]) -> None:
+        from .ledger import LedgerError
+
+        if self._ledger is None and any(isinstance(entry, _Guard) for entry in batch):
+            self._open()
+        guards: list[_Guard] = []
+        try:
+            for entry in batch:
+                if isinstance(entry, _Guard):
+                    guards.append(entry)
+                    continue
+                self._flush(guards)
+                if self._ledger is not None:
+                    entry(self._ledger)
+            self._flush(guards)
+        except LedgerError as error:
+            self._trouble(str(error))
+        finally:
+            for entry in batch:
+                if isinstance(entry, _Guard) and not entry.written.done():
+                    entry.written.set_result(None)
+
+    def _flush(self, guards: list[_Guard]) -> None:
+        if guards and self._ledger is not None:
+            from .ledger import Row
+            from .place import start_ticks
+
+            me = os.getpid()
+            mine = start_ticks(me)
+            self._ledger.intent(
+                *(
+                    Row(
+                        run=entry.run,
+                        place=self._ledger.place,
+                        pid=self._driver.pid,
+                        start_ticks=self._driver.start_ticks,
+                        watcher_pid=me,
+                        watcher_start_ticks=mine,
+                        tag=entry.tag,
+                        endpoint=entry.endpoint,
+                        instance=entry.instance,
+                        session=entry.session or None,
+                        session_owner=entry.owner,
+                    )
+                    for entry in guards
+                )
+            )
+        for entry in guards:
+            entry.written.set_result(None)
+        guards.clear()
+
+    def _trouble(self, text: str) -> None:
+        if not self._complained:
+            self._complained = True
+            self._complain(text)
