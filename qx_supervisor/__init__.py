@@ -17,6 +17,7 @@ from .errors import (
     SubmitError,
     WatcherError,
 )
+from .reap import Reaped, reap
 from .result import Err, Ok, RunResult
 from .run import Run, run, submit, try_run
 from .status import Status
@@ -29,6 +30,7 @@ __all__ = [
     "JobFailed",
     "Ok",
     "QxError",
+    "Reaped",
     "Run",
     "RunError",
     "RunResult",
@@ -36,6 +38,7 @@ __all__ = [
     "Status",
     "SubmitError",
     "WatcherError",
+    "reap",
     "run",
     "submit",
     "try_run",

@@ -80,7 +80,7 @@ def launch() -> WatcherProcess:
             "pid": me,
             "start_ticks": ticks,
             "path": _package_folders(),
-            "state": str(ledger.state_directory()),
+            "state": _state_directory(),
             "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
         }
         passed = [theirs.fileno()] if pidfd is None else [theirs.fileno(), pidfd]
@@ -93,6 +93,13 @@ def launch() -> WatcherProcess:
         if pidfd is not None:
             os.close(pidfd)
     return _welcome(ours)
+
+
+def _state_directory() -> str:
+    try:
+        return str(ledger.state_directory())
+    except ledger.LedgerError:
+        return ""  # the watcher will say that it keeps no ledger
 
 
 def pidfd_of(pid: int) -> int | None:

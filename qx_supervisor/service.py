@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import ConfigError, RunError
-from .ours import protocol, remote
+from .ours import ledger, protocol, remote
 
 
 class Submission(Protocol):
@@ -206,6 +206,17 @@ def account_name(client: Any) -> str:
     session = client._session
     with _naming:
         return _accounts.setdefault((session.base_url, session.auth.crn, session.auth.api_key), f"a{len(_accounts)}")
+
+
+def clients_of(service: Any) -> list[Any]:
+    """The official REST clients of a service, one per instance."""
+    return list(getattr(service, "_api_clients", {}).values())
+
+
+def address(client: Any) -> tuple[str, str]:
+    """A client's endpoint, as the ledger writes it down, and its instance."""
+    session = client._session
+    return ledger.safe_endpoint(session.base_url), session.auth.crn or ""
 
 
 def credentials(client: Any) -> protocol.Credentials:

@@ -27,6 +27,7 @@ from .errors import (
 )
 from .guard import Guarded, link
 from .ours import cancel, remote
+from .reap import reap_in_background
 from .request import Request, check_tags
 from .result import RunResult
 from .status import Status
@@ -230,6 +231,7 @@ class Worker:
         self._pause_if_stopped()
         if target.is_local:
             return self._run_locally(primitive, pubs)
+        reap_in_background(target.client)
         job = service.submit(primitive, pubs, request.kind, request.shots, self)
         return self._see_through(job, target)
 

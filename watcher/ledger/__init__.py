@@ -17,7 +17,7 @@ it, less safe and not stopped.
 
 from .errors import LedgerError
 from .file import state_directory
-from .row import FINAL, UNFINISHED, Row, State, Verdict, judge
+from .row import FINAL, UNFINISHED, Row, State, Verdict, judge, safe_endpoint
 from .store import Ledger
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "State",
     "Verdict",
     "judge",
+    "safe_endpoint",
     "state_directory",
 ]
