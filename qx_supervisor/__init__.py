@@ -17,6 +17,7 @@ from .errors import (
     SubmitError,
     WatcherError,
 )
+from .guard import guard
 from .reap import Reaped, reap
 from .result import Err, Ok, RunResult
 from .run import Run, run, submit, try_run
@@ -38,6 +39,7 @@ __all__ = [
     "Status",
     "SubmitError",
     "WatcherError",
+    "guard",
     "reap",
     "run",
     "submit",

@@ -66,7 +66,14 @@ def reap(service: Any = None) -> list[Reaped]:
     Raises:
         QxError: If the ledger can't be read, or there are orphans and no account can be used.
     """
-    with _open() as book:
+    try:
+        return _reap_here(service)
+    except ledger.LedgerError as error:
+        raise QxError(str(error)) from None
+
+
+def _reap_here(service: Any) -> list[Reaped]:
+    with ledger.Ledger.open(ledger.state_directory()) as book:
         if not any(ledger.judge(row, book.place) == "orphan" for row in book.rows(ledger.UNFINISHED)):
             clients: list[Any] = []
         else:
@@ -85,7 +92,7 @@ def reap_in_background(client: Any) -> None:
 
 def _in_background(client: Any) -> None:
     try:
-        with _open() as book:
+        with ledger.Ledger.open(ledger.state_directory()) as book:
             for pause in (*BACKGROUND_PAUSES, 0.0):
                 pending = False
                 for reaped in _reap(book, [client]):
@@ -96,17 +103,8 @@ def _in_background(client: Any) -> None:
                 if not pending:
                     return
                 time.sleep(pause)
-    except QxError as error:
-        logger.warning("what was left behind on this machine could not be looked for: %s", error)
     except ledger.LedgerError as error:
         logger.warning("what was left behind on this machine could not be looked for: %s", error)
-
-
-def _open() -> Any:
-    try:
-        return ledger.Ledger.open(ledger.state_directory())
-    except ledger.LedgerError as error:
-        raise QxError(str(error)) from None
 
 
 def _reap(book: Any, clients: list[Any]) -> list[Reaped]:

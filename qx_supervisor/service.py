@@ -28,6 +28,7 @@ class Submission(Protocol):
 
     tags: tuple[str, ...]
     max_execution_time: int | None
+    waits_for_rate_limit: bool
 
     def before_post(self) -> None:
         """Called before the POST leaves; what it raises keeps the POST from leaving."""
@@ -40,6 +41,13 @@ class Submission(Protocol):
 
     def posted(self, job_id: str) -> None:
         """Called with the new job's id, before anything else can go wrong."""
+
+    def after_post(self, *, ambiguous: bool) -> None:
+        """Called at the end of it all. Ambiguous: it failed, and may have made a job all the same."""
+
+
+TAGS = 8
+"""The most that IBM Quantum allows a job."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +137,15 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
         backend = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None)
         if backend is None:
             raise ConfigError("config", f"{type(primitive).__name__} has no backend; make it with mode=...")
-    if backend is None and service is None:
-        backend = get_cm_session()  # inside `with Session(...)`, as Qiskit's own primitives do
+    session = get_cm_session() if primitive is None else None  # inside `with Session(...)`, as Qiskit's primitives do
+    if backend is None:
+        backend = session
     if isinstance(backend, Session):
         if not getattr(backend, "_active", True):
             raise ConfigError("config", f"the session {backend.session_id} is closed; open a new one")
         return _on_service(backend._backend, backend)
     if isinstance(backend, IBMBackend):
-        return _on_service(backend, None)
+        return _inside(session, backend)
     if isinstance(backend, BackendV2):
         return Target(backend, None, None)
     if backend is not None and not isinstance(backend, str):
@@ -146,8 +155,20 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
     service = service if service is not None else default_service()
     if not hasattr(service, "least_busy"):
         raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}")
-    chosen = _by_name(service, backend) if backend is not None else _least_busy(service, width)
-    return _on_service(chosen, None)
+    return _inside(session, _by_name(service, backend) if backend is not None else _least_busy(service, width))
+
+
+def _inside(session: Any, backend: Any) -> Target:
+    """A backend that was named, inside a `with Session(...)` or not."""
+    if session is None:
+        return _on_service(backend, None)
+    if backend.name != session.backend():
+        raise ConfigError(
+            "config",
+            f"inside this `with` everything runs in the session on {session.backend()}, and not on {backend.name}; "
+            "leave backend= away, or call run outside",
+        )
+    return _on_service(session._backend, session)
 
 
 def _on_service(backend: Any, mode: Any) -> Target:
@@ -448,6 +469,60 @@ def _api_error(error: BaseException | None) -> Any:
     return error
 
 
+# What the user made with Qiskit itself ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Guardable:
+    """A job or a session of the user's.
+
+    Attributes:
+        client: The official REST client for its instance.
+        session_id: The session's or batch's id, or "".
+        job_id: The job's id, or "".
+    """
+
+    client: Any
+    session_id: str = ""
+    job_id: str = ""
+
+
+def what_to_guard(target: Any) -> Guardable | None:
+    """What is to be guarded of a target, or None where it runs locally.
+
+    Raises:
+        ConfigError: If it can't be guarded.
+    """
+    from qiskit_ibm_runtime import IBMBackend, RuntimeJobV2, Session
+    from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
+
+    if isinstance(target, Session):
+        if not target._active:
+            raise ConfigError("config", f"the session {target.session_id} is closed; there is nothing to guard")
+        if not isinstance(target._backend, IBMBackend) or not target.session_id:
+            return None
+        return Guardable(_on_service(target._backend, None).client, session_id=target.session_id)
+    if isinstance(target, RuntimeJobV2):
+        return Guardable(target._api_client, job_id=target.job_id())
+    if isinstance(target, LocalRuntimeJob):
+        return None
+    raise ConfigError("config", f"a job, a Session or a Batch can be guarded, not {type(target).__name__}")
+
+
+_sessions: dict[str, Submission] = {}
+
+
+def watch_session(session_id: str, keeper: Submission) -> None:
+    """Have the client ask `keeper` about every POST to a session that asks nobody else."""
+    _install_hooks()
+    _sessions[session_id] = keeper
+
+
+def unwatch_session(session_id: str) -> None:
+    """The opposite of `watch_session`."""
+    _sessions.pop(session_id, None)
+
+
 # The POST ---------------------------------------------------------------------------------------------------------
 
 _submission: ContextVar[Submission | None] = ContextVar("qx_submission", default=None)
@@ -476,25 +551,44 @@ def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(program_run)
     def asking(client: Any, *args: Any, **kwargs: Any) -> Any:
         submission = _submission.get()
-        if submission is None:
+        if submission is not None:
+            return _post(submission, functools.partial(program_run, client, *args), kwargs)
+        keeper = _sessions.get(kwargs.get("session_id") or "")
+        if keeper is None:
             return program_run(client, *args, **kwargs)
-        kwargs["job_tags"] = [*(kwargs.get("job_tags") or []), *submission.tags]
-        if submission.max_execution_time is not None:
-            kwargs["max_execution_time"] = submission.max_execution_time
-        submission.before_post()
+        token = _submission.set(keeper)
+        try:
+            return _post(keeper, functools.partial(program_run, client, *args), kwargs)
+        finally:
+            _submission.reset(token)
+
+    return asking
+
+
+def _post(submission: Submission, program_run: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    tags = [*(kwargs.get("job_tags") or []), *submission.tags]
+    if len(tags) <= TAGS:  # a job of plain Qiskit's may have all eight; it is known by its session, or its id
+        kwargs["job_tags"] = tags
+    if submission.max_execution_time is not None:
+        kwargs["max_execution_time"] = submission.max_execution_time
+    submission.before_post()
+    ambiguous = True
+    try:
         while True:
             try:
-                reply = program_run(client, *args, **kwargs)
+                reply = program_run(**kwargs)
             except Exception as error:
                 refusal = _api_error(error)
-                if refusal is None or refusal.status_code != 429:
+                if refusal is None or refusal.status_code != 429 or not submission.waits_for_rate_limit:
+                    ambiguous = is_ambiguous(error)
                     raise
                 submission.rate_limited(_retry_after(refusal))
             else:
                 submission.posted(str(reply["id"]))
+                ambiguous = False
                 return reply
-
-    return asking
+    finally:
+        submission.after_post(ambiguous=ambiguous)
 
 
 def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,8 @@ It is done in a thread of its own, because every part of it may block. Whoever w
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import logging
 import threading
 import time
@@ -25,7 +27,7 @@ from .errors import (
     SubmitError,
     WatcherError,
 )
-from .guard import Guarded, link
+from .link import Guarded, link
 from .ours import cancel, remote
 from .reap import reap_in_background
 from .request import Request, check_tags
@@ -92,7 +94,9 @@ class Worker:
             self._timer = threading.Timer(self.request.timeout, self._time_out)
             self._timer.daemon = True
             self._timer.start()
-        threading.Thread(target=self._work, name=f"qx-run-{self.run_id[:8]}", daemon=True).start()
+        # In a copy of the caller's context: what it holds decides, such as the session of a `with Session(...)`.
+        work = functools.partial(contextvars.copy_context().run, self._work)
+        threading.Thread(target=work, name=f"qx-run-{self.run_id[:8]}", daemon=True).start()
 
     # The end
 
@@ -232,6 +236,7 @@ class Worker:
         if target.is_local:
             return self._run_locally(primitive, pubs)
         reap_in_background(target.client)
+        self._say("submit", "preparing")
         job = service.submit(primitive, pubs, request.kind, request.shots, self)
         return self._see_through(job, target)
 
@@ -317,12 +322,21 @@ class Worker:
         if isinstance(error, RunError):
             wrapped = error
         elif phase == "preparing" and stage == "submit":
-            wrapped = SubmitError("submit", service.describe(error))
+            wrapped = self._not_submitted(error)
         else:
             wrapped = RunError(stage, f"{type(error).__name__}: {service.describe(error)}", self.job_id)
         if wrapped is not error:
             wrapped.__cause__ = error
         self.abandon(lambda _: wrapped)
+
+    def _not_submitted(self, error: BaseException) -> RunError:
+        """For a failure at the primitive, before any POST."""
+        reason = service.describe(error)
+        if self._target is not None and self._target.is_local:
+            return JobFailed("job", f"the local simulation failed: {reason}")
+        if service.is_unauthorized(error):
+            return SubmitError("auth", f"nothing was submitted: IBM Quantum does not accept this account: {reason}")
+        return SubmitError("submit", f"nothing was submitted: {reason}")
 
     def _stopped(self) -> None:
         """The run was abandoned before the thread got here."""
@@ -357,6 +371,11 @@ class Worker:
         self.abandon(lambda _: failure)
 
     # What the client's POST asks (`service.Submission`)
+
+    waits_for_rate_limit = True
+
+    def after_post(self, *, ambiguous: bool) -> None:
+        """Nothing is to be done: `_work` sees how it went."""
 
     def before_post(self) -> None:
         """Arm: the watcher acknowledges the intent before the POST leaves."""

@@ -286,6 +286,7 @@ class Policy:
         self.sweep_window = sweep_window
         self.runs: dict[str, Run] = {}
         self.caller_alive = True
+        self._cancelled: set[str] = set()
         self._hung_up = False
         self._leaving = False
         self._ready: set[str] = set()  # accounts with credentials and a token
@@ -433,8 +434,10 @@ class Policy:
         return [SetTimer(("window", run.id), self.sweep_window)]
 
     def _cancel(self, run: Run, job: str) -> list[Action]:
-        if job in run.cancels:
+        # A job of a run may be in a guarded session too: one of the two cancels it.
+        if job in self._cancelled:
             return []
+        self._cancelled.add(job)
         run.cancels[job] = ""
         return [StartCancel(run.id, run.account, job)]
 

@@ -1,0 +1,386 @@
+"""The caller's end of the pipe to the watcher: arm, announce, stand down.
+
+One `Link` per process, one watcher for all its runs. A thread of the link starts the watcher, hears its answers,
+notices its death at once, and then starts another one and tells it every run that is guarded. In a forked child the
+link is closed and forgotten: the watcher is the parent's, and a child that runs jobs gets one of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiprocess.connection import wait
+
+from .errors import WatcherError
+from .launch import START_SECONDS, WatcherProcess, launch
+from .ours import protocol
+
+logger = logging.getLogger("qx_supervisor")
+
+ANSWER_SECONDS = 15.0
+"""How long an answer may take: arming may wait for the token service."""
+
+LINGER_SECONDS = 60.0
+"""How long a watcher stays after the last run, for the next one."""
+
+RELAUNCHES, RELAUNCH_SPAN = 3, 60.0
+"""More deaths of watchers in so many seconds, and no other one is started: something kills them."""
+
+CredentialsSource = Callable[[], "protocol.Credentials"]
+
+
+@dataclass
+class Guarded:
+    """A run that the watcher is to know of.
+
+    Attributes:
+        run: The run's id.
+        account: The name under which its service is armed.
+        tag: The tag that no other run has.
+        report: Called with what the watcher reports of the run, in the link's thread.
+        session: A session to guard as a whole, or "".
+        owner: Whether that session is this program's own.
+    """
+
+    run: str
+    account: str
+    tag: str
+    report: Callable[[dict[str, Any]], None]
+    session: str = ""
+    owner: bool = False
+    jobs: list[str] = field(default_factory=list)
+    posted: bool | None = None
+    handed_over: bool = False
+
+
+    def intent(self) -> tuple[str, dict[str, Any]]:
+        """The message that announces it: its kind, and what it says."""
+        content = {"run": self.run, "account": self.account, "tag": self.tag}
+        if self.session:
+            return "session", {**content, "session": self.session, "owner": self.owner}
+        return "intent", content
+
+
+@dataclass
+class _Question:
+    asked_of: WatcherProcess
+    answer: dict[str, Any] | None = None
+    answered: threading.Event = field(default_factory=threading.Event)
+
+
+class _Died(Exception):
+    """The watcher died before it answered."""
+
+
+class Link:
+    """The caller's end. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._process: WatcherProcess | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: WatcherError | None = None
+        self._sources: dict[str, CredentialsSource] = {}
+        self._armed: set[str] = set()
+        self._runs: dict[str, Guarded] = {}
+        self._questions: dict[int, _Question] = {}
+        self._seq = 0
+        self._idle_since = 0.0
+        self._deaths: deque[float] = deque(maxlen=RELAUNCHES + 1)
+
+    # What a run says
+
+    def prepare(self) -> None:
+        """Begin to start the watcher, unless there is one; returns at once."""
+        with self._lock:
+            self._idle_since = time.monotonic()
+            if self._process is None and self._thread is None:
+                self._failure = None
+                self._thread = threading.Thread(target=self._serve, name="qx-watcher-link", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError as error:  # too many threads, or the interpreter is ending
+                    self._thread = None
+                    self._failure = WatcherError("config", f"the watcher could not be started: {error}")
+
+    @property
+    def watcher_pid(self) -> int | None:
+        """The watcher's process id, or None where there is none."""
+        process = self._process
+        return process.pid if process else None
+
+    def announce(self, guarded: Guarded, source: CredentialsSource) -> None:
+        """Tell the watcher that a POST of this run is about to leave; returns when it has acknowledged that.
+
+        Args:
+            guarded: The run.
+            source: Gives the credentials of its account, with a token that is valid now.
+
+        Raises:
+            WatcherError: If the run can't be protected.
+        """
+        credentials = source()
+        for attempt in range(RELAUNCHES + 1):
+            try:
+                self._arm(guarded.account, source, credentials)
+                with self._lock:
+                    self._runs[guarded.run] = guarded
+                kind, content = guarded.intent()
+                self._ask(kind, **content)
+            except _Died:
+                if attempt == RELAUNCHES:
+                    break
+            except WatcherError as error:
+                # A watcher that was leaving when the intent crossed its goodbye: there will be another.
+                if error.reason != "leaving" or attempt == RELAUNCHES:
+                    raise
+                self._wait_for_end()
+            else:
+                return
+        raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
+
+    def job(self, run: str, job: str) -> None:
+        """The id of a job of the run is known."""
+        with self._lock:
+            guarded = self._runs.get(run)
+            if guarded is not None:
+                guarded.jobs.append(job)
+                self._tell("job", run=run, job=job)
+
+    def posted(self, run: str, *, clean: bool) -> None:
+        """No POST of the run leaves any more. Clean: each was answered at the first try, so no job is unknown."""
+        with self._lock:
+            guarded = self._runs.get(run)
+            if guarded is not None:
+                guarded.posted = clean
+                self._tell("posted", run=run, clean=clean)
+
+    def stand_down(self, run: str) -> None:
+        """The run is over: the watcher is to forget it."""
+        with self._lock:
+            if self._runs.pop(run, None) is not None:
+                self._tell("done", run=run)
+                self._idle_since = time.monotonic()
+
+    def hand_over(self, run: str, seconds: float) -> bool:
+        """Leave the cancel of a run to the watcher.
+
+        Returns:
+            Whether it said within so many seconds that it will.
+        """
+        with self._lock:
+            guarded = self._runs.get(run)
+            if guarded is None:
+                return False
+            guarded.handed_over = True
+        try:
+            self._ask("cancel", run=run, seconds=seconds)
+        except (WatcherError, _Died):
+            return False
+        return True
+
+    def inspect(self) -> dict[str, Any]:
+        """What the watcher knows of itself.
+
+        Raises:
+            WatcherError: If there is none.
+        """
+        try:
+            return self._ask("inspect")
+        except _Died:
+            raise WatcherError("config", "the watcher died") from None
+
+    def is_guarded(self, run: str) -> bool:
+        """Whether a watcher that lives knows of the run."""
+        with self._lock:
+            return self._process is not None and run in self._runs
+
+    def forget(self) -> None:
+        """In a forked child: close the parent's pipe and know nothing. Takes no lock: its holder is not here."""
+        process = self._process
+        if process is not None:
+            try:
+                process.close()
+            except OSError:
+                pass
+        self.__init__()  # type: ignore[misc]
+
+    # Questions and answers
+
+    def _arm(self, account: str, source: CredentialsSource, credentials: protocol.Credentials) -> None:
+        with self._lock:
+            self._sources[account] = source
+            if self._process is not None and account in self._armed:
+                return
+        self._ask("arm", account=account, credentials=credentials.to_json())
+        with self._lock:
+            self._armed.add(account)
+
+    def _ask(self, kind: str, seconds: float = ANSWER_SECONDS, **content: Any) -> dict[str, Any]:
+        until = time.monotonic() + seconds
+        with self._lock:
+            process = self._running(seconds if kind == "cancel" else START_SECONDS + 5)
+            question = _Question(process)
+            seq = self._tell(kind, **content)
+            self._questions[seq] = question
+        if not question.answered.wait(max(0.0, until - time.monotonic()) if kind == "cancel" else seconds):
+            with self._lock:
+                self._questions.pop(seq, None)
+            raise WatcherError("config", f"the watcher (pid {process.pid}) did not answer within {seconds:.0f} s")
+        if question.answer is None:
+            raise _Died
+        if question.answer["kind"] == "nack":
+            raise WatcherError("config", str(question.answer.get("reason")))
+        return question.answer
+
+    def _running(self, seconds: float) -> WatcherProcess:
+        """The watcher, started if there is none. Called with the lock held."""
+        self.prepare()
+        deadline = time.monotonic() + seconds
+        while self._process is None:
+            if self._failure is not None:
+                raise self._failure
+            if not self._changed.wait(deadline - time.monotonic()):
+                raise WatcherError("config", "the watcher did not start in time; is the machine overloaded?")
+        return self._process
+
+    def _tell(self, kind: str, **content: Any) -> int:
+        """Send a message, if there is a watcher to send it to. Called with the lock held."""
+        self._seq += 1
+        if self._process is not None:
+            try:
+                self._process.connection.send_bytes(protocol.encode(kind, self._seq, **content))
+            except OSError:
+                pass  # it died; the link's thread sees that, and tells the next one all
+        return self._seq
+
+    # The link's thread
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                process = launch()
+                with self._lock:
+                    sources = dict(self._sources) if self._runs else {}
+                credentials = {account: source() for account, source in sources.items()}
+            except Exception as error:  # noqa: BLE001 - whatever it is, the runs that wait must hear of it
+                self._give_up(error if isinstance(error, WatcherError) else WatcherError("config", repr(error)))
+                return
+            with self._lock:
+                self._process = process
+                self._armed = set(credentials)
+                self._replay(credentials)
+                self._changed.notify_all()
+            self._listen(process)
+            with self._lock:
+                self._process = None
+                self._armed.clear()
+                process.close()
+                questions, self._questions = self._questions, {}
+                for question in questions.values():
+                    question.answered.set()
+                self._deaths.append(time.monotonic())
+                self._changed.notify_all()
+                if not self._runs:
+                    self._thread = None
+                    return
+                if len(self._deaths) > RELAUNCHES and self._deaths[-1] - self._deaths[0] < RELAUNCH_SPAN:
+                    break
+            logger.warning("the watcher (pid %d) died; starting another one", process.pid)
+        self._give_up(WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`)"))
+
+    def _give_up(self, failure: WatcherError) -> None:
+        with self._lock:
+            runs = len(self._runs)
+            self._failure = failure
+            self._thread = None
+            self._changed.notify_all()
+        if runs:
+            logger.warning("%d runs are not protected any more: %s", runs, failure.reason)
+
+    def _replay(self, credentials: dict[str, protocol.Credentials]) -> None:
+        """Tell a new watcher every guarded run. Called with the lock held."""
+        for account, known in credentials.items():
+            self._tell("arm", account=account, credentials=known.to_json())
+        for guarded in self._runs.values():
+            kind, content = guarded.intent()
+            self._tell(kind, **content)
+            for job in guarded.jobs:
+                self._tell("job", run=guarded.run, job=job)
+            if guarded.posted is not None:
+                self._tell("posted", run=guarded.run, clean=guarded.posted)
+            if guarded.handed_over:
+                self._tell("cancel", run=guarded.run)
+
+    def _listen(self, process: WatcherProcess) -> None:
+        """Hear the watcher until it is gone."""
+        watched: list[Any] = [process.connection]
+        if process.pidfd is not None:
+            watched.append(process.pidfd)
+        while True:
+            ready = wait(watched, LINGER_SECONDS / 4)
+            if process.connection in ready:
+                try:
+                    self._hear(protocol.decode_from_watcher(process.connection.recv_bytes()))
+                except (EOFError, OSError, protocol.ProtocolError):
+                    return
+            elif ready or self._may_leave():
+                return
+
+    def _may_leave(self) -> bool:
+        """Say goodbye to a watcher that had nothing to do for a while; True if it leaves."""
+        with self._lock:
+            if self._runs or time.monotonic() - self._idle_since < LINGER_SECONDS:
+                return False
+            # An intent that crosses this is refused, and its run gets a new watcher.
+            self._tell("bye")
+            self._idle_since = time.monotonic()
+            return False
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            question = self._questions.pop(message["seq"], None)
+            guarded = self._runs.get(message.get("run", ""))
+        if question is not None:
+            question.answer = message
+            question.answered.set()
+        elif message["kind"] == "report":
+            if message["event"] == "ledger lost":
+                logger.warning(
+                    "the ledger can't be kept (%s): the watcher protects the runs all the same, but should it die with "
+                    "this process, their jobs would not be found again",
+                    message["detail"],
+                )
+            elif message["event"] == "token refused":
+                logger.warning(
+                    "the token service refuses this account's API key (%s): jobs in flight could not be cancelled if "
+                    "this process died; check the key",
+                    message["detail"],
+                )
+            elif guarded is not None:
+                guarded.report(message)
+                if guarded.handed_over and message["event"] in ("cancelled", "pending") and not message["job"]:
+                    self.stand_down(guarded.run)
+        elif message["kind"] == "nack":
+            logger.warning("the watcher refused a message: %s", message["reason"])
+
+    def _wait_for_end(self) -> None:
+        """Wait until a watcher that is leaving has left."""
+        with self._lock:
+            deadline = time.monotonic() + 5
+            leaving = self._process
+            while self._process is leaving and leaving is not None:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    return
+
+
+link = Link()
+os.register_at_fork(after_in_child=link.forget)
