@@ -1,0 +1,438 @@
+"""What can't be carried out is refused: the message names the fault and the next step, and nothing is submitted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from circuits import BACKEND, bell, ones
+from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter
+from qiskit.quantum_info import SparsePauliOp
+from qiskit_ibm_runtime import Batch, QiskitRuntimeService, Session
+from qiskit_ibm_runtime.executor_estimator import Estimator
+from qiskit_ibm_runtime.executor_sampler import Sampler
+
+from qx_supervisor import ConfigError, Err, RunError, SubmitError, local, run, submit, try_run
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(ibm: local.Service, service: QiskitRuntimeService) -> Refused:
+    """Runs what must be refused, and returns the message."""
+
+    def refused(pubs: Any, backend: Any = BACKEND, *, stage: str = "config", **arguments: Any) -> str:
+        arguments = {"service": service, "panel": None, **arguments}
+        with pytest.raises(ConfigError) as caught:
+            run(pubs, backend, **arguments)
+        assert not ibm.journal(method="POST", path="/api/v1/jobs")
+        assert (caught.value.stage, caught.value.job_id) == (stage, None)
+        assert str(caught.value) == caught.value.reason
+        return caught.value.reason
+
+    return refused
+
+
+@pytest.fixture
+def backend(ibm: local.Service, service: QiskitRuntimeService) -> Any:
+    return service.backend(BACKEND)
+
+
+# Circuits and PUBs
+
+
+def unmeasured_in_a_loop() -> QuantumCircuit:
+    circuit = QuantumCircuit(1, 1)
+    with circuit.for_loop(range(2)):
+        circuit.x(0)
+    return circuit
+
+
+@pytest.mark.parametrize("make", [lambda: bell(measured=False), unmeasured_in_a_loop])
+def test_no_measurement(refused: Refused, make: Callable[[], QuantumCircuit]) -> None:
+    assert refused(make()) == "the circuit measures nothing; add circuit.measure_all()"
+
+
+def test_of_several_circuits_the_faulty_one_is_named(refused: Refused) -> None:
+    assert refused([bell(), bell(measured=False)]) == (
+        "the circuit measures nothing (number 1); add circuit.measure_all()"
+    )
+    assert "not a circuit (number 1): str" in refused([bell(), "bell"])
+
+
+def measured_in_a_loop() -> QuantumCircuit:
+    circuit = QuantumCircuit(1, 1)
+    circuit.x(0)
+    with circuit.for_loop(range(2)):
+        circuit.measure(0, 0)
+    return circuit
+
+
+def measured_in_a_branch_of_a_loop() -> QuantumCircuit:
+    circuit = QuantumCircuit(1, 2)
+    circuit.x(0)
+    with circuit.for_loop(range(2)), circuit.if_test((circuit.clbits[1], 0)):
+        circuit.measure(0, 0)
+    return circuit
+
+
+def measured_in_an_instruction() -> QuantumCircuit:
+    inner = QuantumCircuit(1, 1)
+    inner.x(0)
+    inner.measure(0, 0)
+    circuit = QuantumCircuit(1, 1)
+    circuit.append(inner.to_instruction(), [0], [0])
+    return circuit
+
+
+@pytest.mark.parametrize(
+    ("make", "counts"),
+    [
+        (measured_in_a_loop, {"1": 10}),
+        (measured_in_a_branch_of_a_loop, {"01": 10}),
+        (measured_in_an_instruction, {"1": 10}),
+    ],
+)
+def test_a_measurement_anywhere_will_do(
+    ibm: local.Service, service: QiskitRuntimeService, make: Callable[[], QuantumCircuit], counts: dict[str, int]
+) -> None:
+    assert run(make(), BACKEND, service=service, shots=10, panel=None).counts == counts
+
+
+@pytest.mark.parametrize(
+    ("pubs", "said"),
+    [
+        (3, "a circuit, a list of circuits or PUBs is needed, not int"),
+        (None, "a circuit, a list of circuits or PUBs is needed, not NoneType"),
+        ("OPENQASM 3.0;", "not a circuit"),
+        ([], "the list of circuits is empty; give at least one"),
+        ((), "the list of circuits is empty; give at least one"),
+        ([()], "not a circuit"),
+        ([None], "not a circuit: NoneType; give a QuantumCircuit or a PUB"),
+        ({"circuit": 1}, "not a circuit: str"),
+    ],
+)
+def test_not_a_circuit(refused: Refused, pubs: Any, said: str) -> None:
+    assert said in refused(pubs)
+
+
+def test_parameter_values_that_do_not_fit(refused: Refused) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.rx(Parameter("a"), 0)
+    circuit.rx(Parameter("b"), 0)
+    circuit.measure_all()
+    assert "the PUB does not fit a sampler" in refused((circuit, [1.0, 2.0, 3.0]))
+    assert "the PUB does not fit a sampler" in refused(circuit)  # no values at all
+    assert "the PUB does not fit a sampler (number 1)" in refused([ones(), (circuit, [1.0], "many")])
+
+
+def test_an_estimator_needs_observables(refused: Refused) -> None:
+    circuit = bell(measured=False)
+    assert refused(circuit, primitive="estimator") == (
+        "an estimator needs observables too; give (circuit, observables)"
+    )
+    assert "fit an estimator" in refused((circuit, SparsePauliOp("ZZZ")), primitive="estimator")
+    assert "fit an estimator" in refused((circuit,), primitive="estimator")
+
+
+def test_a_sampler_takes_no_observables(refused: Refused) -> None:
+    assert "the PUB does not fit a sampler" in refused((bell(), SparsePauliOp("ZZ")))
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("shots", [0, -1, 1.5, True, "x", float("nan"), [1]])
+def test_shots(refused: Refused, shots: Any) -> None:
+    assert refused(bell(), shots=shots) == f"shots must be a whole number of at least 1, not {shots!r}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"max_execution_time": 0}, "max_execution_time must be a whole number of at least 1, not 0"),
+        ({"max_execution_time": "1h"}, "max_execution_time must be a whole number of at least 1, not '1h'"),
+        ({"optimization_level": 4}, "optimization_level must be 0, 1, 2 or 3, not 4"),
+        ({"optimization_level": -1}, "optimization_level must be 0, 1, 2 or 3, not -1"),
+        ({"optimization_level": True}, "optimization_level must be 0, 1, 2 or 3, not True"),
+        ({"optimization_level": None}, "optimization_level must be 0, 1, 2 or 3, not None"),
+        ({"seed_transpiler": -1}, "seed_transpiler must be a whole number of at least 0, not -1"),
+        ({"seed_transpiler": 1.0}, "seed_transpiler must be a whole number of at least 0, not 1.0"),
+        ({"timeout": 0}, "timeout must be a number of seconds above 0, not 0"),
+        ({"timeout": -3}, "timeout must be a number of seconds above 0, not -3"),
+        ({"timeout": "60"}, "timeout must be a number of seconds above 0, not '60'"),
+        ({"timeout": True}, "timeout must be a number of seconds above 0, not True"),
+        ({"timeout": float("inf")}, "timeout must be a number of seconds above 0, not inf"),
+        ({"timeout": float("nan")}, "timeout must be a number of seconds above 0, not nan"),
+        ({"poll_interval": 0.01}, "poll_interval must be a number of seconds of at least 0.1, not 0.01"),
+        ({"poll_interval": 0}, "poll_interval must be a number of seconds of at least 0.1, not 0"),
+        ({"on_status": 3}, "on_status must be callable, not int"),
+        ({"on_status": "print"}, "on_status must be callable, not str"),
+        ({"panel": "fancy"}, "panel must be "),
+        ({"panel": 3}, "panel must be "),
+        ({"on_unprotected": "ignore"}, 'on_unprotected must be "raise" or "warn", not \'ignore\''),
+        ({"on_unprotected": None}, 'on_unprotected must be "raise" or "warn", not None'),
+        ({"primitive": "samplr"}, 'primitive must be "sampler", "estimator" or a primitive object (version 2), not '),
+        ({"primitive": 3}, 'primitive must be "sampler", "estimator" or a primitive object (version 2), not int'),
+        ({"primitive": None}, 'primitive must be "sampler", "estimator" or a primitive object'),
+        ({"primitive": Sampler}, 'primitive must be "sampler", "estimator" or a primitive object'),
+        ({"tags": "mine"}, "tags must be several strings, not one; write tags=['mine']"),
+        ({"tags": 3}, "tags must be strings in a list or tuple, not int"),
+        ({"tags": None}, "tags must be strings in a list or tuple, not NoneType"),
+        ({"tags": [3]}, "a tag must be a string that is not empty, not 3"),
+        ({"tags": [""]}, "a tag must be a string that is not empty, not ''"),
+        ({"tags": ["x" * 87]}, f"the tag '{'x' * 20}'… has 87 characters, and IBM Quantum allows 86"),
+        ({"tags": list("abcdef")}, "6 tags are too many: IBM Quantum allows a job 8, and 3 of them are needed"),
+    ],
+)
+def test_arguments(refused: Refused, arguments: dict[str, Any], said: str) -> None:
+    assert said in refused(bell(), **arguments)
+
+
+def test_submit_and_try_run_refuse_alike(ibm: local.Service, service: QiskitRuntimeService) -> None:
+    with pytest.raises(ConfigError, match="shots must be a whole number"):
+        submit(bell(), BACKEND, service=service, shots=0)
+    with pytest.raises(ConfigError, match="panel must be"):
+        submit(bell(), BACKEND, service=service, panel="fancy")
+    match try_run(bell(), BACKEND, service=service, shots=0):
+        case Err(ConfigError() as error):
+            assert error.stage == "config"
+        case other:
+            pytest.fail(repr(other))
+    with pytest.raises(TypeError, match="colour"):  # Python's own refusal stays Python's
+        try_run(bell(), BACKEND, service=service, colour="red")
+    assert not ibm.journal(method="POST", path="/api/v1/jobs")
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_unsupported_platform(refused: Refused, monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    said = refused(bell())
+    monkeypatch.undo()
+    assert f"this platform ({platform}) is not supported; run the driver on Linux (WSL 2 will do)" in said
+
+
+# Backends
+
+
+def test_too_wide_for_the_backend(refused: Refused) -> None:
+    assert refused(ones(128), stage="backend") == (
+        "a circuit has 128 qubits, and ibm_brisbane has 127; choose a wider backend, or none to have one chosen"
+    )
+
+
+def test_too_wide_for_every_backend(refused: Refused) -> None:
+    assert refused(ones(128), None, stage="backend") == (
+        "no backend of this account is online and has 128 qubits; see service.backends()"
+    )
+
+
+def test_unknown_backend(refused: Refused) -> None:
+    assert refused(bell(), "ibm_brisbne", stage="backend") == (
+        "there is no backend 'ibm_brisbne' for this account; did you mean ibm_brisbane?"
+    )
+    assert refused(bell(), "xyzzy", stage="backend") == (
+        "there is no backend 'xyzzy' for this account; there are: ibm_brisbane"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Properties of fake_nighthawk:UserWarning")
+def test_unknown_backend_of_the_local_service(refused: Refused) -> None:
+    here = QiskitRuntimeService(channel="local")
+    assert "did you mean" in refused(bell(), "fake_sherbroke", service=here, stage="backend")
+
+
+def test_what_is_no_backend(refused: Refused) -> None:
+    assert "must be a name, a backend object, a Session or a Batch, not int" in refused(bell(), 3)
+    assert "must be a name, a backend object, a Session or a Batch, not type" in refused(bell(), Session)
+
+
+def test_what_is_no_service(refused: Refused) -> None:
+    assert refused(bell(), service="ibm") == "service must be a QiskitRuntimeService, not str"
+
+
+# Primitives
+
+
+def test_arguments_that_belong_on_the_users_primitive(refused: Refused, backend: Any) -> None:
+    sampler, estimator = Sampler(mode=backend), Estimator(mode=backend)
+    assert "backend" in refused(bell(), backend, primitive=sampler)
+    assert "leave backend= away" in refused(bell(), BACKEND, primitive=sampler)
+    assert "set them on your own primitive" in refused(bell(), None, primitive=sampler, options={})
+    pub = (bell(measured=False), SparsePauliOp("ZZ"))
+    assert "options.default_shots" in refused(pub, None, primitive=estimator, shots=10)
+
+
+def test_a_primitive_without_a_backend(refused: Refused) -> None:
+    from qiskit.primitives import StatevectorSampler
+
+    assert refused(bell(), None, primitive=StatevectorSampler()) == (
+        "StatevectorSampler has no backend; make it with mode=..."
+    )
+
+
+@pytest.mark.parametrize("options", [{"nonsense": 1}, 3, "shots", {"twirling": {"enable_gates": "perhaps"}}])
+def test_options_that_do_not_fit(refused: Refused, options: Any) -> None:
+    assert "the options do not fit Sampler" in refused(bell(), options=options)
+
+
+def test_options_of_the_other_primitive(refused: Refused) -> None:
+    assert "the options do not fit Sampler" in refused(bell(), options={"resilience_level": 2})
+
+
+@pytest.mark.parametrize(
+    ("tags", "count"), [(["a", "b", "c"], 6), (["a", "b", "c", "d", "e", "f"], 6), (["a"] * 8, 8)]
+)
+def test_tags_on_a_primitive_count(refused: Refused, backend: Any, tags: list[str], count: int) -> None:
+    sampler = Sampler(mode=backend)
+    sampler.options.environment.job_tags = tags
+    mine = ["x", "y", "z"] if len(tags) == 3 else []
+    assert refused(bell(), None, primitive=sampler, tags=mine).startswith(f"{count} tags are too many")
+    assert sampler.options.environment.job_tags == tags
+
+
+def test_tags_in_options_count(refused: Refused) -> None:
+    options = {"environment": {"job_tags": ["a", "b", "c"]}}
+    assert "6 tags are too many" in refused(bell(), options=options, tags=["x", "y", "z"])
+    assert "has 87 characters" in refused(bell(), options={"environment": {"job_tags": ["x" * 87]}})
+
+
+def test_what_the_primitive_refuses_before_the_post(ibm: local.Service, service: QiskitRuntimeService) -> None:
+    """Its checks are Qiskit's; what matters is that the error says that nothing was submitted."""
+    dynamic = QuantumCircuit(1, 1)
+    dynamic.measure(0, 0)
+    with dynamic.if_test((dynamic.clbits[0], 1)):
+        dynamic.x(0)
+    options = {"dynamical_decoupling": {"enable": True}}
+    with pytest.raises(SubmitError, match="nothing was submitted.*Dynamical decoupling is not compatible") as caught:
+        run(dynamic, BACKEND, service=service, options=options, panel=None)
+    assert (caught.value.stage, caught.value.job_id) == ("submit", None)
+    assert caught.value.__cause__ is not None
+    assert not ibm.journal(method="POST", path="/api/v1/jobs")
+    assert not ibm.journal(path="*/cancel")
+
+
+# Sessions
+
+
+@pytest.mark.parametrize("kind", [Session, Batch])
+def test_a_session_closed_here(refused: Refused, backend: Any, kind: type[Session]) -> None:
+    with kind(backend=backend) as session:
+        pass
+    assert refused(bell(), session) == f"the session {session.session_id} is closed; open a new one"
+
+
+@pytest.mark.parametrize("kind", [Session, Batch])
+def test_a_session_closed_before_it_was_found_by_id(
+    refused: Refused, service: QiskitRuntimeService, backend: Any, kind: type[Session]
+) -> None:
+    with kind(backend=backend) as session:
+        pass
+    found = kind.from_id(session.session_id, service)
+    assert refused(bell(), found) == f"the session {session.session_id} is closed; open a new one"
+
+
+def test_a_primitive_in_a_closed_session(refused: Refused, backend: Any) -> None:
+    with Session(backend=backend) as session:
+        sampler = Sampler(mode=session)
+    assert refused(bell(), None, primitive=sampler) == f"the session {session.session_id} is closed; open a new one"
+
+
+def test_a_session_closed_by_someone_else(ibm: local.Service, service: QiskitRuntimeService, backend: Any) -> None:
+    """Nobody here can know: the service refuses the job."""
+    session = Session(backend=backend)
+    Session.from_id(session.session_id, service).close()
+    with pytest.raises(SubmitError) as caught:
+        run(bell(), session, panel=None)
+    assert (caught.value.stage, caught.value.job_id) == ("submit", None)
+    assert not ibm.jobs()
+    assert not ibm.journal(path="*/cancel")
+
+
+@pytest.fixture
+def other_backend(backend: Any) -> Any:
+    """A backend of the same account, by another name."""
+    import copy
+
+    other = copy.copy(backend)
+    other.name = "ibm_other"
+    return other
+
+
+def test_another_backend_inside_a_session(refused: Refused, backend: Any, other_backend: Any) -> None:
+    with Session(backend=backend):
+        assert refused(bell(), other_backend) == (
+            "inside this `with` everything runs in the session on ibm_brisbane, and not on ibm_other; leave backend= "
+            "away, or call run outside"
+        )
+
+
+# Accounts
+
+
+def test_no_account_then_one_is_saved(ibm: local.Service, start: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    """A plain script in a fresh home: first there is no account, then one is saved, and it is used at once."""
+    for name in ("QISKIT_IBM_TOKEN", "QISKIT_IBM_CHANNEL", "QISKIT_IBM_INSTANCE", "QISKIT_IBM_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("IAM_URL", "http://iam.localqpu.test")
+    monkeypatch.setenv("NO_PROXY", "localqpu.test")
+    monkeypatch.delenv("no_proxy", raising=False)
+    proxy = f"http://127.0.0.1:{ibm.port}"
+    driver = start(
+        f"""
+        from qiskit_ibm_runtime import QiskitRuntimeService
+        match try_run(bell(), "ibm_brisbane", panel=None):
+            case Err(ConfigError() as error):
+                say("refused", error.stage, error)
+        QiskitRuntimeService.save_account(
+            token="saved-key",
+            url="http://localqpu.test",
+            instance="crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::localqpu",
+            proxies={{"urls": {{"http": "{proxy}", "https": "{proxy}"}}}},
+        )
+        say("counted", sum(run(bell(), shots=64, panel=None).counts.values()))
+        """
+    )
+    said = " ".join(driver.line("refused "))
+    assert said == (
+        "config no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., "
+        "instance=...), or pass service=..."
+    )
+    assert driver.line("counted ") == ["64"]
+    assert driver.end() == 0, driver.errors
+    [job] = ibm.jobs()
+    assert job.backend == BACKEND
+
+
+@pytest.fixture
+def refusing_tokens(ibm: local.Service) -> Iterator[local.Service]:
+    ibm.auth(reject_tokens=True)
+    yield ibm
+    ibm.auth(reject_tokens=False)
+
+
+def test_a_saved_account_that_is_refused(
+    refusing_tokens: local.Service, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qiskit_ibm_runtime.accounts import management
+
+    file = tmp_path / "qiskit-ibm.json"
+    proxy = f"http://127.0.0.1:{refusing_tokens.port}"
+    QiskitRuntimeService.save_account(
+        token="a-key-that-was-withdrawn",
+        url="http://localqpu.test",
+        instance="crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::localqpu",
+        proxies={"urls": {"http": proxy, "https": proxy}},
+        filename=str(file),
+    )
+    monkeypatch.setattr(management, "_DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(file))
+    monkeypatch.setenv("IAM_URL", "http://iam.localqpu.test")
+    with pytest.raises(RunError) as caught:
+        run(bell(), BACKEND, panel=None)
+    assert caught.value.stage == "auth"
+    assert "the saved IBM Quantum account can't be used" in caught.value.reason
+    assert "a-key-that-was-withdrawn" not in repr(caught.value)
