@@ -53,6 +53,8 @@ def show() -> None:
             driver.send_signal(signal.SIGKILL)
             driver.wait()
         ended = ibm.wait_job(job)
+        # The watcher looks for duplicates too, before it ends; the service stays for that.
+        ibm.wait_for("GET", "/api/v1/jobs", answered=True)
     if ended.status != "Cancelled":
         raise click.ClickException(f"job {job} is {ended.status}")
     click.echo(f"   job {job} is {ended.status.lower()}, by {ended.cancel_requests} request of the watcher's.")

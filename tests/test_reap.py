@@ -1,0 +1,260 @@
+"""Driver and watcher die together: what they guarded is found in the ledger, and cancelled by whoever comes next."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from circuits import bell
+from conftest import RUN, Driver, wait_for_end
+
+from qx_supervisor import reap, run
+from qx_supervisor.cli import main
+
+REAP = """
+for reaped in reap(service()):
+    say("reaped", reaped.fate, *reaped.jobs)
+"""
+
+
+def kill_both(driver: Driver) -> None:
+    """As a cgroup kill or a power cut does: neither lives to see the other's death."""
+    watcher = driver.watcher()
+    driver.send(signal.SIGSTOP)
+    watcher.send_signal(signal.SIGKILL)
+    wait_for_end(watcher)
+    driver.kill()
+
+
+def test_reap_cancels_once(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    kill_both(driver)
+    assert ibm.job(job).cancel_requests == 0
+    found = reap(ibm.service())
+    assert [(reaped.fate, reaped.pid) for reaped in found] == [("pending", driver.pid)]
+    assert ibm.job(job).status == "Cancelled"
+    # Its POST was answered a moment ago, so for two minutes a job of a retried one might still turn up.
+    assert [reaped.fate for reaped in reap(ibm.service())] == ["pending"]
+    assert ibm.job(job).cancel_requests == 1
+
+
+def test_the_next_run_reaps_in_the_background(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    kill_both(driver)
+    following = fork(f"held = {RUN.replace('run', 'submit')}\nibm.wait_job('{job}', 'Cancelled')")
+    assert following.end() == 0, following.errors
+    assert ibm.job(job).cancel_requests == 1
+
+
+def test_two_reapers_never_cancel_twice(ibm, fork):
+    ibm.hold("queued")
+    drivers = [fork(RUN) for _ in range(4)]
+    jobs = [driver.queued() for driver in drivers]
+    for driver in drivers:
+        kill_both(driver)
+    reapers = [fork(REAP) for _ in range(3)]
+    for reaper in reapers:
+        assert reaper.end() == 0, reaper.errors
+    assert [ibm.job(job).cancel_requests for job in jobs] == [1] * 4
+
+
+def test_what_lives_is_not_touched(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    assert reap(ibm.service()) == []
+    # Its watcher is gone for the moment: it lives still, and will start another.
+    driver.send(signal.SIGSTOP)
+    watcher = driver.watcher()
+    watcher.kill()
+    wait_for_end(watcher)
+    assert reap(ibm.service()) == []
+    driver.send(signal.SIGCONT)
+    assert ibm.job(job).cancel_requests == 0
+    ibm.hold(None)
+    assert driver.end() == 0
+
+
+def test_a_live_watcher_of_a_dead_driver_is_left_to_it(ibm, fork):
+    """The service does not answer its cancel: the watcher goes on trying, and a reaper stays away."""
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/*/cancel", "method": "POST", "status": 503, "times": 1000}]})
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    watcher = driver.watcher()
+    driver.kill()
+    ibm.wait_for("POST", "*/cancel")
+    assert reap(ibm.service()) == []
+    ibm.scenario({})
+    ibm.wait_job(job, "Cancelled")
+    wait_for_end(watcher)
+
+
+def test_the_id_was_not_known(ibm, fork):
+    """Both die while the POST is in flight: the job is found by its tag."""
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "delay_seconds": 0.5}]})
+    driver = fork(RUN)
+    ibm.wait_for("POST", "/api/v1/jobs")
+    kill_both(driver)
+    ibm.wait_for("POST", "/api/v1/jobs", answered=True)
+    (job,) = ibm.jobs()
+    assert [reaped.fate for reaped in reap(ibm.service())] == ["pending"]
+    assert ibm.job(job.id).status == "Cancelled"
+
+
+def test_a_session_is_closed(ibm, fork):
+    ibm.hold("running")
+    driver = fork(
+        """
+        from qiskit.transpiler import generate_preset_pass_manager
+        from qiskit_ibm_runtime import Session
+        from qiskit_ibm_runtime.executor_sampler import Sampler
+        backend = service().backend("ibm_brisbane")
+        isa = generate_preset_pass_manager(0, backend).run(bell())
+        session = Session(backend)
+        with guard(session):
+            say("jobs", *(Sampler(mode=session).run([isa]).job_id() for _ in range(2)))
+            signal.pause()
+        """
+    )
+    jobs = driver.line("jobs ")
+    kill_both(driver)
+    assert [reaped.fate for reaped in reap(ibm.service())] == ["cancelled"]
+    assert [ibm.job(job).status for job in jobs] == ["Cancelled"] * 2
+    assert ibm.journal(method="DELETE", path="/api/v1/sessions/*/close")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="unshare --pid needs root")
+def test_another_pid_namespace_is_never_judged(ibm, start, state):
+    """The same machine and state directory, seen from two PID namespaces: a pid means nothing in the other."""
+    ibm.hold("queued")
+    inside = start(RUN, wrap=lambda command: ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command])
+    job = inside.queued()
+    inside.kill()  # and with its first process the whole namespace, its watcher too
+    (reaped,) = reap(ibm.service())
+    assert reaped.fate == "elsewhere"
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_another_account_is_not_touched(ibm, fork, state):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    kill_both(driver)
+    with sqlite3.connect(state / "ledger.db") as book:
+        book.execute("UPDATE runs SET instance = 'crn:v1:someone:else'")
+    book.close()
+    assert [reaped.fate for reaped in reap(ibm.service())] == ["other account"]
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_ps_and_reap_commands(ibm, fork, capsys):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    main(["ps"], standalone_mode=False)
+    assert capsys.readouterr().out.split()[:3] == ["live", f"{os.uname().nodename}:{driver.pid}", job]
+    driver.kill()
+    ibm.wait_job(job, "Cancelled")
+
+
+def _spoil(kind: str, state: Path) -> None:
+    if kind == "a file in its place":
+        state.write_text("")
+    else:
+        state.mkdir(mode=0o700)
+    if kind == "corrupt":
+        (state / "ledger.db").write_bytes(b"\0 this is no database \0" * 400)
+        (state / "ledger.db").chmod(0o600)
+    if kind == "newer":
+        with sqlite3.connect(state / "ledger.db") as book:
+            book.execute("PRAGMA user_version = 9999")
+        book.close()
+        (state / "ledger.db").chmod(0o600)
+
+
+@pytest.mark.parametrize("kind", ["a file in its place", "corrupt", "newer"])
+def test_a_ledger_that_fails_costs_the_ledger_only(ibm, fork, state, kind):
+    """One warning; the run goes on, and so does its watcher."""
+    _spoil(kind, state)
+    driver = fork(
+        f"""
+        import logging
+        logging.basicConfig(level=logging.WARNING, format="%(name)s %(message)s")
+        logging.getLogger("qiskit_ibm_runtime").disabled = True
+        {RUN}
+        ibm.hold("queued")
+        {RUN}
+        """
+    )
+    driver.line("done ")
+    driver.queued()
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    assert driver.errors.decode().count("the ledger can't be kept") == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk(ibm, fork, state, caplog):
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "none", state], check=True)
+    try:
+        (state / "filler").write_bytes(b"")
+        with pytest.raises(OSError, match="No space"), (state / "filler").open("wb") as filler:
+            filler.write(b"x" * (1 << 20))
+        ibm.hold("queued")
+        driver = fork(RUN)
+        job = driver.queued()
+        watcher = driver.watcher()
+        driver.kill()
+        assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+        wait_for_end(watcher)
+    finally:
+        subprocess.run(["umount", state], check=True)
+
+
+def test_a_locked_ledger(ibm, fork, state):
+    state.mkdir(mode=0o700)
+    first = fork(RUN)
+    assert first.end() == 0
+    book = sqlite3.connect(state / "ledger.db", isolation_level=None)
+    try:
+        book.execute("BEGIN EXCLUSIVE")
+        ibm.hold("queued")
+        driver = fork(RUN)
+        job = driver.queued()
+        driver.kill()
+        assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    finally:
+        book.close()
+
+
+def test_no_secret_is_in_the_ledger(ibm, state, caplog):
+    key = "sentinel-" + "k" * 40
+    with caplog.at_level(logging.DEBUG, logger="qx_supervisor"):
+        run(bell(), "ibm_brisbane", service=ibm.service(key), shots=16, panel=None)
+    for file in state.glob("*"):
+        assert key.encode() not in file.read_bytes()
+    assert key not in caplog.text
+
+
+def test_rows_have_the_mode_of_a_private_file(ibm, fork, state):
+    driver = fork(RUN)
+    assert driver.end() == 0
+    assert (state.stat().st_mode & 0o777, (state / "ledger.db").stat().st_mode & 0o777) == (0o700, 0o600)
+    listed = subprocess.run(
+        [sys.executable, "-m", "qx_supervisor", "ps", "--all"], capture_output=True, text=True, check=True
+    )
+    assert listed.stdout.startswith("done ")
