@@ -59,9 +59,15 @@ class Interrupts:
             os.close(self._reader)
             os.close(self._writer)
             self._writer = -1
-        # What came too late for the loop to see belongs to the handlers that are back.
-        while self._arrived:
-            signal.raise_signal(self._arrived.popleft())
+        self._redeliver()
+
+    def _redeliver(self) -> None:
+        """What came too late for the loop to see belongs to the handlers that are back."""
+        if self._arrived:
+            try:
+                signal.raise_signal(self._arrived.popleft())
+            finally:
+                self._redeliver()  # also after a handler that raises
 
     def _arrive(self, number: int, _frame: FrameType | None) -> None:
         # No lock: the handler may run while this very thread holds it.
@@ -146,13 +152,20 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
         return
     if threading.current_thread() is not threading.main_thread():
         return
-    # What the interpreter would do now, in its order, and then what it does for a KeyboardInterrupt.
-    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - CPython's own way to join at the end
-    atexit._run_exitfuncs()  # noqa: SLF001 - and to run what was registered
+    # What the interpreter would do now, in its order, and then what it does for a KeyboardInterrupt: `_shutdown` is
+    # CPython's own way to join the threads at the end. Another Ctrl-C ends only the step that it finds.
+    for step in (threading._shutdown, atexit._run_exitfuncs, _flush):  # type: ignore[attr-defined]  # noqa: SLF001
+        try:
+            step()
+        except BaseException:  # noqa: BLE001, PERF203 - the death below must come
+            pass
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (AttributeError, OSError, ValueError):
             pass
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGINT)
