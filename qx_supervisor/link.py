@@ -18,6 +18,7 @@ from typing import Any
 
 from multiprocess.connection import wait
 
+from . import placement
 from .errors import WatcherError
 from .launch import START_SECONDS, WatcherProcess, launch
 from .ours import protocol
@@ -93,6 +94,7 @@ class Link:
         self._runs: dict[str, Guarded] = {}
         self._questions: dict[int, _Question] = {}
         self._seq = 0
+        self._advised = False
         self._idle_since = 0.0
         self._deaths: deque[float] = deque(maxlen=RELAUNCHES + 1)
 
@@ -265,6 +267,9 @@ class Link:
     # The link's thread
 
     def _serve(self) -> None:
+        if not self._advised:
+            self._advised = True
+            threading.Thread(target=placement.warn, name="qx-placement", daemon=True).start()
         while True:
             try:
                 process = launch()

@@ -307,7 +307,7 @@ def test_what_the_primitive_refuses_before_the_post(ibm: local.Service, service:
     with dynamic.if_test((dynamic.clbits[0], 1)):
         dynamic.x(0)
     options = {"dynamical_decoupling": {"enable": True}}
-    with pytest.raises(SubmitError, match="nothing was submitted.*Dynamical decoupling is not compatible") as caught:
+    with pytest.raises(SubmitError, match=r"nothing was submitted.*Dynamical decoupling is not compatible") as caught:
         run(dynamic, BACKEND, service=service, options=options, panel=None)
     assert (caught.value.stage, caught.value.job_id) == ("submit", None)
     assert caught.value.__cause__ is not None

@@ -1,0 +1,88 @@
+"""Where a watcher can't help: whatever kills the driver's whole container, job step or unit kills its watcher too.
+
+Then the ledger is what is left: a later `reap` on the same machine cancels. This is said once per process, in one line
+with the remedy, where the driver is in such a place; never at an ordinary terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+logger = logging.getLogger("qx_supervisor")
+
+
+def advice(
+    pid: int, environ: Mapping[str, str], cgroup: str, *, at_terminal: bool, kill_mode: Callable[[str, bool], str]
+) -> str:
+    """What to tell a driver about its place, or "".
+
+    Args:
+        pid: The driver's process id.
+        environ: Its environment.
+        cgroup: What /proc/self/cgroup says.
+        at_terminal: Whether it has a terminal.
+        kill_mode: Asks systemd for a unit's `KillMode`; the second argument says whether it is a user's unit.
+    """
+    if pid == 1:
+        return (
+            "this driver is process 1 of its container: when it dies, the container ends, and the watcher with it. "
+            "Start it from a shell that outlives it: sh -c 'python driver.py; qx-supervisor reap'"
+        )
+    if "SLURM_JOB_ID" in environ and "slurm" in cgroup:
+        return (
+            f"this driver is in a step of Slurm job {environ['SLURM_JOB_ID']}: at its end Slurm kills the watcher too. "
+            "Run `qx-supervisor reap` after the step, in the batch script or in a TaskEpilog on the same node"
+        )
+    unit = _unit(cgroup)
+    if unit and not at_terminal:
+        name, of_user = unit
+        if kill_mode(name, of_user) == "control-group":
+            return (
+                f"this driver is in the unit {name}, and systemd ends all of a unit's processes with it, the watcher "
+                "too, once TimeoutStopSec has passed. Set KillMode=process in the unit"
+            )
+    return ""
+
+
+def _unit(cgroup: str) -> tuple[str, bool] | None:
+    """The service unit that a process is in, and whether it is a user's; None for a scope, such as a login session."""
+    for line in cgroup.splitlines():
+        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if number != "0" and controllers != "name=systemd":
+            continue
+        name = path.rstrip("/").rpartition("/")[2]
+        # What logins and terminals run in are scopes, or the user manager itself.
+        if name.endswith(".service") and not name.startswith("user@"):
+            return name, "/user@" in path
+    return None
+
+
+def _kill_mode(unit: str, of_user: bool) -> str:
+    command = ["systemctl", *(["--user"] if of_user else []), "show", "--property=KillMode", "--value", unit]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=2, check=False).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def warn() -> None:
+    """Look where this process is, and log the advice if there is any."""
+    try:
+        cgroup = Path("/proc/self/cgroup").read_text()
+    except OSError:
+        cgroup = ""
+    told = advice(os.getpid(), os.environ, cgroup, at_terminal=_has_terminal(), kill_mode=_kill_mode)
+    if told:
+        logger.warning("the watcher may not outlive this driver: %s", told)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
