@@ -165,6 +165,12 @@ class Link:
                 guarded.posted = clean
                 self._tell("posted", run=run, clean=clean)
 
+    def cancelling(self, run: str) -> None:
+        """This process is about to ask for the cancel itself; should it die, the watcher looks first."""
+        with self._lock:
+            if run in self._runs:
+                self._tell("cancelling", run=run)
+
     def stand_down(self, run: str) -> None:
         """The run is over: the watcher is to forget it."""
         with self._lock:

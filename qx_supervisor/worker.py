@@ -154,6 +154,7 @@ class Worker:
     def _cancel(self, deadline: float) -> CancelOutcome:
         assert self._target is not None and self.job_id is not None  # noqa: PT018 - it was submitted
         self._say("job", "cancelling, confirming")
+        link.cancelling(self.run_id)
 
         def wait(seconds: float) -> bool:
             left = deadline - time.monotonic()

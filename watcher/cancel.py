@@ -21,6 +21,9 @@ GIVE_UP = 900.0
 ASK_AGAIN = 60.0
 """Seconds after which a job that is not final, though its cancel was accepted, is asked to stop once more."""
 
+ASKED_BY_ANOTHER = 1.0
+"""Seconds that another's request for the cancel gets, which may have been cut off on its way."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # after a failure: doubled, with jitter
 _FIRST_LOOK, _LONGEST_LOOK = 0.02, 5.0  # between two readings of the state
 
@@ -107,13 +110,15 @@ class Cancellation(Effort):
         job: The job's id.
         remote: The service.
         clock: Seconds, monotonic.
+        asked: Whether somebody else asked for it a moment ago, or was about to: then it is asked for only if the job
+            does not stop within a second.
     """
 
-    def __init__(self, job: str, remote: Remote, clock: Callable[[], float]) -> None:
+    def __init__(self, job: str, remote: Remote, clock: Callable[[], float], *, asked: bool = False) -> None:
         super().__init__(remote)
         self.job = job
         self._clock = clock
-        self._asked_at: float | None = None
+        self._asked_at = clock() - ASK_AGAIN + ASKED_BY_ANOTHER if asked else None
         self._look = _FIRST_LOOK
 
     def advance(self) -> Outcome | float:

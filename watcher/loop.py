@@ -201,8 +201,8 @@ class Watcher:
                 self._say("ack", seq, **self._describe())
             case p.Prepare(account):
                 self._pool.submit(lambda: self._prepare(account))
-            case p.StartCancel(run, account, job):
-                self._start_cancel(run, account, job)
+            case p.StartCancel(run, account, job, asked):
+                self._start_cancel(run, account, job, asked=asked)
             case p.StartSweep(run, account, tag, session):
                 self._pool.submit(lambda: self._sweep(run, account, tag, session))
             case p.StartClose(run, account, session):
@@ -287,8 +287,8 @@ class Watcher:
                 pass  # the next try is due in a minute, and a cancel tries again by itself
         self.post(lambda: self._after(self._renewal(account), lambda: self._pool.submit(lambda: self._renew(name))))
 
-    def _start_cancel(self, run: str, account: str, job: str) -> None:
-        cancellation = Cancellation(job, self._accounts[account].remote, time.monotonic)
+    def _start_cancel(self, run: str, account: str, job: str, *, asked: bool) -> None:
+        cancellation = Cancellation(job, self._accounts[account].remote, time.monotonic, asked=asked)
 
         def ended(outcome: str) -> p.Event:
             return p.CancelEnded(run, job, outcome, cancellation.trouble if outcome == "unconfirmed" else "")

@@ -168,11 +168,12 @@ class Inspect:
 
 @dataclass(frozen=True)
 class StartCancel:
-    """Cancel a job and confirm it; answer with `CancelEnded`."""
+    """Cancel a job and confirm it; answer with `CancelEnded`. Asked: its caller did ask a moment ago, or was about to."""
 
     run: str
     account: str
     job: str
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,7 @@ class Run:
     posting: bool = True  # a POST of it may still leave
     window: bool = True  # a POST of it may still make a job
     doomed: bool = False  # its jobs are to be cancelled
+    cancelling: bool = False  # its caller asks for the cancel itself
     stood_down: bool = False  # done: it stays only for the duplicates of a retried POST
     sweeping: bool = False  # a sweep is under way
     swept: bool = True  # nothing is left to look for
@@ -349,6 +351,9 @@ class Policy:
                 return self._job(run, message["job"])
             case "posted":
                 return self._posted(run, clean=message["clean"])
+            case "cancelling":
+                run.cancelling = True
+                return []
             case "cancel":
                 return [*self._doom(run), Ack(seq)]
             case "done":
@@ -401,7 +406,7 @@ class Policy:
     def _done(self, run: Run) -> list[Action]:
         run.stood_down, run.doomed = True, False
         # It stays for one thing only: the duplicates of a retried POST, beside the job that the caller holds.
-        if not run.held or (run.swept and not run.sweeping):
+        if not run.held or run.is_resolved():
             del self.runs[run.id]
             return [Remember(run.id, "done")]
         # Should this watcher die too: whoever reads the ledger then must spare what the caller holds.
@@ -415,6 +420,10 @@ class Policy:
             return self._open_window(run) if run.doomed and run.posting and not self.caller_alive else []
         run.doomed = True
         run.swept = False
+        # What was given up while its caller lived is tried anew.
+        run.failures = 0
+        if "unconfirmed" not in run.cancels.values():
+            run.unresolved = ""
         actions: list[Action] = []
         for job in sorted(run.held):
             actions += self._cancel(run, job)
@@ -439,7 +448,7 @@ class Policy:
             return []
         self._cancelled.add(job)
         run.cancels[job] = ""
-        return [StartCancel(run.id, run.account, job)]
+        return [StartCancel(run.id, run.account, job, run.cancelling and job in run.held)]
 
     def _sweep(self, run: Run) -> list[Action]:
         run.sweeping = True

@@ -67,6 +67,7 @@ _FROM_CALLER: dict[str, dict[str, type]] = {
     "job": {"run": str, "job": str},  # its answer came: the job's id
     "session": {"run": str, "account": str, "tag": str, "session": str, "owner": bool},  # an intent for a whole session
     "posted": {"run": str, "clean": bool},  # no POST of it leaves any more; clean: each was answered, at the first try
+    "cancelling": {"run": str},  # the caller is about to ask for the cancel itself
     "done": {"run": str},  # stand down
     "cancel": {"run": str},  # the caller hands the cancel over
     "bye": {},  # may the watcher leave?
