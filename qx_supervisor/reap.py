@@ -92,17 +92,16 @@ def reap_in_background(client: Any) -> None:
 
 def _in_background(client: Any) -> None:
     try:
-        with ledger.Ledger.open(ledger.state_directory()) as book:
-            for pause in (*BACKGROUND_PAUSES, 0.0):
-                pending = False
-                for reaped in _reap(book, [client]):
-                    pending |= reaped.fate == "pending"
-                    if reaped.fate == "cancelled":
-                        jobs = ", ".join(reaped.jobs)
-                        logger.warning("cancelled what driver %d left behind with its watcher: %s", reaped.pid, jobs)
-                if not pending:
-                    return
-                time.sleep(pause)
+        for pause in (*BACKGROUND_PAUSES, 0.0):
+            with ledger.Ledger.open(ledger.state_directory()) as book:
+                found = _reap(book, [client])
+            for reaped in found:
+                if reaped.fate == "cancelled":
+                    jobs = ", ".join(reaped.jobs)
+                    logger.warning("cancelled what driver %d left behind with its watcher: %s", reaped.pid, jobs)
+            if not any(reaped.fate == "pending" for reaped in found):
+                return
+            time.sleep(pause)
     except ledger.LedgerError as error:
         logger.warning("what was left behind on this machine could not be looked for: %s", error)
 
@@ -170,10 +169,9 @@ def _conclude(book: Any, row: Any, troubles: list[str], now: float) -> Reaped:
     was_cancelled = tuple(job for job, outcome in row.jobs.items() if outcome == "cancelled")
     first_seen = row.sweep_until - 86400.0 if row.sweep_until is not None else None
     # When the driver died is not known; that it had died when this row was first judged, is.
-    may_still_come = (now if first_seen is None else first_seen) + WINDOW > now and not row.session_owner
-    answered_long_ago = bool(row.jobs) and now - row.updated_at > WINDOW
+    in_window = now < (now if first_seen is None else first_seen) + WINDOW
     fate: Fate = "cancelled" if was_cancelled else "nothing left"
-    if troubles or (may_still_come and not answered_long_ago):
+    if troubles or (in_window and not row.answered and not row.session_owner):
         fate = "pending"
     if fate == "pending" and first_seen is not None and now >= row.sweep_until:
         fate = "expired"

@@ -267,6 +267,10 @@ def _token(manager: Any) -> str:
     return str(manager.get_token())
 
 
+# A forked child must not write on its parent's connections.
+os.register_at_fork(after_in_child=_remotes.clear)
+
+
 def remote_of(client: Any) -> remote.Remote:
     """The service as `watcher.remote` speaks to it, with the token of the user's own service."""
     known = _remotes.get(client)

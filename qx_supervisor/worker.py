@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
+import os
 import threading
 import time
 import uuid
@@ -46,7 +47,15 @@ _POLL_SHARE = 0.02  # of the time that a job has taken so far: an hour in the qu
 _LONGEST_RETRY = 30.0
 _RATE_LIMIT_PAUSE = 12.0  # 5 jobs a minute are allowed: what to wait where the answer does not say
 
-DRIVER_TAG = f"qxd-{uuid.uuid4().hex}"
+_driver_tag = (0, "")
+
+
+def driver_tag() -> str:
+    """The tag of all jobs of this process; a forked child is another driver."""
+    global _driver_tag  # noqa: PLW0603 - one per process
+    if _driver_tag[0] != os.getpid():
+        _driver_tag = (os.getpid(), f"qxd-{uuid.uuid4().hex}")
+    return _driver_tag[1]
 
 
 Phase = Literal["preparing", "posting", "doubtful", "submitted", "final"]
@@ -70,7 +79,7 @@ class Worker:
         self.request = request
         self.run_id = uuid.uuid4().hex
         self.tag = f"qxs-{self.run_id}"
-        self.tags: tuple[str, ...] = (*request.tags, self.tag, DRIVER_TAG)
+        self.tags: tuple[str, ...] = (*request.tags, self.tag, driver_tag())
         self.max_execution_time = request.max_execution_time
         self.outcome: Future[RunResult] = Future()
         self.job_id: str | None = None

@@ -240,7 +240,7 @@ def test_a_reused_pid_is_another_process() -> None:
     assert not is_running(os.getpid(), ticks - 1)
 
 
-@pytest.mark.parametrize("pid", [0, -1, -os.getpid(), 2**40])
+@pytest.mark.parametrize("pid", [0, -1, pytest.param(-os.getpid(), id="own group"), 2**40])
 def test_numbers_that_are_no_pid(pid: int) -> None:
     assert not is_running(pid, None)
 
@@ -738,6 +738,7 @@ WHOLE: dict[str, Any] = {
     "state": "pending",
     "detail": "no answer",
     "sweep_until": 99.5,
+    "answered": True,
 }
 
 
@@ -1142,8 +1143,8 @@ def test_no_file_of_it_holds_a_secret(state: Path) -> None:
         columns = {name for (_, name, *_) in ledger._database.execute("PRAGMA table_info(runs)")}
     # A new column is a decision: what it may hold, and that it is no secret.
     assert columns == {
-        "run", "tag", "driver_tag", "endpoint", "instance", "session", "session_owner", "machine", "host", "boot",
-        "pid_ns", "pid", "start_ticks", "watcher_pid", "watcher_start_ticks", "state", "detail", "sweep_until",
+        "run", "tag", "driver_tag", "endpoint", "instance", "session", "session_owner", "answered", "machine", "host",
+        "boot", "pid_ns", "pid", "start_ticks", "watcher_pid", "watcher_start_ticks", "state", "detail", "sweep_until",
         "claimed_by", "claimed_at", "created_at", "updated_at",
     }  # fmt: skip
 

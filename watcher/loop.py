@@ -214,6 +214,8 @@ class Watcher:
                 self._record.finish(run, state, detail)
             case p.RememberJob(run, job, outcome):
                 self._record.job(run, job, outcome)
+            case p.RememberAnswered(run):
+                self._record.answered(run)
             case p.SetTimer(timer, seconds):
                 self._after(seconds, lambda: self._handle(p.Fired(timer)))
             case p.Exit():

@@ -168,7 +168,7 @@ class Inspect:
 
 @dataclass(frozen=True)
 class StartCancel:
-    """Cancel a job and confirm it; answer with `CancelEnded`. Asked: its caller did ask a moment ago, or was about to."""
+    """Cancel a job and confirm it; answer with `CancelEnded`. Asked: its caller did ask, or was about to."""
 
     run: str
     account: str
@@ -226,6 +226,13 @@ class RememberJob:
 
 
 @dataclass(frozen=True)
+class RememberAnswered:
+    """Write to the ledger that no job of a run is unknown."""
+
+    run: str
+
+
+@dataclass(frozen=True)
 class Exit:
     """End the process: nothing is left to do."""
 
@@ -242,6 +249,7 @@ Action = (
     | SetTimer
     | Remember
     | RememberJob
+    | RememberAnswered
     | Exit
 )
 
@@ -397,7 +405,7 @@ class Policy:
         # answer was lost, the last of them after a while.
         if clean:
             run.window = False
-            return []
+            return [RememberAnswered(run.id)]
         actions = self._open_window(run)
         if run.held and not run.sweeping:
             actions += self._sweep(run)

@@ -67,6 +67,10 @@ class Record:
         """Write a job of a run, and what became of it."""
         self._writes.put(lambda ledger: ledger.job_outcome(run, job, outcome))
 
+    def answered(self, run: str) -> None:
+        """Write that no job of a run is unknown."""
+        self._writes.put(lambda ledger: ledger.answered(run))
+
     def finish(self, run: str, state: State, detail: str) -> None:
         """Write what a run has come to."""
         until = time.time() + SWEPT_FOR if state == "pending" else None

@@ -51,6 +51,7 @@ class Row:
         jobs: The jobs known, each with what became of it; "" while that is open.
         session: A session to close.
         session_owner: Whether the session is the driver's own.
+        answered: Whether every submission of it was answered, at the first try: then no job of it is unknown.
         state: What the run has come to.
         detail: Why, in a sentence.
         sweep_until: Until when a pending run is swept again.
@@ -73,6 +74,7 @@ class Row:
     jobs: Mapping[str, str] = field(default_factory=dict)
     session: str | None = None
     session_owner: bool = False
+    answered: bool = False
     state: State = "guarded"
     detail: str = ""
     sweep_until: float | None = None

@@ -32,6 +32,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             instance            TEXT NOT NULL,
             session             TEXT,
             session_owner       INTEGER NOT NULL,
+            answered            INTEGER NOT NULL,
             machine             TEXT NOT NULL,
             host                TEXT NOT NULL,
             boot                TEXT NOT NULL,

@@ -137,6 +137,11 @@ class Ledger:
         with self._writing():
             self._update(run, session=session, session_owner=owner)
 
+    def answered(self, run: str) -> None:
+        """Write that every submission of a run was answered at the first try: no job of it is unknown."""
+        with self._writing():
+            self._update(run, answered=True)
+
     def watcher(self, run: str, pid: int, start_ticks: int | None) -> None:
         """Write which watcher guards a run."""
         with self._writing():
@@ -367,17 +372,17 @@ def _sentence(path: Path, error: Exception) -> str:
 
 _UPSERT = """
 INSERT INTO runs (
-    run, tag, driver_tag, endpoint, instance, session, session_owner, machine, host, boot, pid_ns, pid, start_ticks,
-    watcher_pid, watcher_start_ticks, state, detail, sweep_until, created_at, updated_at
+    run, tag, driver_tag, endpoint, instance, session, session_owner, answered, machine, host, boot, pid_ns, pid,
+    start_ticks, watcher_pid, watcher_start_ticks, state, detail, sweep_until, created_at, updated_at
 ) VALUES (
-    :run, :tag, :driver_tag, :endpoint, :instance, :session, :session_owner, :machine, :host, :boot, :pid_ns, :pid,
-    :start_ticks, :watcher_pid, :watcher_start_ticks, :state, :detail, :sweep_until, :now, :now
+    :run, :tag, :driver_tag, :endpoint, :instance, :session, :session_owner, :answered, :machine, :host, :boot, :pid_ns,
+    :pid, :start_ticks, :watcher_pid, :watcher_start_ticks, :state, :detail, :sweep_until, :now, :now
 )
 ON CONFLICT (run) DO UPDATE SET
     tag = coalesce(excluded.tag, tag), driver_tag = coalesce(excluded.driver_tag, driver_tag),
     endpoint = excluded.endpoint, instance = excluded.instance,
     session_owner = CASE WHEN excluded.session IS NULL THEN session_owner ELSE excluded.session_owner END,
-    session = coalesce(excluded.session, session),
+    session = coalesce(excluded.session, session), answered = excluded.answered,
     machine = excluded.machine, host = excluded.host, boot = excluded.boot, pid_ns = excluded.pid_ns,
     pid = excluded.pid, start_ticks = excluded.start_ticks,
     watcher_pid = excluded.watcher_pid, watcher_start_ticks = excluded.watcher_start_ticks,
@@ -400,6 +405,7 @@ def _columns(row: Row) -> dict[str, str | float | None]:
         "instance": row.instance,
         "session": row.session,
         "session_owner": row.session_owner,
+        "answered": row.answered,
         "machine": row.place.machine,
         "host": row.place.host,
         "boot": row.place.boot,
@@ -429,6 +435,7 @@ def _row(found: sqlite3.Row, jobs: dict[str, str]) -> Row:
         jobs=jobs,
         session=found["session"],
         session_owner=bool(found["session_owner"]),
+        answered=bool(found["answered"]),
         state=found["state"],
         detail=found["detail"],
         sweep_until=found["sweep_until"],
