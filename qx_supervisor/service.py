@@ -206,6 +206,9 @@ def _least_busy(service: Any, width: int) -> Any:
     from qiskit.providers.exceptions import QiskitBackendNotFoundError
 
     try:
+        # With a default instance the client would choose by the queues as they were when it was made.
+        if getattr(service, "_default_instance", False):
+            service._discover_backends_from_instance(service._account.instance)
         return service.least_busy(min_num_qubits=width)
     except QiskitBackendNotFoundError:
         raise ConfigError(
