@@ -227,7 +227,7 @@ class Worker:
 
     def _run(self) -> RunResult:
         request = self.request
-        if _may_be_remote(request.backend, request.primitive):
+        if _may_be_remote(request):
             link.prepare()  # its start overlaps what follows
         self._say("backend", "connecting")
         target = self._target = service.find_target(request.backend, request.service, request.primitive, request.width)
@@ -469,11 +469,15 @@ class Worker:
         self._tell(self.status)
 
 
-def _may_be_remote(backend: Any, primitive: Any) -> bool:
-    where = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None) or backend
-    return where is None or isinstance(where, str) or (type(where).__module__.startswith("qiskit_ibm_runtime.") and (
-        not type(where).__module__.startswith("qiskit_ibm_runtime.fake_provider")
-    ))
+def _may_be_remote(request: Request) -> bool:
+    """A first guess, before `qiskit_ibm_runtime` is imported."""
+    where = getattr(request.primitive, "_mode", None) or getattr(request.primitive, "_backend", None) or request.backend
+    if type(where).__module__ in ("qiskit_ibm_runtime.session", "qiskit_ibm_runtime.batch"):
+        where = where._backend
+    if where is None or isinstance(where, str):
+        return not getattr(request.service, "is_local", False)
+    module = type(where).__module__
+    return module.startswith("qiskit_ibm_runtime.") and not module.startswith("qiskit_ibm_runtime.fake_provider")
 
 
 def _failure(state: remote.JobState) -> str:
