@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,7 +23,9 @@ circuit.h(0)
 circuit.cx(0, 1)
 circuit.measure_all()
 service = local.Service(int(sys.argv[1]), int(sys.argv[2])).service()
-run(circuit, "ibm_brisbane", service=service, on_status=lambda status: print(status.state, status.job_id, flush=True))
+def tell(status):
+    print(status.state, status.watcher, status.job_id, flush=True)
+run(circuit, "ibm_brisbane", service=service, on_status=tell)
 """
 
 
@@ -48,22 +52,31 @@ def show() -> None:
         with subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(ibm.pid), str(ibm.port)], stdout=subprocess.PIPE, text=True
         ) as driver:
-            job = _queued_job(driver)
+            watcher, job = _queued(driver)
             click.echo(f"   kill -9 {driver.pid}")
             driver.send_signal(signal.SIGKILL)
             driver.wait()
         ended = ibm.wait_job(job)
-        # The watcher looks for duplicates too, before it ends; the service stays for that.
-        ibm.wait_for("GET", "/api/v1/jobs", answered=True)
+        _wait_for_end(watcher)  # it confirms the cancel and looks for duplicates; the service stays for that
     if ended.status != "Cancelled":
         raise click.ClickException(f"job {job} is {ended.status}")
     click.echo(f"   job {job} is {ended.status.lower()}, by {ended.cancel_requests} request of the watcher's.")
 
 
-def _queued_job(driver: subprocess.Popen[str]) -> str:
+def _queued(driver: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait until the driver's job is queued; returns its watcher's pid and the job's id."""
     assert driver.stdout is not None
     for line in driver.stdout:
-        state, _, job = line.strip().rpartition(" ")
+        state, watcher, job = line.strip().rsplit(" ", 2)
         if state == "queued":
-            return job
+            return int(watcher), job
     raise click.ClickException("the driver ended before its job was queued")
+
+
+def _wait_for_end(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    select.select([pidfd], [], [], 30)
+    os.close(pidfd)

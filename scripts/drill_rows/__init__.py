@@ -1,0 +1,1 @@
+"""The drill's rows: each a fault, what is expected of it, and how it is tried."""

@@ -1,0 +1,117 @@
+"""The programs that the drill runs as drivers. They find what `tests/drivers.py` gives a driver, and their tag."""
+
+from __future__ import annotations
+
+HEAD = """
+import ctypes, fcntl, resource
+from qiskit import qpy
+os.environ["QX_STATE_DIR"] = {state!r}
+os.environ["QX_SWEEP_WINDOW"] = {window!r}
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+TAGS = [{tag!r}]
+with open({circuit!r}, "rb") as _file:
+    isa = qpy.load(_file)[0]
+def drive(circuit=isa, on_status=tell, **arguments):
+    try:
+        common = {{"shots": 64, "tags": TAGS, "panel": None, "on_status": on_status}}
+        result = run(circuit, "ibm_brisbane", service=service(), **common, **arguments)
+        say("result", result.job_id)
+    except RunError as error:
+        say("failed", time.monotonic_ns(), type(error).__name__, error.job_id, error.reason.replace("\\n", " "))
+"""
+
+DRIVE = "drive()"
+
+TRANSPILE_TOO = "drive(bell())"
+
+LINGER = """
+drive()
+signal.pause()
+"""
+
+PAUSE_AT_INTENT = """
+from qx_supervisor import worker
+begin = worker.Worker._begin_post
+def begin_later(self):
+    say("intent")
+    time.sleep(0.1)
+    begin(self)
+worker.Worker._begin_post = begin_later
+drive()
+"""
+
+PAUSE_BEFORE_DONE = """
+from qx_supervisor.link import link
+stand_down = link.stand_down
+def stand_down_later(run):
+    say("standing-down")
+    time.sleep(0.1)
+    stand_down(run)
+link.stand_down = stand_down_later
+drive()
+"""
+
+TELL_WATCHERS = """
+from qx_supervisor.link import link
+def tell_watchers():
+    seen = None
+    while True:
+        with link._changed:
+            link._changed.wait_for(lambda: link.watcher_pid not in (None, seen))
+            seen = link.watcher_pid
+        say("watcher", seen)
+threading.Thread(target=tell_watchers, daemon=True).start()
+drive()
+"""
+
+REAP = """
+for reaped in reap(service()):
+    say("reaped", reaped.fate, *reaped.jobs)
+"""
+
+CONTROL = """
+going = True
+def stop(*_):
+    global going
+    going = False
+signal.signal(signal.SIGUSR1, stop)
+log = open({log!r}, "a", buffering=1)
+lock = open({lock!r})
+ours = service("key-of-the-control")
+while going:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # a fault in a submission is meant for somebody else's
+    try:
+        known = threading.Event()
+        held = submit(
+            isa, "ibm_brisbane", service=ours, shots=16, tags=TAGS, poll_interval=2,
+            on_status=lambda status: known.set() if status.job_id else None,
+        )
+        held.add_done_callback(lambda _: known.set())
+        known.wait()
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    try:
+        held.result()
+        print("result", held.job_id, file=log)
+    except RunError as error:
+        print("failed", held.job_id, type(error).__name__, error.reason, file=log)
+        ours = service("key-of-the-control")
+"""
+"""Runs job after job until it gets a SIGUSR1, and then ends with the one in flight."""
+
+
+def at(state: str, deed: str) -> str:
+    """A driver that does something itself when its run has come to a state.
+
+    Args:
+        state: Such as "queued".
+        deed: Python code.
+    """
+    indented = "\n        ".join(deed.strip().splitlines())
+    return f"""
+def act(status):
+    tell(status)
+    if status.state == {state!r}:
+        {indented}
+drive(on_status=act)
+"""

@@ -1,0 +1,269 @@
+"""A lane: an embedded service of its own, and all that is tried on it, one try after the other.
+
+Faults and holds are the service's, for all its clients; so tries that run at the same time have a service each, with a
+state directory, a source of drivers and a control of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from drivers import DEADLINE, PRELUDE, Driver, Zygote, orders
+
+from qx_supervisor import local
+
+from . import code
+from .attempt import Stopped, Try
+from .judge import JobSeen, Totals, TrySeen
+from .processes import ends, open_pidfd
+from .row import Row
+
+CONTROL_TAG = "drill-control"
+
+
+class Lane:
+    """One lane.
+
+    Args:
+        number: Which.
+        folder: An empty directory of its own.
+        circuit: A file with the circuit that the drivers run, transpiled.
+        window: The watchers' sweep window in seconds.
+        seed: Of what is random.
+    """
+
+    def __init__(self, number: int, folder: Path, circuit: Path, window: float, seed: int) -> None:
+        self.number = number
+        self.folder = folder
+        self.circuit = circuit
+        self.window = window
+        self.seed = seed
+        self.stopping = threading.Event()
+        self.state = folder / "state"
+        self.lock = folder / "lock"
+        self.lock.touch()
+        self._log = folder / "control.log"
+        self._log.touch()
+        self._numbers = 0
+        self._pidfds: dict[int, int] = {}  # of the drivers, by pid
+        self._control: Driver | None = None
+        self.at_row_end = contextlib.ExitStack()
+        self.ibm = local.start()
+        self._zygote = _start_zygote()
+
+    def begin(self) -> None:
+        """Wait for the service, and start the control."""
+        self.ibm.health()
+        control = code.CONTROL.format(log=str(self._log), lock=str(self.lock))
+        self._control = self._fork(control, CONTROL_TAG, self.state)
+        self.ibm.wait_for("POST", "/api/v1/jobs", timeout=DEADLINE)
+
+    # Tries
+
+    def run(self, row: Row, count: int) -> Totals:
+        """Try a row so many times."""
+        totals = Totals()
+        cursor = self.ibm.cursor()
+        self.ibm.hold("queued")
+        tries: list[Try] = []
+        waiting: list[tuple[Try, Iterator[float], float]] = []
+        with self.at_row_end:
+            for i in range(count):
+                chance = f"{self.seed}/{row.name}/{self.number}/{i}"
+                tries.append(one := Try(self, f"{self.number}.{self._next()}", chance))
+                steps = one.carry_out(row)
+                if steps is not None and (until := one.advance(steps)) is not None:
+                    waiting.append((one, steps, until))
+                if self.stopping.is_set():
+                    raise Stopped
+            while waiting:
+                one, steps, until = waiting.pop(0)
+                if self.stopping.wait(max(0.0, until - time.monotonic())):
+                    raise Stopped
+                if (then := one.advance(steps)) is not None:
+                    waiting.append((one, steps, then))
+            late = self.wait_for_watchers()
+            if self.stopping.is_set():
+                raise Stopped
+            if late:
+                tries[-1].seen.troubles.append(late)
+            self._look(tries, cursor)
+            for one in tries:
+                one.conclude(row)
+                totals.add(one.seen, row.requests)
+        self.ibm.scenario({})
+        self.ibm.hold(None)
+        for script in self.folder.glob("driver*.py"):
+            script.unlink()
+        for pid in [pid for pid in self._pidfds if pid != self._control_pid]:
+            os.close(self._pidfds.pop(pid))
+        return totals
+
+    def _look(self, tries: list[Try], cursor: int) -> None:
+        """Fill in what the service has come to know."""
+        arrivals: dict[str, list[int]] = {}
+        for entry in self.ibm.journal(cursor, "POST", "/api/v1/jobs/*/cancel"):
+            arrivals.setdefault(entry.path.split("/")[4], []).append(entry.arrived)
+        by_tag = {one.tag: one for one in tries}
+        for job in self.ibm.jobs():
+            owner = next((by_tag[tag] for tag in job.tags if tag in by_tag), None)
+            if owner is not None:
+                owner.seen.jobs.append(_seen(job, tuple(arrivals.get(job.id, ()))))
+            arrivals.pop(job.id, None)
+        if arrivals:
+            tries[-1].seen.troubles.append(f"requests to cancel jobs that there are not: {sorted(arrivals)}")
+
+    def fork(self, program: str, tag: str, state: Path | None = None) -> Driver:
+        """Start a driver."""
+        return self._fork(program, tag, state or self.state)
+
+    def _fork(self, program: str, tag: str, state: Path) -> Driver:
+        if self.stopping.is_set():
+            raise Stopped
+        script = self.folder / f"driver{self._next()}.py"
+        head = code.HEAD.format(state=str(state), window=str(self.window), tag=tag, circuit=str(self.circuit))
+        script.write_text(PRELUDE.format(pid=self.ibm.pid, port=self.ibm.port) + head + program)
+        driver = Driver(self._zygote.fork(script))
+        self._pidfds[driver.pid] = os.pidfd_open(driver.pid)
+        return driver
+
+    @property
+    def _control_pid(self) -> int:
+        return self._control.pid if self._control else 0
+
+    def signal(self, driver: Driver, number: int) -> None:
+        """Send a driver a signal, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfds[driver.pid], number)
+
+    def _next(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the control from submitting: a fault in a submission is not for it."""
+        with self.lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def reap(self) -> list[str]:
+        """Reap in a process of its own; returns the fates that it tells of."""
+        reaper = self.fork(code.REAP, "drill-reaper")
+        assert reaper.end() == 0, f"reap failed: {reaper.errors.decode()}"
+        return [line.split(" ")[1] for line in reaper.lines if line.startswith("reaped ")]
+
+    # Watchers
+
+    def watchers(self) -> list[psutil.Process]:
+        """The watchers of what was tried here."""
+        found = []
+        for process, order in orders():
+            if Path(order["state"]).is_relative_to(self.folder) and order["pid"] != self._control_pid:
+                found.append(process)
+        return found
+
+    def wait_for_watchers(self) -> str:
+        """Wait until no watcher is left but the control's; returns what is wrong if one stays."""
+        end = time.monotonic() + DEADLINE
+        while left := self.watchers():
+            for process in left:
+                with open_pidfd(process.pid) as pidfd:
+                    if pidfd is None:
+                        continue
+                    if not ends(pidfd, end - time.monotonic(), self.stopping):
+                        process.kill()
+                        return f"watcher {process.pid} did not end"
+        return ""
+
+    # The end
+
+    def stop_control(self) -> TrySeen:
+        """End the control with the job that it has in flight, and see what became of all its jobs."""
+        assert self._control is not None
+        seen = TrySeen()
+        self.ibm.scenario({})
+        self.ibm.hold(None)
+        self.signal(self._control, signal.SIGUSR1)
+        returncode = self._control.end()
+        if returncode != 0:
+            seen.troubles.append(f"the control ended by itself ({returncode}): {self._control.errors.decode()}")
+        for line in self._log.read_text().splitlines():
+            word, job, *more = line.split(" ", 2)
+            if word == "result":
+                seen.kept.add(job)
+            else:
+                seen.troubles.append(f"a run of the control failed: {job} {' '.join(more)}")
+        for job in self.ibm.jobs():
+            if CONTROL_TAG in job.tags:
+                seen.jobs.append(_seen(job, ()))
+                if job.id not in seen.kept:
+                    seen.troubles.append(f"the control has no result of job {job.id}")
+        return seen
+
+    def stop(self) -> None:
+        """End what a try may be waiting for. May be called from another thread."""
+        self.stopping.set()
+        for pidfd in list(self._pidfds.values()):
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self.ibm.stop()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for pidfd in self._pidfds.values():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for process, order in orders():
+            if Path(order["state"]).is_relative_to(self.folder):
+                with open_pidfd(process.pid) as pidfd, contextlib.suppress(psutil.Error):
+                    # Without a service they would go on trying for a quarter of an hour.
+                    if pidfd is not None and (self.stopping.is_set() or not ends(pidfd, 5.0)):
+                        process.kill()
+        for pidfd in self._pidfds.values():
+            os.close(pidfd)
+        self._zygote.close()
+        self.ibm.stop()
+
+
+def _seen(job: local.Job, cancels: tuple[int, ...]) -> JobSeen:
+    run = next((tag for tag in job.tags if tag.startswith("qxs-")), job.id)
+    return JobSeen(job.id, run, job.status, job.ended, job.cancel_requests, cancels)
+
+
+def _start_zygote() -> Zygote:
+    # A Ctrl-C at the terminal is for the drill alone; the drivers take their own signals back.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return Zygote()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def make_circuit(file: Path, ibm: local.Service) -> None:
+    """Write a circuit that needs no transpiling; in a process of its own, since transpiling makes one big."""
+    program = f"""
+import json, sys
+from qiskit import QuantumCircuit, qpy
+from qiskit.transpiler import generate_preset_pass_manager
+from qx_supervisor.local.client import connect
+circuit = QuantumCircuit(2)
+circuit.h(0)
+circuit.cx(0, 1)
+circuit.measure_all()
+backend = connect({ibm.port}, "local-key").backend("ibm_brisbane")
+with open({json.dumps(str(file))}, "wb") as out:
+    qpy.dump(generate_preset_pass_manager(1, backend).run(circuit), out)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

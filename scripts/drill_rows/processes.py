@@ -1,0 +1,42 @@
+"""Waiting for processes that are no children of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+from drivers import DEADLINE
+
+
+@contextlib.contextmanager
+def open_pidfd(pid: int) -> Iterator[int | None]:
+    """A pidfd, None where the process is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def wait_for_end(process: psutil.Process) -> None:
+    """Wait until a process has ended."""
+    with open_pidfd(process.pid) as pidfd:
+        assert pidfd is None or ends(pidfd, DEADLINE), f"{process} still runs"
+
+
+def ends(pidfd: int, seconds: float, stopping: threading.Event | None = None) -> bool:
+    """Whether a process ends within so many seconds, and before the drill is to stop."""
+    end = time.monotonic() + seconds
+    while not (ready := select.select([pidfd], [], [], max(0.0, min(0.5, end - time.monotonic())))[0]):
+        if time.monotonic() >= end or (stopping is not None and stopping.is_set()):
+            break
+    return bool(ready)

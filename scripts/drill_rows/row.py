@@ -1,0 +1,40 @@
+"""What a row of the drill is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .judge import Requests
+
+if TYPE_CHECKING:
+    from .attempt import Try
+
+Attempt = Callable[["Try"], Iterator[float] | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault.
+
+    Attributes:
+        name: What is done.
+        expected: What must come of it.
+        attempt: Does it once. A generator yields seconds to wait, which the tries of the row spend side by side.
+        weight: Its share of the tries.
+        requests: How often a job that is to be cancelled may be asked to stop.
+        outcome: What the driver comes to: its end by the drill's hand, its result, or its result unless it is told
+            that the submission failed.
+        most: The most tries that make sense.
+        obstacle: Says why it can't be tried here, or "".
+    """
+
+    name: str
+    expected: str
+    attempt: Attempt
+    weight: float = 1.0
+    requests: Requests = "one"
+    outcome: str = "killed"
+    most: int | None = None
+    obstacle: Callable[[], str] = str
