@@ -473,7 +473,7 @@ def _may_be_remote(request: Request) -> bool:
     """A first guess, before `qiskit_ibm_runtime` is imported."""
     where = getattr(request.primitive, "_mode", None) or getattr(request.primitive, "_backend", None) or request.backend
     if type(where).__module__ in ("qiskit_ibm_runtime.session", "qiskit_ibm_runtime.batch"):
-        where = where._backend
+        where = where._backend  # noqa: SLF001 - no public name gives the object
     if where is None or isinstance(where, str):
         return not getattr(request.service, "is_local", False)
     module = type(where).__module__
