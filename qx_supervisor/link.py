@@ -370,6 +370,8 @@ class Link:
                     "this process, their jobs would not be found again",
                     message["detail"],
                 )
+            elif message["event"] == "fault":
+                logger.error("a fault in the watcher, which goes on: %s; please report it", message["detail"])
             elif message["event"] == "token refused":
                 logger.warning(
                     "the token service refuses this account's API key (%s): jobs in flight could not be cancelled if "

@@ -2,7 +2,8 @@
 
 Each try starts a plain script, waits until the id of its job is known and some random milliseconds more, and kills it
 with SIGKILL. Measured is the time from the kill to the arrival of the cancel request in the embedded service's journal,
-both by the machine's monotonic clock. The baselines are written for this alone:
+both by the machine's monotonic clock. Beside it, how long a SIGTERM takes to end in a confirmed cancel, and how long a
+driver is without a watcher when that is killed. The baselines are written for this alone:
 
 bare      a process that holds a pidfd of the driver and an open connection, and sends a prepared request: the floor
 textbook  a forked child that polls `psutil.pid_exists` once a second and cancels with the official client
@@ -132,6 +133,72 @@ def kill_to_cancel(ibm: local.Service, code: str, tries: int, chance: random.Ran
     return times
 
 
+TERMINATED = (
+    COMMON
+    + """
+from qx_supervisor import Interrupted, run
+def tell(status):
+    if status.state == "submitted":
+        print(status.job_id, flush=True)
+try:
+    run(circuit, "ibm_brisbane", service=service, panel=None, on_status=tell)
+except Interrupted as interrupted:
+    print(time.monotonic_ns(), interrupted.cancel, flush=True)
+"""
+)
+
+RELAUNCHED = (
+    COMMON
+    + """
+import signal
+from qx_supervisor import submit
+from qx_supervisor.link import link
+queued = []
+def tell(status):
+    queued.append(status.state == "queued")
+held = submit(circuit, "ibm_brisbane", service=service, on_status=tell)
+while not any(queued):
+    time.sleep(0.01)
+for _ in range(int(sys.argv[3])):
+    watcher = link.watcher_pid
+    time.sleep(21)  # more deaths in a minute, and the link would take something to be at work against it
+    began = time.monotonic_ns()
+    os.kill(watcher, signal.SIGKILL)
+    while link.watcher_pid in (watcher, None):
+        time.sleep(0.001)
+    assert link.inspect()["runs"], "not told of the run"
+    print((time.monotonic_ns() - began) / 1e6, flush=True)
+held.cancel()
+"""
+)
+
+
+def from_terminate(ibm: local.Service, tries: int, chance: random.Random) -> list[float]:
+    """Milliseconds from a SIGTERM to a raised `Interrupted` whose cancel is confirmed, per try."""
+    times = []
+    for _ in range(tries):
+        command = [sys.executable, "-c", TERMINATED, str(ibm.pid), str(ibm.port)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as driver:
+            assert driver.stdout is not None
+            assert driver.stdout.readline(), "the driver ended early"
+            time.sleep(chance.uniform(0, 0.3))
+            sent = time.monotonic_ns()
+            driver.terminate()
+            raised, cancel = driver.stdout.readline().decode().split()
+            assert cancel == "confirmed", cancel
+            times.append((int(raised) - sent) / 1e6)
+        print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return times
+
+
+def relaunches(ibm: local.Service, tries: int) -> list[float]:
+    """Milliseconds from a watcher's death to another one that knows of the run, per try."""
+    command = [sys.executable, "-c", RELAUNCHED, str(ibm.pid), str(ibm.port), str(tries)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return [float(line) for line in done.stdout.split()]
+
+
 def percentile(times: list[float], share: float) -> float:
     """The value that such a share of the values does not exceed."""
     return sorted(times)[min(len(times) - 1, int(share * len(times)))]
@@ -151,6 +218,10 @@ def main() -> None:
         ibm.health()
         ibm.hold("queued")
         measured = {name: kill_to_cancel(ibm, codes[name], counts[name], chance) for name in codes}
+        others = {
+            "SIGTERM → cancel confirmed and Interrupted raised": from_terminate(ibm, max(1, asked.tries // 4), chance),
+            "watcher killed → another one knows of the run": relaunches(ibm, max(1, asked.tries // 20)),
+        }
     floor = statistics.median(measured["bare"])
     where = f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores"
     print(f"kill -9 → cancel request at the service, {where}")
@@ -161,8 +232,12 @@ def main() -> None:
         print(f"| {name} | {len(times)} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
     ours = measured["qx_supervisor"]
     print(f"\nwithin 100 ms: {sum(value <= 100 for value in ours)} of {len(ours)}")
+    print("\n| | tries | median ms | worst ms |")
+    print("|---|---|---|---|")
+    for name, times in others.items():
+        print(f"| {name} | {len(times)} | {statistics.median(times):.0f} | {max(times):.0f} |")
     if asked.json:
-        asked.json.write_text(json.dumps(measured))
+        asked.json.write_text(json.dumps({**measured, **others}))
 
 
 if __name__ == "__main__":

@@ -187,7 +187,10 @@ class Watcher:
 
     def _handle(self, event: p.Event) -> None:
         for action in self._policy.handle(event):
-            self._do(action)
+            try:
+                self._do(action)
+            except Exception as error:  # noqa: BLE001 - one fault must not end the watch over everything else
+                self._say("report", 0, event="fault", run="", job="", detail=f"{type(error).__name__}: {error}")
 
     def _do(self, action: p.Action) -> None:
         match action:
@@ -350,7 +353,7 @@ class Watcher:
             "modules": sorted(sys.modules),
             "environment": sorted(os.environ),
             "pss_kb": pss,
-            "runs": {run.id: sorted({run.held, *run.cancels} - {""}) for run in self._policy.runs.values()},
+            "runs": {run.id: sorted({*run.held, *run.cancels}) for run in self._policy.runs.values()},
         }
 
 
