@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from watcher import policy as p
 
@@ -358,6 +358,15 @@ def test_failures_from_before_a_death_do_not_shorten_what_follows_it():
     assert policy.handle(NOTHING)[:1] == [p.Remember("r", "cancelled")]
 
 
+def test_a_session_with_a_job_that_cannot_be_cancelled_is_left_to_the_ledger():
+    policy = brought_to(SESSION, JOB, DEATH, p.CloseEnded("r"), p.CancelEnded("r", "J", "unconfirmed", "503"))
+    assert words(policy.handle(p.SweepEnded("r", ("J",)))) == "pause"
+    policy.handle(p.Fired(("sweep", "r")))
+    actions = policy.handle(p.SweepEnded("r", ("J",)))
+    assert p.Remember("r", "pending", detail="503") in actions
+    assert actions[-1] == p.Exit()
+
+
 # The world ------------------------------------------------------------------------------------------------------
 
 FATES = ("cancelled", "finished", "gone", "unconfirmed")
@@ -408,7 +417,6 @@ class World:
         self.ready = False
         self.seq = 0
         self.unanswered: dict[int, tuple[str, str]] = {}  # seq → kind, run
-        self.path: list[Move] = []
 
     # What may happen
 
@@ -419,7 +427,7 @@ class World:
         if self.alive:
             moves.append(("die",))
             if self.connected:
-                moves += self._callers()
+                moves += self.callers()
                 moves += [("hang up",)] if self.armed else []
         return moves
 
@@ -433,7 +441,7 @@ class World:
         moves += [("land", run.id) for run in self.runs.values() if run.in_flight and not run.closed]
         return moves
 
-    def _callers(self) -> list[Move]:
+    def callers(self) -> list[Move]:
         moves: list[Move] = [("bye",)] if self.armed else []
         if self.armed < 2:
             moves.append(("arm",))
@@ -464,14 +472,6 @@ class World:
     # What happens
 
     def make(self, move: Move) -> None:
-        self.path.append(move)
-        try:
-            self._make(move)
-        except AssertionError as error:
-            error.add_note(f"after {self.path}")
-            raise
-
-    def _make(self, move: Move) -> None:
         match move:
             case ("die",):
                 self.alive = False
@@ -532,7 +532,9 @@ class World:
                 self.tell(p.SweepEnded(name, {"now": now, "before": before, "failed": None}[what]))
             case ("closed", name, problem):
                 self.closings.remove(name)
-                if not problem:
+                if problem:
+                    self.runs[name].excused = True
+                else:
                     self.runs[name].closed = True
                     self.runs[name].in_flight = 0
                 self.tell(p.CloseEnded(name, problem))
@@ -550,7 +552,8 @@ class World:
         if run.kind == "run":
             self.say("intent", run.id, account="a", tag=run.tag)
         else:
-            self.say("session", run.id, account="a", tag=run.tag, session=f"session {run.id}", owner=run.kind == "session")
+            owner = run.kind == "session"
+            self.say("session", run.id, account="a", tag=run.tag, session=f"session {run.id}", owner=owner)
 
     def say(self, kind: str, run: str = "", **content: object) -> None:
         self.seq += 1
@@ -638,69 +641,154 @@ class World:
                 assert not set(self._left(run)) - run.held, "duplicates are left"
 
 
-def run_out(world: World, choose: str = "") -> None:
-    """Let everything that was begun come to its end; a world that does not end is stuck."""
-    for _ in range(500):
-        if world.gone:
-            return
-        moves = [move for move in world.environment() if move[-1] not in ("failed", "unconfirmed", "no")]
-        assert moves, "nothing is under way, and the watcher stays"
-        # Timers last, as if every request were quick; else a pause would always be over before its window is.
-        world.make(min(moves, key=lambda move: (move[0] == "fire", move[:2] == ("fire", "sweep"))))
-    raise AssertionError("the watcher does not come to an end")
+class Small(World):
+    """One run, armed, and nothing in it that only multiplies the states."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        for move in (("arm",), ("prepared", ""), ("intent", "p")):
+            self.make(move)
+
+    def moves(self) -> list[Move]:
+        return [move for move in super().moves() if self._matters(move)]
+
+    def _matters(self, move: Move) -> bool:
+        run = self.runs["p"]
+        match move:
+            case ("arm" | "intent" | "bye", *_) | ("cancelled", _, _, "finished" | "gone"):
+                return False
+            case ("swept", _, "before"):
+                return False
+            case ("post", _):
+                return run.kind == "run" or not run.posts
+            case ("hang up",):
+                return run.done
+        return True
 
 
 @pytest.mark.parametrize("kind", ["run", "session", "shared"])
-def test_every_state_of_one_run(kind, monkeypatch):
-    """Breadth first, with at most two POSTs and two failures in a row; from each state the end can be reached."""
+def test_every_state_that_one_run_can_come_to(kind, monkeypatch):
+    """All of them, breadth first, with at most two failed sweeps in a row; and each leads to the end."""
     monkeypatch.setattr(p, "SWEEP_FAILURES", 2)
-    first = World(kind)
-    first.make(("arm",))
-    first.make(("prepared", ""))
-    first.make(("intent", "p"))
-    first.armed = 2  # no more of that
-    first.runs["p"].intents = 2
-    seen: dict[str, int] = {}
-    leads_to: list[list[int]] = []
-    ends = []
+    first = Small(kind)
+    numbers = {_key(first): 0}
+    came_by: list[tuple[int, Move]] = [(0, ())]
+    before: list[list[int]] = [[]]  # from which states each can be come to
     waiting = deque([pickle.dumps(first)])
-    seen[_key(first)] = 0
-    leads_to.append([])
-    number = -1
-    while waiting:
-        number += 1
+    ends = []
+    for number in itertools.count():
+        if not waiting:
+            break
         state = waiting.popleft()
         world: World = pickle.loads(state)
         if world.gone:
             ends.append(number)
-            continue
         for move in world.moves():
             after: World = pickle.loads(state)
-            after.make(move)
-            key = _key(after)
-            if key not in seen:
-                seen[key] = len(leads_to)
-                leads_to.append([])
+            try:
+                after.make(move)
+            except AssertionError as error:
+                error.add_note(f"after {_way(came_by, number)}, {move}")
+                raise
+            following = numbers.setdefault(_key(after), len(before))
+            if following == len(before):
+                before.append([])
+                came_by.append((number, move))
                 waiting.append(pickle.dumps(after))
-            leads_to[number].append(seen[key])
-    print(kind, len(seen), "states", len(ends), "ends")
-    assert ends
-    comes_from: list[list[int]] = [[] for _ in leads_to]
-    for number, nexts in enumerate(leads_to):
-        for following in nexts:
-            comes_from[following].append(number)
-    ending, front = set(ends), list(ends)
-    while front:
-        front = [before for number in front for before in comes_from[number] if before not in ending and not ending.add(before)]
-    assert len(ending) == len(leads_to), "from some states there is no way to the end"
+            before[following].append(number)
+    ending = set(ends)
+    while ends:
+        ends = [number for end in ends for number in before[end] if number not in ending]
+        ending |= set(ends)
+    stuck = set(range(len(before))) - ending
+    assert not stuck, f"no way out after {_way(came_by, min(stuck))}"
+
+
+def _way(came_by: list[tuple[int, Move]], number: int) -> list[Move]:
+    way: list[Move] = []
+    while number:
+        number, move = came_by[number]
+        way.insert(0, move)
+    return way
 
 
 def _key(world: World) -> str:
     """What tells two states apart: no numbers that only count."""
     policy = dict(vars(world.policy))
     policy["runs"] = [{**vars(run), "sweeps": 0, "held": sorted(run.held)} for run in world.policy.runs.values()]
-    policy["_cancelled"] = sorted(world.policy._cancelled)
-    rest = {**vars(world), "policy": policy, "seq": 0, "unanswered": 0, "path": 0, "timers": sorted(world.timers.items())}
+    policy["_cancelled"], policy["_given_up"] = sorted(world.policy._cancelled), sorted(world.policy._given_up)
+    rest = {**vars(world), "policy": policy, "seq": 0, "unanswered": 0, "timers": sorted(world.timers.items())}
     rest["asked"] = sorted(world.asked)
     rest["runs"] = [{**vars(run), "held": sorted(run.held)} for run in world.runs.values()]
     return repr(rest)
+
+
+class Walk(RuleBasedStateMachine):
+    """Three runs and all that can happen to them and around them."""
+
+    @initialize(kinds=st.lists(st.sampled_from(["run", "run", "session", "shared"]), min_size=3, max_size=3))
+    def begin(self, kinds: list[str]) -> None:
+        self.world = World(*kinds)
+        self.world.make(("arm",))
+
+    def _go(self, data: st.DataObject, moves: list[Move]) -> None:
+        self.world.make(data.draw(st.sampled_from(moves)))
+
+    @precondition(lambda self: self.world.alive and self.world.connected and not self.world.gone)
+    @rule(data=st.data())
+    def caller_says(self, data):
+        self._go(data, self.world.callers())
+
+    @precondition(lambda self: self.world.environment() and not self.world.gone)
+    @rule(data=st.data())
+    def something_happens(self, data):
+        self._go(data, self.world.environment())
+
+    @precondition(lambda self: not self.world.gone)
+    @rule(seq=st.integers(0, 9))
+    def nonsense_comes(self, seq):
+        for event in (p.Malformed("not JSON"), said("done", seq, run="?"), said("inspect", seq), p.Terminated()):
+            if not self.world.gone:
+                orders = words(self.world.policy.handle(event))
+                assert orders in ("", "nack", "inspect", "exit")
+                self.world.gone |= orders == "exit"
+                assert not self.world.gone or all(run.over or not run.guarded for run in self.world.runs.values())
+
+    @precondition(lambda self: self.world.alive and not self.world.gone and self.world.seq > 8)
+    @rule(how=st.sampled_from(["die", "die", "hang up"]))
+    def caller_goes(self, how):
+        if how == "die" or self.world.connected:
+            self.world.make((how,))
+
+    @precondition(lambda self: self.world.gone)
+    @rule()
+    def nothing_comes_after_the_end(self):
+        assert not self.world.moves()
+
+    def teardown(self) -> None:
+        """Whatever it has come to, once the caller is dead and requests are answered, it ends."""
+        world = getattr(self, "world", None)
+        if world is None or world.gone:
+            return
+        if world.alive:
+            world.make(("die",))
+        for number in range(400):
+            if world.gone:
+                return
+            moves = [move for move in world.environment() if move[-1] not in ("failed", "unconfirmed", "no")]
+            assert moves, "nothing is under way, and the watcher stays"
+            world.make(moves[number % len(moves)])
+        raise AssertionError("the watcher does not come to an end")
+
+
+def test_random_walks_of_three_runs():
+    run_state_machine_as_test(
+        Walk,
+        settings=settings(
+            max_examples=200,
+            stateful_step_count=60,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -297,6 +297,7 @@ class Policy:
         self.runs: dict[str, Run] = {}
         self.caller_alive = True
         self._cancelled: set[str] = set()
+        self._given_up: set[str] = set()  # of these, those whose cancel could not be confirmed
         self._hung_up = False
         self._leaving = False
         self._ready: set[str] = set()  # accounts with credentials and a token
@@ -418,7 +419,9 @@ class Policy:
             del self.runs[run.id]
             return [Remember(run.id, "done")]
         # Should this watcher die too: whoever reads the ledger then must spare what the caller holds.
-        return [RememberJob(run.id, job, "kept") for job in sorted(run.held)]
+        actions: list[Action] = [RememberJob(run.id, job, "kept") for job in sorted(run.held)]
+        # Who is done sends no POST any more, whether it said so or not.
+        return [*actions, *self._posted(run, clean=False)] if run.posting else actions
 
     # Doom
 
@@ -467,6 +470,8 @@ class Policy:
     # Answers
 
     def _cancel_ended(self, run_id: str, job: str, outcome: str, detail: str) -> list[Action]:
+        if outcome == "unconfirmed":
+            self._given_up.add(job)
         run = self.runs.get(run_id)
         if run is None:
             return []
@@ -493,11 +498,14 @@ class Policy:
                 # What the caller holds is its own, unless the run is doomed.
                 if job not in run.held or run.doomed:
                     actions += [RememberJob(run_id, job), *self._cancel(run, job)]
+                    if job in self._given_up and not run.unresolved:
+                        run.unresolved = "a cancel could not be confirmed"
             if run.session and run.doomed:
                 # A closing session is quiet when two sweeps in a row find nothing: a job may be on its way from its
-                # queue to the machine, and in neither list.
-                run.swept &= run.quiet and not found
-                run.quiet = not found
+                # queue to the machine, and in neither list. What was given up is the ledger's.
+                left = [job for job in found if job not in self._given_up]
+                run.swept &= run.quiet and not left
+                run.quiet = not left
         if not run.swept:
             pause = SWEEP_PAUSES[min(run.sweeps, len(SWEEP_PAUSES) - 1)]
             run.sweeps += 1
