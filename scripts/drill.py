@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import signal
+import statistics
 import sys
 import tempfile
 import threading
@@ -27,7 +28,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests"))
 
-from drill_rows import kills  # noqa: E402
+from drill_rows import deaths, faults, kills, places  # noqa: E402
 from drill_rows.attempt import Stopped  # noqa: E402
 from drill_rows.judge import Totals, total  # noqa: E402
 from drill_rows.lane import Lane, make_circuit  # noqa: E402
@@ -36,7 +37,7 @@ from drill_rows.table import table  # noqa: E402
 
 WINDOW = 2.5
 
-ROWS: list[Row] = [*kills.ROWS]
+ROWS: list[Row] = [*kills.ROWS, *deaths.ROWS, *places.ROWS, *faults.ROWS]
 
 CONTROL = Row("a live driver throughout", "every job completes and is never asked to stop", lambda _: None)
 
@@ -106,10 +107,11 @@ class Drill:
             lane.begin()
             # Each lane begins elsewhere: while one waits for its watchers, the others have work.
             first = lane.number * len(self._rows) // len(self.lanes)
-            for row in [*self._rows[first:], *self._rows[:first]]:
-                share = self._tries[row.name]
-                # Whoever is first in the row takes what can't be divided.
-                count = share // len(self.lanes) + ((lane.number + first) % len(self.lanes) < share % len(self.lanes))
+            numbered = list(enumerate(self._rows))
+            for number, row in [*numbered[first:], *numbered[:first]]:
+                # What can't be divided goes to one lane at one row, to another at the next.
+                share, rest = divmod(self._tries[row.name], len(self.lanes))
+                count = share + ((lane.number + number) % len(self.lanes) < rest)
                 self._add(row, lane.run(row, count) if count else Totals())
             seen = lane.stop_control()
             with self._lock:
@@ -173,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "drill makes is longer.\n"
     )
     print(table(results))
+    if everything.deaths:
+        median = statistics.median(everything.deaths)
+        print(f"\nOf each time, what the kernel takes to end a killed driver: {median:.1f} ms in the median.")
     if options.json:
         options.json.write_text(json.dumps(_report(results, today, seconds, options), indent=1))
     return 0 if all(totals.is_good for _, totals, _ in results) else 1

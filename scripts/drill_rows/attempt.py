@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
@@ -32,6 +33,7 @@ class Try:
         seen: What is seen of it.
         driver: Its driver.
         random: What is left to chance.
+        cursor: Where the service's journal was when it began.
     """
 
     def __init__(self, lane: Lane, name: str, seed: str) -> None:
@@ -41,7 +43,7 @@ class Try:
         self.seen = TrySeen()
         self.random = random.Random(seed)
         self._driver: Driver | None = None
-        self._cursor = self.ibm.cursor()
+        self.cursor = self.ibm.cursor()
 
     @property
     def driver(self) -> Driver:
@@ -92,7 +94,7 @@ class Try:
             elif word == "failed":
                 if self.seen.gave_up is None:
                     self.seen.gave_up = int(rest[0])
-                if row.outcome == "result" or (row.outcome == "result or SubmitError" and rest[1] != "SubmitError"):
+                if row.outcome == "result":
                     self.seen.troubles.append(f"the driver failed: {line}")
             elif word in ("submitted", "queued", "running"):
                 self.seen.held.add(rest[0])
@@ -122,14 +124,31 @@ class Try:
 
     def kill(self) -> None:
         """SIGKILL, and the driver's end."""
-        self.gives_up()
-        self.signal(signal.SIGKILL)
+        self.kill_only()
         self.driver.end()
 
-    def dies(self) -> None:
+    def kill_only(self) -> None:
+        """SIGKILL."""
+        first = self.seen.gave_up is None
+        self.gives_up()
+        self.lane.signal(self.driver, signal.SIGKILL)
+        if first and self.lane.ends(self.driver):
+            self.seen.ended = time.monotonic_ns()
+
+    def dies(self, returncode: int) -> None:
         """Wait for the end that the driver announces by "dying" and the time."""
         self.seen.gave_up = int(self.driver.line("dying ")[0])
-        self.driver.end()
+        ended = self.driver.end()
+        assert ended == returncode, f"the driver ended with {ended}"
+
+    @contextlib.contextmanager
+    def let_go(self) -> Iterator[None]:
+        """Let jobs go for a while."""
+        self.ibm.hold(None)
+        try:
+            yield
+        finally:
+            self.ibm.hold("queued")
 
     def queued(self) -> str:
         """Wait until its job is queued; returns the job's id."""
@@ -141,11 +160,11 @@ class Try:
 
     def post_arrives(self) -> None:
         """Wait until its POST is at the service."""
-        self.ibm.wait_for("POST", "/api/v1/jobs", after=self._cursor, timeout=DEADLINE)
+        self.ibm.wait_for("POST", "/api/v1/jobs", after=self.cursor, timeout=DEADLINE)
 
     def made(self) -> list[str]:
         """The jobs that were made for it until now."""
-        posts = self.ibm.journal(self._cursor, "POST", "/api/v1/jobs")
+        posts = self.ibm.journal(self.cursor, "POST", "/api/v1/jobs")
         return [post.job_id for post in posts if post.job_id and self.tag in post.tags]
 
     def watcher(self) -> psutil.Process:

@@ -11,10 +11,10 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 TAGS = [{tag!r}]
 with open({circuit!r}, "rb") as _file:
     isa = qpy.load(_file)[0]
-def drive(circuit=isa, on_status=tell, **arguments):
+def drive(circuit=isa, on_status=tell, ours=None):
     try:
         common = {{"shots": 64, "tags": TAGS, "panel": None, "on_status": on_status}}
-        result = run(circuit, "ibm_brisbane", service=service(), **common, **arguments)
+        result = run(circuit, "ibm_brisbane", service=ours or service(), **common)
         say("result", result.job_id)
     except RunError as error:
         say("failed", time.monotonic_ns(), type(error).__name__, error.job_id, error.reason.replace("\\n", " "))
@@ -28,6 +28,19 @@ LINGER = """
 drive()
 signal.pause()
 """
+
+EITHER = """
+ours = service()
+{before}
+def tell_of_success(status):
+    tell(status)
+    if status.state == "queued":
+        say("came queued")
+drive(on_status=tell_of_success, ours=ours)
+say("came failed")
+signal.pause()
+"""
+"""A driver that lives on, whether its submission succeeds or not."""
 
 PAUSE_AT_INTENT = """
 from qx_supervisor import worker
@@ -62,6 +75,57 @@ def tell_watchers():
         say("watcher", seen)
 threading.Thread(target=tell_watchers, daemon=True).start()
 drive()
+"""
+
+LIVE_RUN = """
+queued = threading.Event()
+def note(status):
+    tell(status)
+    if status.state == "queued":
+        queued.set()
+held = submit(isa, "ibm_brisbane", service=service(), shots=64, tags=TAGS, on_status=note)
+queued.wait()
+say("dying", time.monotonic_ns())
+"""
+
+CLOSE_DESCRIPTORS = """
+from qx_supervisor import worker
+abandon = worker.Worker.abandon
+def abandon_aloud(self, *arguments, **more):
+    say("gives-up", time.monotonic_ns())
+    return abandon(self, *arguments, **more)
+worker.Worker.abandon = abandon_aloud
+def close_at_queued(status):
+    tell(status)
+    if status.state == "queued":
+        os.closerange(3, 4096)
+try:
+    drive(on_status=close_at_queued)
+except OSError as error:
+    say("failed", time.monotonic_ns(), "OSError", error)
+signal.pause()
+"""
+
+# Deeds for `at`.
+
+DAEMONISE = """
+if os.fork():
+    say("dying", time.monotonic_ns())
+    os._exit(0)
+os.setsid()
+if os.fork():
+    os._exit(0)
+say("daemon", os.getpid())
+signal.pause()
+"""
+
+FORK_POOL = """
+reader, writer = os.pipe()
+for _ in range(4):
+    if not os.fork():
+        os.close(writer)
+        os.read(reader, 1)  # ends with the driver
+        os._exit(0)
 """
 
 REAP = """

@@ -38,6 +38,7 @@ class TrySeen:
 
     Attributes:
         gave_up: When the driver died, was told to end, or failed, in ns; None if it lived and got its result.
+        ended: When the kernel said that the driver was dead, in ns, where that was asked.
         held: The jobs whose ids the driver knew.
         kept: The jobs whose results the driver has.
         jobs: All that it made.
@@ -46,6 +47,7 @@ class TrySeen:
     """
 
     gave_up: int | None = None
+    ended: int | None = None
     held: set[str] = field(default_factory=set)
     kept: set[str] = field(default_factory=set)
     jobs: list[JobSeen] = field(default_factory=list)
@@ -65,6 +67,7 @@ class Totals:
         wrong_requests: Jobs that were asked to stop more or less often than they should be.
         requests: Requests per job that was to be cancelled.
         latencies: From the driver's end to the first of them, in ms.
+        deaths: From the kill to the kernel's word that the driver is dead, in ms.
         troubles: What else went wrong, in words.
     """
 
@@ -75,6 +78,7 @@ class Totals:
     wrong_requests: int = 0
     requests: list[int] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
+    deaths: list[float] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
 
     @property
@@ -101,6 +105,8 @@ class Totals:
                 self._judge_duplicate(job, requests)
             else:
                 self._judge_left(job, seen, seen.gave_up, requests)
+        if seen.ended is not None and seen.gave_up is not None:
+            self.deaths.append((seen.ended - seen.gave_up) / 1e6)
         left = Counter(job.run for job in seen.jobs if job.status != "Cancelled")
         self.duplicates += sum(count - 1 for count in left.values())
         self.troubles += seen.troubles
@@ -142,5 +148,6 @@ def total(rows: Iterable[Totals]) -> Totals:
         everything.wrong_requests += row.wrong_requests
         everything.requests += row.requests
         everything.latencies += row.latencies
+        everything.deaths += row.deaths
         everything.troubles += row.troubles
     return everything

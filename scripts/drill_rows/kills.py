@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from typing import Any
 
 from . import code
 from .attempt import Try
@@ -63,7 +61,7 @@ def _fetching(one: Try) -> None:
     driver = one.start()
     job = one.queued()
     one.faults({"path": f"/api/v1/jobs/{job}/results", "method": "GET", "delay_seconds": 0.3})
-    with _let_go(one):
+    with one.let_go():
         driver.line("fetching results")
         one.sleep(0.28)
         one.kill()
@@ -71,7 +69,7 @@ def _fetching(one: Try) -> None:
 
 def _between_result_and_done(one: Try) -> None:
     driver = one.start(code.PAUSE_BEFORE_DONE)
-    with _let_go(one):
+    with one.let_go():
         driver.line("standing-down")
         one.sleep(0.09)
         one.kill()
@@ -79,19 +77,10 @@ def _between_result_and_done(one: Try) -> None:
 
 def _after_the_result(one: Try) -> None:
     driver = one.start(code.LINGER)
-    with _let_go(one):
+    with one.let_go():
         driver.line("result ")
         one.sleep(0.02)
         one.kill()
-
-
-@contextlib.contextmanager
-def _let_go(one: Try) -> Any:
-    one.ibm.hold(None)
-    try:
-        yield
-    finally:
-        one.ibm.hold("queued")
 
 
 def _while_cancelling(one: Try, lag: float) -> None:

@@ -147,6 +147,10 @@ class Lane:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfds[driver.pid], number)
 
+    def ends(self, driver: Driver) -> bool:
+        """Wait for a driver's end, which comes before the end of its output if a child of it has that open."""
+        return ends(self._pidfds[driver.pid], DEADLINE)
+
     def _next(self) -> int:
         self._numbers += 1
         return self._numbers

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .judge import Requests
 
 if TYPE_CHECKING:
     from .attempt import Try
 
-Attempt = Callable[["Try"], Iterator[float] | None]
+Steps = Iterator[float]
+Attempt = Callable[["Try"], Steps | None]
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class Row:
         attempt: Does it once. A generator yields seconds to wait, which the tries of the row spend side by side.
         weight: Its share of the tries.
         requests: How often a job that is to be cancelled may be asked to stop.
-        outcome: What the driver comes to: its end by the drill's hand, its result, or its result unless it is told
-            that the submission failed.
+        outcome: What the driver comes to: its end by the drill's hand, or its result.
         most: The most tries that make sense.
         obstacle: Says why it can't be tried here, or "".
     """
@@ -35,6 +35,6 @@ class Row:
     attempt: Attempt
     weight: float = 1.0
     requests: Requests = "one"
-    outcome: str = "killed"
+    outcome: Literal["end", "result"] = "end"
     most: int | None = None
     obstacle: Callable[[], str] = str
