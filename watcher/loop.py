@@ -135,12 +135,13 @@ class Watcher:
                 self._connection = None
                 self._handle(p.HungUp())
                 return
+            message: dict[str, Any] = {}
             try:
                 message = decode_from_caller(data)
                 if message["kind"] == "arm":
                     self._take(message)
             except ProtocolError as error:
-                self._handle(p.Malformed(str(error)))
+                self._handle(p.Malformed(str(error), message.get("seq", 0)))
             else:
                 self._handle(p.Received(message))
 

@@ -45,9 +45,10 @@ class Received:
 
 @dataclass(frozen=True)
 class Malformed:
-    """Bytes from the caller that are no message."""
+    """Bytes from the caller that are no message, or one that can't be used."""
 
     reason: str
+    seq: int = 0
 
 
 @dataclass(frozen=True)
@@ -308,8 +309,8 @@ class Policy:
         match event:
             case Received(message):
                 actions = self._receive(message)
-            case Malformed(reason):
-                actions = [Nack(0, reason)]
+            case Malformed(reason, seq):
+                actions = [Nack(seq, reason)]
             case HungUp():
                 self._hung_up = True
                 actions = []

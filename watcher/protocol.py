@@ -57,7 +57,17 @@ class Credentials:
         for name in ("endpoint", "instance", "iam_url", "api_key"):
             if not isinstance(value.get(name), str) or not value[name]:
                 raise ProtocolError(f"credentials: {name} is missing")
-        return cls(**value)
+        made = cls(**value)
+        proxies = {} if made.proxies is None else made.proxies
+        for name, fits in (
+            ("token", isinstance(made.token, str)),
+            ("token_expires", type(made.token_expires) in (int, float)),
+            ("verify", isinstance(made.verify, bool)),
+            ("proxies", isinstance(proxies, dict) and all(isinstance(url, str) for url in proxies.values())),
+        ):
+            if not fits:
+                raise ProtocolError(f"credentials: {name} is not of its type")
+        return made
 
 
 # Kind → its fields and their types. Every message has a `seq` too, which the answer quotes.
