@@ -53,6 +53,13 @@ class Effort:
             How it ended, or the seconds until the next step.
         """
         try:
+            return self._step()
+        except Exception as error:  # noqa: BLE001 - whatever an answer held: an effort that ends by it leaves an orphan
+            self.trouble = f"the service's answer could not be understood ({type(error).__name__})"
+            return self._after_failure(None)
+
+    def _step(self) -> Outcome | float:
+        try:
             outcome = self.advance()
         except Transient as error:
             self.trouble = str(error)

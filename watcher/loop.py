@@ -53,6 +53,7 @@ class Account:
     remote: Remote
     token: Token
     told: bool = False  # the caller knows that the token service refuses
+    renews: bool = False  # its token is looked after
 
 
 class Watcher:
@@ -264,13 +265,18 @@ class Watcher:
     def _prepare(self, name: str) -> None:
         account = self._accounts[name]
         problem = ""
-        # The acknowledgement waits for it: a cancel that is due at the next moment must not.
-        account.remote.open()
         try:
+            # The acknowledgement waits for it: a cancel that is due at the next moment must not.
+            account.remote.open()
             account.token.header()
         except RemoteError as error:
             problem = str(error)
+        except Exception as error:  # noqa: BLE001 - the caller waits to hear of it
+            problem = f"no token could be had ({type(error).__name__})"
         self.post(p.Prepared(name, problem))
+        if account.renews:
+            return
+        account.renews = True
         self.post(lambda: self._after(self._renewal(account), lambda: self._pool.submit(lambda: self._renew(name))))
 
     @staticmethod
@@ -317,10 +323,10 @@ class Watcher:
             outcome = effort.step()
             if isinstance(outcome, str):
                 self.post(ended(outcome))
-            elif time.monotonic() + outcome > deadline:
+            elif (left := deadline - time.monotonic()) <= 0:
                 self.post(ended("unconfirmed"))
             else:
-                pause = outcome
+                pause = min(outcome, left)  # a last try at the very end, however long the service asks to wait
                 self.post(lambda: self._after(pause, lambda: self._pool.submit(step)))
 
         self._pool.submit(step)
@@ -337,6 +343,8 @@ class Watcher:
                     remote.renew()
                 except RemoteError as refusal:
                     detail = str(refusal)
+        except Exception as error:  # noqa: BLE001 - the policy waits to hear of it, and asks again
+            found, detail = None, f"the service's answer could not be understood ({type(error).__name__})"
         self.post(p.SweepEnded(run, found, detail))
 
     # What it knows of itself: its own user can't look into a process that is not dumpable

@@ -23,6 +23,7 @@ CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0  # the official client has none: a server that stops answering would hold it for ever
 PAGE = 200  # the most that the service lists at once
 CONNECTIONS = 4  # to one service, at most
+LONGEST_RETRY_AFTER = 3600.0  # what is asked for beyond it is taken for a mistake; "inf" is a number too
 RAN_TOO_LONG = 1305  # reason code of a job that the service cancelled at its maximum execution time
 
 
@@ -73,7 +74,9 @@ class JobState:
     @classmethod
     def from_reply(cls, reply: dict[str, Any]) -> JobState:
         """Read the answer to GET /jobs/{id}, or an item of GET /jobs."""
-        state = reply.get("state") or {}
+        state = reply.get("state")
+        if not isinstance(state, dict):
+            state = {}
         code = state.get("reason_code") or state.get("reasonCode")
         return cls(str(state.get("status") or reply.get("status") or ""), str(state.get("reason") or ""), code, reply)
 
@@ -201,8 +204,14 @@ class Remote:
         self._request("DELETE", f"/sessions/{session}/close", accept=(404, 409))
 
     def unfinished(self, *, tag: str = "", session: str = "") -> tuple[str, ...]:
-        """The ids of the jobs under a tag or in a session that are not final."""
-        found: dict[str, None] = {}
+        """The ids of the jobs under a tag or in a session that are not final.
+
+        Raises:
+            ValueError: If neither is named: all unfinished jobs of the account would be.
+        """
+        if not tag and not session:
+            raise ValueError("neither a tag nor a session is named")
+        seen: dict[str, bool] = {}  # whether it is one of those asked for
         offset = 0
         while True:
             query: dict[str, Any] = {"exclude_params": "true", "pending": "true", "limit": PAGE, "offset": offset}
@@ -211,11 +220,13 @@ class Remote:
             if session:
                 query["session_id"] = session
             page = self._object(self._request("GET", "/jobs", query)).get("jobs") or []
-            found.update({item["id"]: None for item in page if not JobState.from_reply(item).is_final})
+            known = len(seen)
+            for item in page:
+                seen[item["id"]] = _is_wanted(item, tag, session) and not JobState.from_reply(item).is_final
             offset += len(page)
             # The list may shrink between two pages: what slid past us then is found by the next sweep.
-            if len(page) < PAGE:
-                return tuple(found)
+            if len(page) < PAGE or len(seen) == known:
+                return tuple(job for job, wanted in seen.items() if wanted)
 
     def _request(
         self, method: str, path: str, query: dict[str, Any] | None = None, accept: tuple[int, ...] = ()
@@ -284,15 +295,26 @@ def retry_after(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    from email.utils import parsedate_to_datetime
+        from email.utils import parsedate_to_datetime
 
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, min(LONGEST_RETRY_AFTER, seconds))
+
+
+def _is_wanted(item: dict[str, Any], tag: str, session: str) -> bool:
+    """Whether a listed job is what was asked for.
+
+    Who trusts the filter alone cancels all jobs of the account on the day that a gateway drops a query.
+    """
+    tags, its_session = item.get("tags"), item.get("session_id")
+    if tag and isinstance(tags, list) and tag not in tags:
+        return False
+    return not (session and isinstance(its_session, str) and its_session != session)
 
 
 def _shape(path: str) -> str:
