@@ -9,6 +9,7 @@ Python does not know stays with it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import select
 import signal
@@ -107,7 +108,9 @@ class Interrupts:
             BaseException: What the handler raises.
         """
         previous = self._previous.get(number)
-        if callable(previous) and previous is not signal.default_int_handler and not _is_asyncios(previous):
+        # The default one is the user's own where it was put in for another signal: `SIGTERM` as a `KeyboardInterrupt`.
+        is_default = previous is signal.default_int_handler and number == signal.SIGINT
+        if callable(previous) and not is_default and not _is_asyncios(previous):
             previous(number, None)
 
     def had_default(self, number: int) -> bool:
@@ -154,13 +157,13 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
         return
     # What the interpreter would do now, in its order, and then what it does for a KeyboardInterrupt: `_shutdown` is
     # CPython's own way to join the threads at the end. Another Ctrl-C ends only the step that it finds.
-    for step in (threading._shutdown, atexit._run_exitfuncs, _flush):  # type: ignore[attr-defined]  # noqa: SLF001
-        try:
-            step()
-        except BaseException:  # noqa: BLE001, PERF203 - the death below must come
-            pass
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGINT)
+    try:
+        for step in (threading._shutdown, atexit._run_exitfuncs, _flush):  # type: ignore[attr-defined]  # noqa: SLF001
+            with contextlib.suppress(BaseException):
+                step()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 def _flush() -> None:

@@ -22,7 +22,7 @@ from .panel import Panel, PanelName, open_panel
 from .request import Request, check
 from .result import Err, Ok, RunResult
 from .status import Status
-from .worker import CANCEL_SECONDS, Worker
+from .worker import CANCEL_SECONDS, HAND_OVER_SECONDS, Worker
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -311,18 +311,22 @@ def _run(request: Request, panel: Panel) -> RunResult:
         try:
             worker.outcome.add_done_callback(lambda _: wakeup.wake())
             worker.start()
-            while not worker.outcome.done():
+            while True:
                 deliver()
+                if worker.outcome.done():
+                    break  # a signal from now on throws no result away: it goes to the earlier handler
                 number = wakeup.next_signal()
                 if number is not None:
-                    error = _interrupt(worker, wakeup, number, deliver)
+                    outcome = _abandon(worker, wakeup, deliver)
+                    error = interrupted(worker.job_id, number, outcome)
                     dies_again = number != signal.SIGINT and wakeup.had_default(number) and interrupts.is_interactive()
                     wakeup.call_users_handler(number)
                     break
                 wakeup.wait(interrupts.WAIT_LIMIT)
             deliver()
         except BaseException:
-            worker.abandon()
+            if error is None:  # else it was abandoned before, and the user's handler raised
+                _abandon(worker, wakeup, lambda: None)
             raise
     if error is None:
         return worker.outcome.result()
@@ -331,9 +335,7 @@ def _run(request: Request, panel: Panel) -> RunResult:
     raise error
 
 
-def _interrupt(
-    worker: Worker, wakeup: interrupts.Interrupts, number: int, deliver: Callable[[], None]
-) -> Interrupted:
+def _abandon(worker: Worker, wakeup: interrupts.Interrupts, deliver: Callable[[], None]) -> CancelOutcome:
     """Cancel; hand over after ten seconds, or at a second signal."""
     outcome: list[CancelOutcome] = []
 
@@ -341,16 +343,20 @@ def _interrupt(
         outcome.append(worker.abandon())
         wakeup.wake()
 
-    threading.Thread(target=cancel, daemon=True).start()
+    thread = threading.Thread(target=cancel, daemon=True)
+    thread.start()
     end = time.monotonic() + CANCEL_SECONDS
     while not outcome:
         deliver()
         left = end - time.monotonic()
         if wakeup.next_signal() is not None or left <= 0:
-            return interrupted(worker.job_id, number, worker.hurry())
+            handed = worker.hurry()
+            if handed == "unconfirmed":
+                thread.join(HAND_OVER_SECONDS)  # it may be confirmed at this very moment
+            return outcome[0] if outcome else handed
         wakeup.wait(left)
     deliver()
-    return interrupted(worker.job_id, number, outcome[0])
+    return outcome[0]
 
 
 

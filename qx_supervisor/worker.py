@@ -91,6 +91,7 @@ class Worker:
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._abandoned: Future[CancelOutcome] | None = None
+        self._gave_up = False  # `abandon` could not wait for the answer to the POST
         self._guarded = False
         self._retried = False
         self._ended = False
@@ -140,10 +141,12 @@ class Worker:
 
     def hurry(self) -> CancelOutcome:
         """Hand the cancel that is under way over to the watcher, at once."""
+        self._stop.set()  # the thread that abandons may not have come to it yet
         self._hurry.set()
         with self._changed:
+            phase = self._phase
             self._changed.notify_all()
-        return self._hand_over()
+        return self._leave(phase) or self._hand_over()
 
     def _abandon(self, deadline: float) -> CancelOutcome:
         self._stop.set()
@@ -153,12 +156,17 @@ class Worker:
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     break
             phase = self._phase
-        if phase in ("preparing", "final"):
-            self._stand_down()
-            return "nothing to cancel" if self.job_id is None else "confirmed"
+            self._gave_up = phase == "posting"
         if phase in ("posting", "doubtful"):
             return self._hand_over()
-        return self._cancel(deadline)
+        return self._leave(phase) or self._cancel(deadline)
+
+    def _leave(self, phase: Phase) -> CancelOutcome | None:
+        """Let the watcher stand down, if no job is left to cancel."""
+        if phase not in ("preparing", "final"):
+            return None
+        self._stand_down()
+        return "nothing to cancel" if self.job_id is None else "confirmed"
 
     def _cancel(self, deadline: float) -> CancelOutcome:
         assert self._target is not None and self.job_id is not None  # noqa: PT018 - it was submitted
@@ -357,6 +365,8 @@ class Worker:
                 self._changed.notify_all()
         if in_doubt:
             link.posted(self.run_id, clean=False)
+        elif self.job_id is None:
+            self._stand_down()  # the intent may have been announced after `abandon` had looked
 
     def _fail_submission(self, error: BaseException) -> None:
         refused = not self._retried and not service.is_ambiguous(error)
@@ -428,13 +438,16 @@ class Worker:
     def posted(self, job_id: str) -> None:
         """The answer came: the job's id is known."""
         self.job_id = job_id
+        # Looked at now: in a moment the watcher that was handed the cancel may have finished it.
+        is_guarded = link.is_guarded(self.run_id)
         link.job(self.run_id, job_id)
         link.posted(self.run_id, clean=not self._retried)
         with self._changed:
+            gave_up = self._gave_up
             self._phase = "submitted"
             self._changed.notify_all()
         self._say("submit", "submitted")
-        if self._stop.is_set() and not link.is_guarded(self.run_id):
+        if gave_up and not is_guarded:
             # The run was abandoned while its id was unknown, and there is no watcher to cancel it.
             self._cancel(time.monotonic() + cancel.GIVE_UP)
 

@@ -1,9 +1,11 @@
-"""A signal comes while `run` waits: the job is cancelled once, that is confirmed, and the program ends as Python's would."""
+"""A signal comes while `run` waits: its job is cancelled once, that is confirmed, and the program ends as it should."""
 
 from __future__ import annotations
 
 import os
 import signal
+import textwrap
+import time
 
 import pytest
 from conftest import RUN, Driver, wait_for_end, watchers_of
@@ -19,19 +21,35 @@ CATCH = """
 try:
     {run}
 except BaseException as error:
-    kinds = [kind.__name__ for kind in (Exception, KeyboardInterrupt, SystemExit, Interrupted) if isinstance(error, kind)]
+    kinds = (Exception, KeyboardInterrupt, SystemExit, Interrupted)
+    kinds = [kind.__name__ for kind in kinds if isinstance(error, kind)]
     say("caught", error.job_id, error.signum, error.cancel.replace(" ", "-"), getattr(error, "code", "-"), *kinds)
 """
 
-JOIN = """
-for thread in threading.enumerate():
-    if thread.name.startswith("qx-run"):
-        thread.join()
+TOOLS = """
+def join():
+    for thread in threading.enumerate():
+        if thread.name.startswith("qx-run"):
+            thread.join()  # it has done all that it will ever do
+def slow_down(place, name, word=None):
+    # Have a function of ours wait for `gate`, at a place where a signal is to find it.
+    function, gate = getattr(place, name), threading.Event()
+    def slowly(*args, **options):
+        if word:
+            say(word)
+        gate.wait()
+        return function(*args, **options)
+    setattr(place, name, slowly)
+    return gate
 """
-"""The run's own thread has done all that it will ever do."""
 
 POST = "/api/v1/jobs"
 CANCEL = "/api/v1/jobs/*/cancel"
+
+
+def script(*parts: str) -> str:
+    """A driver's script, of parts that are indented each in its own way."""
+    return "\n".join(map(textwrap.dedent, (TOOLS, *parts)))
 
 
 def caught(run: str = RUN) -> str:
@@ -39,11 +57,16 @@ def caught(run: str = RUN) -> str:
     return CATCH.format(run=run)
 
 
+def wait_for_watchers(pid: int) -> None:
+    """Wait until no request can come any more."""
+    for watcher in watchers_of(pid):
+        wait_for_end(watcher)
+
+
 def end(driver: Driver) -> int:
-    """The driver's return code, once its watcher has ended too: no request can come any more."""
-    watcher = driver.watcher()
+    """The driver's return code, once its watcher has ended too."""
     code = driver.end()
-    wait_for_end(watcher)
+    wait_for_watchers(driver.pid)
     return code
 
 
@@ -126,8 +149,14 @@ def test_code_that_knows_nothing_of_interrupted_catches_it(ibm, fork, kind):
 # How the program ends ---------------------------------------------------------------------------------------------
 
 
-def test_uncaught_ctrl_c_ends_as_python_ends(ibm, start):
+def test_uncaught_ctrl_c_ends_as_python_ends(ibm, start, monkeypatch):
     """Threads are joined, what was registered at exit runs, buffers are flushed; then a real death by SIGINT."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    first = """
+import atexit, os, runpy, sys
+atexit.register(os.write, 1, b"atexit before\\n")
+runpy.run_path(sys.argv[1], {"atexit": atexit}, "__main__")
+"""
     ibm.hold("queued")
     driver = start(
         f"""
@@ -139,13 +168,7 @@ def test_uncaught_ctrl_c_ends_as_python_ends(ibm, start):
         atexit.register(print, "buffered, printed first")
         {RUN}
         """,
-        wrap=lambda command: [
-            command[0],
-            "-c",
-            "import atexit, os, runpy, sys; atexit.register(os.write, 1, b'atexit before\\n');"
-            "runpy.run_path(sys.argv[1], {'atexit': atexit}, '__main__')",
-            command[1],
-        ],
+        wrap=lambda command: [command[0], "-c", first, command[1]],
     )
     job = driver.queued()
     driver.send(signal.SIGINT)
@@ -156,15 +179,19 @@ def test_uncaught_ctrl_c_ends_as_python_ends(ibm, start):
     assert_cancelled_once(ibm, job)
 
 
-def test_a_second_ctrl_c_while_threads_are_joined(ibm, fork):
+def test_more_ctrl_cs_while_threads_are_joined(ibm, fork):
+    """They end the joining, as they do without us; what was registered at exit runs, and the end is the same."""
     ibm.hold("queued")
     driver = fork(
         f"""
         import atexit
+        at_exit = threading.Event()
+        atexit.register(at_exit.set)
         atexit.register(say, "atexit")
         def linger():
             threading.main_thread().join()
-            say("lingering")
+            while not at_exit.wait(0.05):  # one Ctrl-C may come just before the main thread sleeps, which wakes nobody
+                os.kill(os.getpid(), signal.SIGINT)
             signal.sigwait({{signal.SIGUSR1}})
         signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
         threading.Thread(target=linger).start()
@@ -173,10 +200,8 @@ def test_a_second_ctrl_c_while_threads_are_joined(ibm, fork):
     )
     driver.queued()
     driver.send(signal.SIGINT)
-    driver.line("lingering")
-    driver.send(signal.SIGINT)
     driver.line("atexit")
-    assert driver.end() == -signal.SIGINT
+    assert end(driver) == -signal.SIGINT
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -211,8 +236,7 @@ def test_ctrl_c_ends_the_shell_loop_around_it(ibm, start):
     os.killpg(driver.pid, signal.SIGINT)
     assert driver.end() == -signal.SIGINT  # bash's own: it saw a child die of the Ctrl-C that it got too
     assert not any(line.startswith("after") for line in driver.lines)
-    for watcher in watchers_of(pid):
-        wait_for_end(watcher)
+    wait_for_watchers(pid)
     assert_cancelled_once(ibm, job)
 
 
@@ -302,7 +326,8 @@ def test_on_status_that_ends_the_program(ibm, fork, code):
 
 def test_nohup(ibm, start):
     ibm.hold("queued")
-    driver = start(f"result = {RUN}\nsay('counts', sum(result.counts.values()))", wrap=lambda command: ["nohup", *command])
+    code = f"result = {RUN}\nsay('counts', sum(result.counts.values()))"
+    driver = start(code, wrap=lambda command: ["nohup", *command])
     driver.queued()
     driver.send(signal.SIGHUP)
     ibm.hold(None)
@@ -336,3 +361,463 @@ def test_background_of_a_shell(ibm, start):
     assert driver.line("counts ") == ["64"]
     assert driver.end() == 0
     assert not ibm.journal(path=CANCEL)
+
+
+# A handler of the user's own --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("then", "code", "words"),
+    [
+        ("pass", 143, ["Interrupted", "15", "confirmed"]),
+        ("raise ValueError('mine')", 1, ["ValueError", "None", "None"]),
+        ("sys.exit(7)", 7, ["SystemExit", "None", "None"]),
+    ],
+)
+def test_own_handler_runs_after_the_cancel(ibm, fork, then, code, words):
+    """If it returns, `Interrupted` is raised; if it raises, that propagates."""
+    ibm.hold("queued")
+    driver = fork(
+        f"""
+        def own(number, frame):
+            say("own", number, time.monotonic_ns(), ibm.jobs()[0].status)
+            {then}
+        signal.signal(signal.SIGTERM, own)
+        try:
+            {RUN}
+        except BaseException as error:
+            say("caught", type(error).__name__, getattr(error, "signum", None), getattr(error, "cancel", None))
+            assert signal.getsignal(signal.SIGTERM) is own
+            raise
+        """
+    )
+    job = driver.queued()
+    driver.send(signal.SIGTERM)
+    assert driver.line("caught ") == words
+    assert end(driver) == code
+    assert_cancelled_once(ibm, job)
+    [(number, called, status)] = [line.split()[1:] for line in driver.lines if line.startswith("own ")]
+    assert (number, status) == ("15", "Cancelled")
+    [request] = ibm.journal(path=CANCEL)
+    assert request.answered is not None
+    assert request.answered < int(called)
+
+
+def test_own_handler_that_returns_to_work(ibm, fork):
+    """The usual pattern of a service: a flag to stop. The program learns of the end of its run all the same."""
+    ibm.hold("queued")
+    driver = fork(
+        f"""
+        stop = threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        while not stop.is_set():
+            try:
+                {RUN}
+            except Interrupted as error:
+                say("caught", error.cancel, stop.is_set())
+        """
+    )
+    job = driver.queued()
+    driver.send(signal.SIGINT)
+    assert driver.line("caught ") == ["confirmed", "True"]
+    assert driver.end() == 0
+    assert_cancelled_once(ibm, job)
+
+
+def test_sigterm_made_a_ctrl_c(ibm, fork):
+    """`signal(SIGTERM, default_int_handler)` asks for a KeyboardInterrupt on SIGTERM."""
+    ibm.hold("queued")
+    driver = fork(
+        f"""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            {RUN}
+        except KeyboardInterrupt:
+            say("caught")
+        """
+    )
+    job = driver.queued()
+    driver.send(signal.SIGTERM)
+    driver.line("caught")
+    assert end(driver) == 0
+    assert_cancelled_once(ibm, job)
+
+
+def test_own_handler_that_raises_after_a_hand_over(ibm, fork):
+    """It ends the run as quickly as the hand-over itself: nothing waits for the request that hangs."""
+    ibm.hold("queued")
+    fault(ibm, CANCEL, delay_seconds=20)
+    driver = fork(
+        f"""
+        def own(number, frame):
+            raise ValueError
+        signal.signal(signal.SIGTERM, own)
+        try:
+            {RUN}
+        except ValueError:
+            say("caught")
+        """
+    )
+    job = driver.queued()
+    driver.send(signal.SIGTERM)
+    ibm.wait_for("POST", CANCEL)
+    driver.send(signal.SIGTERM)
+    driver.line("caught")
+    assert ibm.journal(path=CANCEL)[0].answered is None
+    driver.end()
+    ibm.wait_job(job, "Cancelled")
+
+
+def test_a_signal_as_the_result_arrives_is_not_lost(ibm, fork):
+    """The run is over when the loop could see it: the earlier handler gets it, and the result is returned."""
+    driver = fork(
+        script(
+            f"""
+            got = []
+            signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+            signal.signal(signal.SIGHUP, lambda number, frame: got.append(number))
+            def signal_at_the_end(status):
+                if status.state == "done":
+                    join()
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), signal.SIGHUP)
+            result = {RUN.replace("=tell", "=signal_at_the_end")}
+            say("got", *sorted(got), sum(result.counts.values()))
+            """
+        )
+    )
+    assert driver.line("got ") == ["1", "15", "64"]
+    assert driver.end() == 0
+    assert not ibm.journal(path=CANCEL)
+
+
+def test_late_signals_reach_every_handler_though_the_first_raises(ibm, fork):
+    driver = fork(
+        script(
+            f"""
+            def hang_up(number, frame):
+                raise ValueError("hang up")
+            signal.signal(signal.SIGHUP, hang_up)
+            def signal_at_the_end(status):
+                if status.state == "done":
+                    join()
+                    os.kill(os.getpid(), signal.SIGHUP)
+                    os.kill(os.getpid(), signal.SIGINT)
+            try:
+                {RUN.replace("=tell", "=signal_at_the_end")}
+            except KeyboardInterrupt as error:
+                say("caught", repr(error.__context__))
+            """
+        )
+    )
+    assert driver.line("caught ") == ["ValueError('hang", "up')"]
+    assert driver.end() == 0
+
+
+# Before there is a job id -----------------------------------------------------------------------------------------
+
+
+def test_while_it_connects(ibm, fork):
+    """There is nothing to cancel, and no POST ever leaves."""
+    ibm.scenario({"http_faults": [{"method": "GET", "path": "/api/v1/backends/*", "delay_seconds": 1}]})
+    driver = fork(script(caught(), "join()"))
+    ibm.wait_for("GET", "/api/v1/backends/*")
+    driver.send(signal.SIGINT)
+    assert driver.line("caught ")[:3] == ["None", "2", "nothing-to-cancel"]
+    assert end(driver) == 0
+    assert not ibm.journal(method="POST", path="/api/v1/*")
+    assert not ibm.jobs()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_while_it_transpiles(ibm, fork, number):
+    driver = fork(
+        script(
+            """
+            from qx_supervisor import service as q
+            gate = slow_down(q, "to_isa", "at-work")
+            """,
+            caught(),
+            "gate.set()\njoin()",
+        )
+    )
+    driver.line("at-work")
+    driver.send(number)
+    assert driver.line("caught ")[:3] == ["None", str(int(number)), "nothing-to-cancel"]
+    assert end(driver) == 0
+    assert not ibm.journal(path=POST)
+
+
+def test_two_signals_while_it_transpiles(ibm, fork):
+    """The second one hands over what is to be cancelled, and nothing is."""
+    driver = fork(
+        script(
+            """
+            from qx_supervisor import service as q
+            gate = slow_down(q, "to_isa")
+            def interrupt(status):
+                if status.state == "transpiling":
+                    os.kill(os.getpid(), signal.SIGINT)
+                    os.kill(os.getpid(), signal.SIGTERM)
+            """,
+            caught(RUN.replace("=tell", "=interrupt")),
+            "gate.set()\njoin()",
+        )
+    )
+    assert driver.line("caught ")[:3] == ["None", "2", "nothing-to-cancel"]
+    assert end(driver) == 0
+    assert not ibm.journal(path=POST)
+
+
+def test_while_the_watcher_is_told(ibm, fork):
+    """The intent that was on its way is taken back: the watcher is left with nothing to guard."""
+    driver = fork(
+        script(
+            """
+            from qx_supervisor.link import link
+            gate = slow_down(link, "announce", "announcing")
+            """,
+            caught(),
+            """
+            gate.set()
+            join()
+            say("guarded", *link.inspect()["runs"])
+            """,
+        )
+    )
+    driver.line("announcing")
+    driver.send(signal.SIGINT)
+    assert driver.line("caught ")[:3] == ["None", "2", "nothing-to-cancel"]
+    assert driver.line("guarded") == []
+    assert end(driver) == 0
+    assert not ibm.journal(path=POST)
+
+
+def test_while_it_waits_for_a_rate_limit(ibm, fork):
+    fault(ibm, POST, status=429, retry_after=600)
+    driver = fork(script(caught(), "join()"))
+    driver.line("rate limited, waiting")
+    driver.send(signal.SIGTERM)
+    assert driver.line("caught ")[:3] == ["None", "15", "nothing-to-cancel"]
+    assert end(driver) == 0
+    assert len(ibm.journal(path=POST)) == 1
+    assert not ibm.jobs()
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+def test_while_the_post_is_in_flight(ibm, fork, phase):
+    """It can't be called back: its answer is waited for, and the job that it made is cancelled."""
+    ibm.hold("queued")
+    fault(ibm, POST, delay_seconds=1, phase=phase)
+    driver = fork(caught())
+    ibm.wait_for("POST", POST)
+    driver.send(signal.SIGINT)
+    job, number, outcome = driver.line("caught ")[:3]
+    assert (number, outcome) == ("2", "confirmed")
+    assert end(driver) == 0
+    assert_cancelled_once(ibm, job)
+
+
+def test_second_signal_while_the_post_is_in_flight(ibm, fork, monkeypatch):
+    """The watcher finds the job by its tag when it appears, after the driver has gone."""
+    monkeypatch.setenv("QX_SWEEP_WINDOW", "6")
+    ibm.hold("queued")
+    fault(ibm, POST, delay_seconds=4)
+    driver = fork(caught())
+    ibm.wait_for("POST", POST)
+    os.kill(ibm.pid, signal.SIGSTOP)  # it makes no job while it is stopped
+    try:
+        driver.send(signal.SIGINT)
+        driver.send(signal.SIGTERM)
+        assert driver.line("caught ")[:3] == ["None", "2", "handed-over"]
+        assert driver.end() == 0
+        gone = time.monotonic_ns()
+    finally:
+        os.kill(ibm.pid, signal.SIGCONT)
+    wait_for_watchers(driver.pid)
+    [job] = ibm.jobs()
+    assert job.created > gone
+    assert (job.status, job.cancel_requests) == ("Cancelled", 1)
+
+
+def test_the_watcher_is_handed_the_post_of_a_driver_that_lives_on(ibm, fork):
+    ibm.hold("queued")
+    fault(ibm, POST, delay_seconds=2)
+    driver = fork(script(caught(), 'join()\nsay("joined")\nsignal.pause()'))
+    ibm.wait_for("POST", POST)
+    driver.send(signal.SIGINT)
+    driver.send(signal.SIGTERM)
+    assert driver.line("caught ")[:3] == ["None", "2", "handed-over"]
+    driver.line("joined")
+    [job] = ibm.jobs()
+    ibm.wait_job(job.id, "Cancelled")
+    driver.kill()
+    assert_cancelled_once(ibm, job.id)
+
+
+# A second signal --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_second_signal_while_the_cancel_hangs(ibm, fork, number):
+    """`Interrupted` comes at once, and the watcher cancels."""
+    ibm.hold("queued")
+    fault(ibm, CANCEL, delay_seconds=20)
+    driver = fork(caught())
+    job = driver.queued()
+    driver.send(number)
+    ibm.wait_for("POST", CANCEL)
+    driver.send(number)
+    assert driver.line("caught ")[:3] == [job, str(int(number)), "handed-over"]
+    first = ibm.journal(path=CANCEL)[0]
+    assert first.answered is None
+    assert end(driver) == 0
+    ibm.wait_job(job, "Cancelled")
+    requests = ibm.journal(path=CANCEL)
+    assert len(requests) == 2  # the driver's, that hangs, and the watcher's
+    assert requests[0].connection != requests[1].connection
+
+
+def test_second_signal_while_the_cancel_is_refused(ibm, fork):
+    ibm.hold("queued")
+    fault(ibm, CANCEL, times=5, status=503)
+    driver = fork(RUN)
+    job = driver.queued()
+    driver.send(signal.SIGINT)
+    ibm.wait_for("POST", CANCEL, answered=True)
+    driver.send(signal.SIGINT)
+    watcher = driver.watcher()
+    assert driver.end() == -signal.SIGINT
+    assert f"job {job}: the watcher is cancelling it".encode() in driver.errors
+    assert not ibm.job(job).is_final  # the driver is gone before
+    wait_for_end(watcher)
+    assert ibm.job(job).status == "Cancelled"
+    assert [entry.status for entry in ibm.journal(path=CANCEL)] == [503] * 5 + [204]
+
+
+def test_second_signal_while_the_cancel_is_not_confirmed(ibm, fork):
+    """204 is no proof: the job still runs."""
+    ibm.hold("running", cancel_lag=3)
+    driver = fork(caught())
+    job = driver.line("running ")[0]
+    driver.send(signal.SIGTERM)
+    ibm.wait_for("POST", CANCEL, answered=True)
+    driver.send(signal.SIGTERM)
+    assert driver.line("caught ")[:3] == [job, "15", "handed-over"]
+    assert ibm.job(job).status == "Running"
+    assert end(driver) == 0
+    assert ibm.job(job).status == "Cancelled"
+    assert len(ibm.journal(path=CANCEL)) == 2
+
+
+def test_a_slow_confirmation_is_waited_for(ibm, fork):
+    ibm.hold("running", cancel_lag=1.5)
+    driver = fork(caught())
+    job = driver.line("running ")[0]
+    driver.send(signal.SIGTERM)
+    assert driver.line("caught ")[:3] == [job, "15", "confirmed"]
+    assert end(driver) == 0
+    assert_cancelled_once(ibm, job)
+
+
+def test_no_confirmation_within_ten_seconds(ibm, fork):
+    ibm.hold("running", cancel_lag=12)
+    driver = fork(caught())
+    job = driver.line("running ")[0]
+    driver.send(signal.SIGHUP)
+    assert driver.line("caught ")[:3] == [job, "1", "handed-over"]
+    assert ibm.job(job).status == "Running"
+    assert end(driver) == 0
+    assert ibm.job(job).status == "Cancelled"
+
+
+# Timeouts ---------------------------------------------------------------------------------------------------------
+
+TIMED_OUT = """
+try:
+    {run}
+except RunTimeout as error:
+    say("caught", error.stage, error.job_id, error)
+"""
+
+
+def timed_out(seconds: float) -> str:
+    return TIMED_OUT.format(run=RUN.replace("on_status", f"timeout={seconds}, on_status"))
+
+
+@pytest.mark.parametrize("where", ["queued", "running"])
+def test_timeout(ibm, fork, where):
+    ibm.hold(where)
+    driver = fork(timed_out(3))
+    job = driver.line(f"{where} ")[0]
+    assert driver.line("caught ") == f"timeout {job} no result within 3 s, so the job was cancelled (job {job})".split()
+    assert end(driver) == 0
+    assert_cancelled_once(ibm, job)
+
+
+def test_timeout_before_anything_is_submitted(ibm, fork):
+    ibm.scenario({"http_faults": [{"method": "GET", "path": "/api/v1/backends/*", "delay_seconds": 2}]})
+    driver = fork(script(timed_out(0.2), "join()"))
+    words = "timeout None no result within 0.2 s, and nothing had been submitted"
+    assert driver.line("caught ") == words.split()
+    assert end(driver) == 0
+    assert not ibm.journal(path=POST)
+
+
+def test_timeout_while_the_post_is_in_flight(ibm, fork):
+    ibm.hold("queued")
+    fault(ibm, POST, delay_seconds=4)
+    driver = fork(timed_out(3.5))
+    stage, job = driver.line("caught ")[:2]
+    assert stage == "timeout"
+    assert end(driver) == 0
+    assert_cancelled_once(ibm, job)
+
+
+# The panel --------------------------------------------------------------------------------------------------------
+
+
+def test_the_panel_writes_to_stderr_only(ibm, fork):
+    driver = fork(RUN.replace(", on_status=tell", ""))
+    assert driver.end() == 0
+    assert driver.lines == []
+    lines = driver.errors.decode().splitlines()
+    [job] = ibm.jobs()
+    assert all(" qx: " in line for line in lines), lines
+    assert any(f"queued · job {job.id}" in line for line in lines)
+    assert sum("watched by pid" in line for line in lines) == 1
+    assert lines[-1].endswith(f"done · job {job.id}")
+
+
+@pytest.mark.parametrize(
+    ("before", "more"),
+    [
+        ("", "panel=None"),
+        ("sys.stderr.close()", "panel='plain'"),
+        ("sys.stderr = None", "panel='auto'"),
+    ],
+)
+def test_a_panel_that_shows_nothing(ibm, fork, before, more):
+    driver = fork(f"{before}\nresult = {RUN.replace('on_status', f'{more}, on_status')}\nsay('counts', *result.counts)")
+    assert set(driver.line("counts ")) <= {"00", "11"}
+    assert driver.end() == 0
+    assert driver.errors == b""
+
+
+def test_on_status_is_called_in_the_thread_of_the_caller(ibm, fork):
+    driver = fork(
+        f"""
+        threads = set()
+        def note(status):
+            threads.add(threading.current_thread().name)
+        def in_a_thread():
+            {RUN.replace("=tell", "=note")}
+        {RUN.replace("=tell", "=note")}
+        thread = threading.Thread(target=in_a_thread, name="mine")
+        thread.start()
+        thread.join()
+        say("threads", *sorted(threads))
+        """
+    )
+    assert driver.line("threads ") == ["MainThread", "mine"]
+    assert driver.end() == 0
