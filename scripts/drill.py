@@ -144,29 +144,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the drill; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/drill", description=__doc__)
     parser.add_argument("--tries", type=int, default=200, help="how many in all (200; the long form is 2000)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose name contains this")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="only rows whose name contains this, or this")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lanes", type=int, default=2 * (os.cpu_count() or 1), help="how many tries at a time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(arguments)
-    chosen = [row for row in ROWS if options.only.lower() in row.name.lower()]
+    texts = [text.lower() for text in options.only or [""]]
+    chosen = [row for row in ROWS if any(text in row.name.lower() for text in texts)]
     if not chosen:
-        parser.error(f"no row's name contains {options.only!r}; there are: {'; '.join(row.name for row in ROWS)}")
+        parser.error(f"no row's name contains that; there are: {'; '.join(row.name for row in ROWS)}")
     obstacles = {row.name: obstacle for row in chosen if (obstacle := row.obstacle())}
     rows = [row for row in chosen if row.name not in obstacles]
     tries = shares(rows, options.tries) if rows else {}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lanes = max(1, min(options.lanes, sum(tries.values())))
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="qx-drill-") as folder:
-        lanes = max(1, min(options.lanes, sum(tries.values())))
-        drill = Drill(rows, tries, lanes, options.seed, Path(folder))
-        try:
-            drill.run()
-        finally:
-            drill.close()
+    found, control = _drill(rows, tries, lanes, options.seed) if rows else ({}, Totals())
     seconds = time.monotonic() - began
-    results = [(row, drill.totals.get(row.name, Totals()), obstacles.get(row.name, "")) for row in chosen]
-    results.append((CONTROL, drill.control, ""))
+    results = [(row, found.get(row.name, Totals()), obstacles.get(row.name, "")) for row in chosen]
+    results.append((CONTROL, control, ""))
     everything = total(totals for _, totals, _ in results[:-1])
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     print(
@@ -181,6 +176,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(_report(results, today, seconds, options), indent=1))
     return 0 if all(totals.is_good for _, totals, _ in results) else 1
+
+
+def _drill(rows: Sequence[Row], tries: dict[str, int], lanes: int, seed: int) -> tuple[dict[str, Totals], Totals]:
+    """Drill; returns what each row has come to, by its name, and the control."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="qx-drill-") as folder:
+            drill = Drill(rows, tries, lanes, seed, Path(folder))
+            try:
+                drill.run()
+            finally:
+                drill.close()
+            return drill.totals, drill.control
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(results: list[tuple[Row, Totals, str]], today: str, seconds: float, options: Any) -> dict[str, Any]:

@@ -86,12 +86,11 @@ class Try:
         if driver.process.poll() is None:
             self.seen.troubles.append("the driver still runs")
             self.kill()
-        driver.clear()
         for line in driver.lines:
             word, *rest = line.split(" ")
             if word == "result":
                 self.seen.kept.add(rest[0])
-            elif word == "failed":
+            elif word == "raised":
                 if self.seen.gave_up is None:
                     self.seen.gave_up = int(rest[0])
                 if row.outcome == "result":

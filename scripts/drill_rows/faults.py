@@ -41,22 +41,16 @@ def _submit(one: Try, fault: Fault) -> None:
         driver.end()
 
 
-def _submit_dropped(one: Try, fault: Fault, before: str) -> None:
-    """The client sends a dropped POST again or gives up, depending on the connection's history."""
+def _submit_fails(one: Try, fault: Fault) -> None:
     with one.lane.alone():
-        one.faults({**POST, "drop_connection": True, **fault})
-        driver = one.start(code.EITHER.format(before=before))
-        failed = driver.line("came ") == ["failed"]
+        one.faults({**POST, **fault})
+        driver = one.start(code.DIRECT)
+        when, error, *_ = driver.line("raised ")
         one.faults()
-    kept = "" if failed else one.queued()
-    if failed:
-        one.seen.gave_up = int(driver.line("failed ")[0])
+    assert error == "SubmitError", error
+    one.seen.gave_up = int(when)
     for job in one.made():
-        if job != kept:
-            one.ibm.wait_job(job, "Cancelled", timeout=DEADLINE)
-    if not failed:
-        with one.let_go():
-            driver.line("result ")
+        one.ibm.wait_job(job, "Cancelled", timeout=DEADLINE)
     one.kill()
 
 
@@ -137,26 +131,23 @@ def _each(route: str, attempt: Any, expected: str, ways: Iterable[str] = WAYS, *
     ]
 
 
-LOST = {"status": 503, "phase": "after", "times": 2}
+MADE = {"status": 503, "phase": "after", "times": 2}
+DROPPED = {"drop_connection": True}
+LOST = {"drop_connection": True, "phase": "after"}
 
 ROWS = [
     *_each("submit", _submit, RESULT, ("503 three times", "429 twice, Retry-After 1", "1 s late"), outcome="result"),
     Row(
         "submit: 503 twice, each after a job was made",
         NONE_BESIDE,
-        lambda one: _submit(one, LOST),
+        lambda one: _submit(one, MADE),
         2,
         outcome="result",
     ),
-    *(
-        Row(
-            f"submit: {what}, {connection} connection",
-            f"the result, or SubmitError; any other job is found by its tag, and {CANCELLED}",
-            lambda one, fault=fault, before=before: _submit_dropped(one, fault, before),
-        )
-        for what, fault in (("connection dropped", {}), ("answer lost", {"phase": "after"}))
-        for connection, before in (("a new", ""), ("a used", "ours.jobs(limit=1)"))
-    ),
+    Row("submit: connection dropped, sent again", RESULT, lambda one: _submit(one, DROPPED), outcome="result"),
+    Row("submit: answer lost, sent again", NONE_BESIDE, lambda one: _submit(one, LOST), outcome="result"),
+    Row("submit: connection dropped", "SubmitError; no job", lambda one: _submit_fails(one, DROPPED)),
+    Row("submit: answer lost", f"SubmitError; found by its tag, and {CANCELLED}", lambda one: _submit_fails(one, LOST)),
     Row(
         "SIGKILL while a submission is retried, each try makes a job",
         f"all are {CANCELLED} each",

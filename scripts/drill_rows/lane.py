@@ -56,6 +56,7 @@ class Lane:
         self._log = folder / "control.log"
         self._log.touch()
         self._numbers = 0
+        self._drivers: list[Driver] = []
         self._pidfds: dict[int, int] = {}  # of the drivers, by pid
         self._control: Driver | None = None
         self.at_row_end = contextlib.ExitStack()
@@ -106,9 +107,14 @@ class Lane:
         self.ibm.hold(None)
         for script in self.folder.glob("driver*.py"):
             script.unlink()
-        for pid in [pid for pid in self._pidfds if pid != self._control_pid]:
-            os.close(self._pidfds.pop(pid))
+        for driver in [driver for driver in self._drivers if driver is not self._control]:
+            self._forget(driver)
         return totals
+
+    def _forget(self, driver: Driver) -> None:
+        driver.clear()
+        self._drivers.remove(driver)
+        os.close(self._pidfds.pop(driver.pid))
 
     def _look(self, tries: list[Try], cursor: int) -> None:
         """Fill in what the service has come to know."""
@@ -135,6 +141,7 @@ class Lane:
         head = code.HEAD.format(state=str(state), window=str(self.window), tag=tag, circuit=str(self.circuit))
         script.write_text(PRELUDE.format(pid=self.ibm.pid, port=self.ibm.port) + head + program)
         driver = Driver(self._zygote.fork(script))
+        self._drivers.append(driver)
         self._pidfds[driver.pid] = os.pidfd_open(driver.pid)
         return driver
 
@@ -235,8 +242,8 @@ class Lane:
                     # Without a service they would go on trying for a quarter of an hour.
                     if pidfd is not None and (self.stopping.is_set() or not ends(pidfd, 5.0)):
                         process.kill()
-        for pidfd in self._pidfds.values():
-            os.close(pidfd)
+        for driver in list(self._drivers):
+            self._forget(driver)
         self._zygote.close()
         self.ibm.stop()
 
