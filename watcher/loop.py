@@ -350,6 +350,8 @@ class Watcher:
     # What it knows of itself: its own user can't look into a process that is not dumpable
 
     def _describe(self) -> dict[str, Any]:
+        import ctypes
+
         me = Path("/proc/self")
         rollup = (me / "smaps_rollup").read_text() if (me / "smaps_rollup").exists() else ""
         pss = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
@@ -362,6 +364,7 @@ class Watcher:
             "modules": sorted(sys.modules),
             "environment": sorted(os.environ),
             "pss_kb": pss,
+            "dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),  # PR_GET_DUMPABLE: prctl(2)
             "runs": {run.id: sorted({*run.held, *run.cancels}) for run in self._policy.runs.values()},
         }
 

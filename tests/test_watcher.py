@@ -1,0 +1,377 @@
+"""The watcher as a process: where it lives, what it holds, what ends it and what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import psutil
+import pytest
+from conftest import RUN, wait_for_end
+
+INSPECT = """
+from qx_supervisor.link import link
+import json
+say("watcher", json.dumps(link.inspect()))
+"""
+
+HELD = """
+queued = threading.Event()
+def note(status):
+    tell(status)
+    if status.state == "queued":
+        queued.set()
+held = submit(bell(), "ibm_brisbane", service=service(), on_status=note)
+assert queued.wait(60)
+"""
+"""A run that is begun and in the queue."""
+
+
+def test_where_it_lives_and_what_it_holds(ibm, fork, state, monkeypatch):
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", "a-secret-of-the-environment")
+    monkeypatch.setenv("SOMETHING_ELSE", "x")
+    ibm.hold("queued")
+    driver = fork(
+        """
+        import socket
+        kept = open(__file__), socket.socket(), *os.pipe()
+        for item in kept:
+            os.set_inheritable(item if isinstance(item, int) else item.fileno(), True)
+        """
+        + HELD.replace("\n", "\n        ")
+        + INSPECT.replace("\n", "\n        ")
+        + "\n        signal.pause()"
+    )
+    seen = json.loads(" ".join(driver.line("watcher ")))
+    watcher = psutil.Process(seen["pid"])
+    assert seen["sid"] == seen["pid"] != os.getsid(driver.pid)
+    assert seen["ppid"] not in (driver.pid, os.getpid())
+    assert watcher.pid not in [child.pid for child in psutil.Process(driver.pid).children(recursive=True)]
+    assert psutil.Process(driver.pid).children() == []  # and no zombie is left of its start
+    assert seen["cwd"] == "/"
+    assert [seen["descriptors"][number] for number in "012"] == ["/dev/null"] * 3
+    foreign = {
+        target
+        for number, target in seen["descriptors"].items()
+        if number not in "012" and not target.startswith(("socket:", "anon_inode:[pidfd]", str(state)))
+    }
+    assert foreign <= {""}  # the listing's own descriptor
+    assert sum(target.startswith("socket:") for target in seen["descriptors"].values()) == 3  # the pipe, and its wake-up
+    for module in ("qiskit", "qiskit_ibm_runtime", "numpy", "rich", "qx_supervisor", "dill"):
+        assert not [name for name in seen["modules"] if name == module or name.startswith(module + ".")] or module == "dill"
+    assert "QISKIT_IBM_TOKEN" not in seen["environment"]
+    assert "SOMETHING_ELSE" not in seen["environment"]
+    assert seen["pss_kb"] < 60_000
+    with open(f"/proc/{watcher.pid}/limits") as limits:
+        (core,) = [line.split() for line in limits if line.startswith("Max core file size")]
+    assert core[4:6] == ["0", "0"]
+    assert seen["dumpable"] == 0
+    driver.kill()
+    wait_for_end(watcher)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM])
+def test_signals_do_not_end_a_watcher_that_guards(ibm, fork, number):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    watcher = driver.watcher()
+    watcher.send_signal(number)
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    wait_for_end(watcher)
+
+
+def test_a_sigterm_ends_one_that_guards_nothing(ibm, fork):
+    driver = fork(RUN + "\nsay('over')\nsignal.pause()")
+    driver.line("over")
+    watcher = driver.watcher()
+    watcher.send_signal(signal.SIGHUP)
+    watcher.send_signal(signal.SIGTERM)
+    wait_for_end(watcher)
+    driver.kill()
+
+
+def test_malformed_messages_disarm_nothing(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(
+        HELD
+        + """
+import logging
+logging.basicConfig(level=logging.WARNING)
+from qx_supervisor.link import link
+for junk in (b"", b"junk", b"[]", b"{}", b'{"kind":"done"}', b'{"kind":"done","seq":1}', b'{"kind":"done","seq":1,"run":7}',
+             b'{"kind":"done","seq":1,"run":"another"}', b'{"kind":"stop","seq":1}', b"[" * 100000, bytes(range(256))):
+    link._process.connection.send_bytes(junk)
+say("guarded", *link.inspect()["runs"].values())
+signal.pause()
+"""
+    )
+    driver.line("guarded ")
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    assert b"the watcher refused a message" in driver.errors
+
+
+def test_a_done_just_before_the_death_wins(ibm, fork):
+    drivers = [fork(RUN + "\nos.kill(os.getpid(), signal.SIGKILL)") for _ in range(6)]
+    for driver in drivers:
+        assert driver.end() == -signal.SIGKILL
+    assert not ibm.journal(path="*/cancel")
+    assert [job.status for job in ibm.jobs()] == ["Completed"] * 6
+
+
+def test_killed_in_flight_another_one_takes_over(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(
+        "import logging\nlogging.basicConfig(level=logging.WARNING)\n"
+        + HELD
+        + """
+from qx_supervisor.link import link
+first = link.watcher_pid
+os.kill(first, signal.SIGKILL)
+while True:
+    try:
+        seen = link.inspect()
+    except WatcherError:  # it died while it was asked
+        continue
+    if seen["pid"] != first:
+        break
+say("protected", seen["pid"], *seen["runs"].values())
+signal.pause()
+"""
+    )
+    job = driver.queued()
+    second, guarded = driver.line("protected ")
+    assert guarded == f"['{job}']"
+    watcher = driver.watcher()
+    assert watcher.pid == int(second)
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    wait_for_end(watcher)
+    assert b"starting another one" in driver.errors
+
+
+def test_killed_in_flight_the_run_goes_on(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    driver.queued()
+    driver.watcher().kill()
+    ibm.hold(None)
+    assert driver.end() == 0, driver.errors
+    assert not ibm.journal(path="*/cancel")
+
+
+def test_killed_while_idle_the_next_run_starts_one(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(
+        f"""
+        ibm.hold(None)
+        {RUN}
+        from qx_supervisor.link import link
+        os.kill(link.watcher_pid, signal.SIGKILL)
+        ibm.hold("queued")
+        {RUN}
+        """
+    )
+    driver.queued()
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
+def test_killed_again_and_again_ends_in_a_warning(ibm, fork):
+    """It never loops: after a few deaths in a minute no other one is started, and the run goes on."""
+    driver = fork(
+        """
+        import logging
+        logging.basicConfig(level=logging.WARNING)
+        from qx_supervisor import launch, link as links
+        real, started = links.launch, []
+        def doomed():
+            process = real()
+            started.append(process.pid)
+            if queued.is_set():
+                os.kill(process.pid, signal.SIGKILL)
+            return process
+        links.launch = doomed
+        gave_up = threading.Event()
+        class Hear(logging.Handler):
+            def emit(self, record):
+                if "not protected any more" in record.getMessage():
+                    gave_up.set()
+        logging.getLogger("qx_supervisor").addHandler(Hear())
+        ibm.hold("queued")
+        """
+        + HELD.replace("\n", "\n        ")
+        + """
+        os.kill(started[0], signal.SIGKILL)
+        assert gave_up.wait(60)
+        ibm.hold(None)
+        say("started", len(started), held.result().counts)
+        """
+    )
+    assert int(driver.line("started ")[0]) == 4
+    assert driver.end() == 0, driver.errors
+    assert not ibm.journal(path="*/cancel")
+
+
+def test_a_stopped_watcher_is_an_error_before_the_submission(ibm, fork):
+    driver = fork(
+        """
+        from qx_supervisor import link as links
+        links.ANSWER_SECONDS = 0.2
+        real = links.launch
+        def stopped():
+            process = real()
+            os.kill(process.pid, signal.SIGSTOP)
+            return process
+        links.launch = stopped
+        import functools
+        links.Link._ask.__defaults__ = (0.2,)
+        try:
+            run(bell(), "ibm_brisbane", service=service(), panel=None)
+        except WatcherError as error:
+            say("refused", error)
+        os.kill(links.link.watcher_pid, signal.SIGCONT)
+        """
+    )
+    assert "did not answer" in " ".join(driver.line("refused "))
+    assert driver.end() == 0, driver.errors
+    assert not ibm.journal(method="POST", path="/api/v1/jobs")
+
+
+def test_stopped_in_flight_it_acts_when_it_goes_on(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    watcher = driver.watcher()
+    watcher.suspend()
+    driver.kill()
+    assert ibm.job(job).cancel_requests == 0
+    watcher.resume()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
+def test_a_stopped_driver_is_not_dead(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    driver.send(signal.SIGSTOP)
+    ibm.hold(None)
+    assert ibm.wait_job(job).status == "Completed"
+    driver.send(signal.SIGCONT)
+    assert driver.end() == 0, driver.errors
+    assert not ibm.journal(path="*/cancel")
+
+
+def test_after_exec_the_job_is_watched_until_that_process_ends(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(HELD + 'os.execv("/bin/sh", ["sh", "-c", "echo other program; read line"])')
+    job = driver.queued()
+    driver.line("other program")
+    assert ibm.job(job).cancel_requests == 0
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
+def test_a_daemonising_drivers_run_ends_with_the_process_that_made_it(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(
+        HELD
+        + """
+reader, writer = os.pipe()
+if os.fork():
+    os._exit(0)
+os.setsid()
+os.close(writer)
+os.read(reader, 1)
+os._exit(0)
+"""
+    )
+    job = driver.queued()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    assert driver.end() == 0
+
+
+def test_a_closed_range_of_descriptors_is_no_death(ibm, fork):
+    """What daemonising code does: the pipe to the watcher is gone, and the process lives."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+        submitted = threading.Event()
+        held = submit(bell(), "ibm_brisbane", service=service(), poll_interval=3600,
+                      on_status=lambda s: (tell(s), s.state == "queued" and submitted.set()))
+        assert submitted.wait(60)
+        os.closerange(3, 4096)
+        say("closed")
+        signal.pause()
+        """
+    )
+    job = driver.queued()
+    driver.line("closed")
+    assert ibm.job(job).cancel_requests == 0
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
+def test_foreign_packages_of_its_names_do_not_reach_it(ibm, start, tmp_path, monkeypatch):
+    """A script's folder and PYTHONPATH hold a `watcher` of their own; the driver and its watcher take theirs."""
+    shadows = tmp_path / "shadows"
+    (shadows / "watcher").mkdir(parents=True)
+    (shadows / "watcher" / "__init__.py").write_text("raise SystemExit('the wrong watcher')")
+    (tmp_path / "watcher.py").write_text("raise SystemExit('the wrong watcher')")
+    monkeypatch.setenv("PYTHONPATH", str(shadows))
+    ibm.hold("queued")
+    driver = start(RUN, cwd=shadows)
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
+def test_it_leaves_a_minute_after_the_last_run(ibm, fork):
+    """Here after a moment; the next run gets another one."""
+    driver = fork(
+        f"""
+        from qx_supervisor import link as links
+        links.LINGER_SECONDS = 0.2
+        {RUN}
+        watcher = os.pidfd_open(links.link.watcher_pid)
+        import select
+        assert select.select([watcher], [], [], 60)[0]
+        say("left", links.link.watcher_pid)
+        ibm.hold("queued")
+        {RUN}
+        """
+    )
+    driver.line("left ")
+    driver.queued()  # the first run's
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
+def test_an_expired_token_is_renewed_at_the_cancel(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(RUN.replace("on_status", "poll_interval=3600, on_status"))
+    job = driver.queued()
+    ibm.expire_tokens()
+    driver.kill()
+    ibm.wait_job(job, "Cancelled")
+    answers = [entry.status for entry in ibm.journal(path=f"*/{job}/cancel")]
+    assert answers[-1] == 204
+    assert set(answers[:-1]) <= {401}
+
+
+def test_the_post_in_flight_at_the_death(ibm, fork):
+    """The job appears after its driver's death; it is found by its tag."""
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "delay_seconds": 1.0}]})
+    driver = fork(RUN)
+    ibm.wait_for("POST", "/api/v1/jobs")
+    driver.kill()
+    ibm.wait_for("POST", "/api/v1/jobs", answered=True)
+    (job,) = ibm.jobs()
+    assert ibm.wait_job(job.id, "Cancelled").cancel_requests == 1
