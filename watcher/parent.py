@@ -34,17 +34,18 @@ def lives(identity: Identity) -> bool:
     """The poll: whether psutil sees this very process, alive.
 
     A zombie is dead, though its pid exists; unless other tasks live in it: then only its leading thread has exited,
-    and the process works on.
+    and the process works on. What can't be seen is not called dead: a process that is hidden or forbidden, or a `/proc`
+    that can't be read now, as where this process has run out of descriptors.
     """
     try:
         status = psutil.Process(identity.pid).status()
+    except (psutil.AccessDenied, OSError):
+        return True
     except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True  # it is there; what can't be seen is not called dead
+        return is_running(identity.pid, identity.start_ticks)  # a signal finds what `/proc` hides
     if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
         return is_running(identity.pid, identity.start_ticks)
-    return start_ticks(identity.pid) == identity.start_ticks
+    return start_ticks(identity.pid) in (identity.start_ticks, None)
 
 
 class Parent:
