@@ -155,6 +155,7 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
     service = service if service is not None else default_service()
     if not hasattr(service, "least_busy"):
         raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}")
+    _own_connections(clients_of(service))
     return _inside(session, _by_name(service, backend) if backend is not None else _least_busy(service, width))
 
 
@@ -178,7 +179,35 @@ def _on_service(backend: Any, mode: Any) -> Target:
         return Target(backend, mode, None)
     service = backend.service
     client = service._api_clients.get(backend._instance) or service._active_api_client
+    _own_connections([client])
     return Target(backend, mode, client)
+
+
+_forked = False
+_owned: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _own_connections(clients: list[Any]) -> None:
+    """In a forked child, give clients that may be the parent's connections of their own.
+
+    On a connection that both have, each reads the other's answers.
+    """
+    for client in clients:
+        if _forked and client not in _owned:
+            _owned.add(client)
+            for adapter in client._session.adapters.values():
+                adapter.__setstate__(adapter.__getstate__())  # as `requests` does for one that was pickled
+
+
+def _begin_anew() -> None:
+    global _forked  # noqa: PLW0603 - what it says is true of the process
+    _forked = True
+    _owned.clear()
+    for lock in (_default_lock, _naming, _hooking):  # a thread that is not here may have held it
+        lock._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _by_name(service: Any, name: str) -> Any:
