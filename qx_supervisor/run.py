@@ -234,7 +234,10 @@ class Run:
         return self._mine().abandon()
 
     def detach(self) -> None:
-        """Let the job go on by itself: whatever happens to this process, nothing cancels it any more."""
+        """Let the job go on by itself: whatever happens to this process, nothing cancels it any more.
+
+        A run whose job has no id yet is let go as soon as there is one.
+        """
         self._detached = True
         self._mine().stand_down()
 

@@ -92,6 +92,7 @@ class Worker:
         self._hurry = threading.Event()
         self._abandoned: Future[CancelOutcome] | None = None
         self._gave_up = False  # `abandon` could not wait for the answer to the POST
+        self._detached = False
         self._guarded = False
         self._retried = False
         self._ended = False
@@ -197,7 +198,11 @@ class Worker:
 
     def stand_down(self) -> None:
         """Let the watcher forget the run, while its job goes on: it may outlive this process."""
-        self._stand_down()
+        with self._lock:
+            self._detached = True
+            has_job = self.job_id is not None
+        if has_job:
+            self._stand_down()
 
     def _end(self, outcome: RunResult | RunError, *, quietly: bool = False) -> None:
         with self._lock:
@@ -443,9 +448,11 @@ class Worker:
         link.job(self.run_id, job_id)
         link.posted(self.run_id, clean=not self._retried)
         with self._changed:
-            gave_up = self._gave_up
+            gave_up, detached = self._gave_up, self._detached
             self._phase = "submitted"
             self._changed.notify_all()
+        if detached:
+            self._stand_down()
         self._say("submit", "submitted")
         if gave_up and not is_guarded:
             # The run was abandoned while its id was unknown, and there is no watcher to cancel it.
