@@ -250,15 +250,16 @@ def _least_busy(service: Any, width: int) -> Any:
 # Credentials ------------------------------------------------------------------------------------------------------
 
 _remotes: weakref.WeakKeyDictionary[Any, remote.Remote] = weakref.WeakKeyDictionary()
-_accounts: dict[tuple[str, str, str], str] = {}
+_accounts: dict[tuple[str, ...], str] = {}
 _naming = threading.Lock()
 
 
 def account_name(client: Any) -> str:
-    """A name for the client's account, the same for the same address, instance and key, that tells nothing of them."""
-    session = client._session
+    """A name for the client's account and the way to it, the same for the same, that tells nothing of them."""
+    session, auth = client._session, client._session.auth
+    way = (auth.tm.url, repr(session.proxies), repr(session.verify))
     with _naming:
-        return _accounts.setdefault((session.base_url, session.auth.crn, session.auth.api_key), f"a{len(_accounts)}")
+        return _accounts.setdefault((session.base_url, auth.crn or "", auth.api_key, *way), f"a{len(_accounts)}")
 
 
 def clients_of(service: Any) -> list[Any]:
@@ -630,10 +631,11 @@ def _post(submission: Submission, program_run: Callable[..., Any], kwargs: dict[
 def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(increment)
     def asking(retry: Any, method: Any = None, url: Any = None, *args: Any, **kwargs: Any) -> Any:
+        more = increment(retry, method, url, *args, **kwargs)  # raises where there is to be no other try
         submission = _submission.get()
         if submission is not None and str(method).upper() == "POST":
             submission.before_retry()
-        return increment(retry, method, url, *args, **kwargs)
+        return more
 
     return asking
 

@@ -95,6 +95,7 @@ class Worker:
         self._detached = False
         self._guarded = False
         self._retried = False
+        self._finished = False  # the job is, though the run may have ended before
         self._ended = False
         self._target: service.Target | None = None
         self._timer: threading.Timer | None = None
@@ -184,7 +185,8 @@ class Worker:
                 logger.warning("job %s: its cancel is not confirmed yet: %s", self.job_id, trouble)
             return self._hand_over()
         self._stand_down()
-        self._say("job", "cancelled" if outcome == "cancelled" else "finished before it could be cancelled")
+        self._finished = outcome == "finished"
+        self._say("job", "finished before it could be cancelled" if self._finished else "cancelled")
         return "confirmed"
 
     def _hand_over(self) -> CancelOutcome:
@@ -225,8 +227,13 @@ class Worker:
             "unconfirmed": "and the cancel of the job could not be confirmed",
             "nothing to cancel": "and nothing had been submitted",
         }
-        within = f"no result within {self.request.timeout:g} s"
-        self.abandon(lambda outcome: RunTimeout("timeout", f"{within}, {said[outcome]}", self.job_id))
+
+        def error(outcome: CancelOutcome) -> RunTimeout:
+            late = f"but the job had finished by then; see service.job({self.job_id!r})"
+            how = late if self._finished else said[outcome]
+            return RunTimeout("timeout", f"no result within {self.request.timeout:g} s, {how}", self.job_id)
+
+        self.abandon(error)
 
     # The thread
 
@@ -294,6 +301,7 @@ class Worker:
             if state.is_final:
                 with self._lock:
                     self._phase = "final"
+                    self._finished = not state.is_cancelled
                 return state
             if state.status != seen:
                 seen = state.status
@@ -364,7 +372,8 @@ class Worker:
     def _stopped(self) -> None:
         """The run was abandoned before the thread got here."""
         with self._changed:
-            in_doubt = self._phase == "posting"  # between a 5xx answer and the POST that was not sent again
+            # After a 5xx answer or the pause that follows a 429, and before the POST was sent again.
+            in_doubt = self._phase in ("posting", "doubtful")
             if in_doubt:
                 self._phase = "doubtful"
                 self._changed.notify_all()
@@ -431,9 +440,9 @@ class Worker:
         self._say("submit", "submission failed, retrying")
 
     def rate_limited(self, seconds: float | None) -> None:
-        """A 429: no job was made. Wait, then the POST may leave again."""
+        """A 429: this POST made no job. Wait, then it may leave again."""
         with self._changed:
-            self._phase = "preparing"
+            self._phase = "doubtful" if self._retried else "preparing"  # an earlier one may have made one
             self._changed.notify_all()
         pause = _RATE_LIMIT_PAUSE if seconds is None else seconds
         self._say("submit", "rate limited, waiting", f"{pause:.0f} s")
