@@ -293,15 +293,25 @@ def credentials(client: Any) -> protocol.Credentials:
     )
 
 
+_fetching = threading.Lock()
+
+
 def _token(manager: Any) -> str:
-    # Not get_token() while it is good: that one may pause for a minute after a failure.
-    if manager.access_token and manager.expire_time > time.time() + 60:
-        return str(manager.access_token)
-    return str(manager.get_token())
+    if not _is_good(manager):
+        with _fetching:  # one fetches: a thousand runs may find it expired at the same moment
+            if not _is_good(manager):
+                # Not get_token(): for a minute after a failure that one only waits.
+                manager._save_token_info(manager.request_token())
+    return str(manager.access_token)
 
 
-# A forked child must not write on its parent's connections.
+def _is_good(manager: Any) -> bool:
+    return bool(manager.access_token) and manager.expire_time > time.time() + 60
+
+
+# A forked child must not write on its parent's connections, nor wait for one of its parent's threads.
 os.register_at_fork(after_in_child=_remotes.clear)
+os.register_at_fork(after_in_child=_fetching._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def remote_of(client: Any) -> remote.Remote:
