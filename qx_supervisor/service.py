@@ -217,6 +217,10 @@ def _by_name(service: Any, name: str) -> Any:
         return service.backend(name)
     except QiskitBackendNotFoundError:
         known = _backend_names(service)
+        if name in known or not known:  # the client swallows every failure to read it
+            raise RunError(
+                "backend", f"the backend {name!r} could not be read; the log of qiskit_ibm_runtime says why"
+            ) from None
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
         raise ConfigError("backend", f"there is no backend {name!r} for this account; {hint}") from None
@@ -504,7 +508,9 @@ def is_unauthorized(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """An error of the client's in one line."""
-    text = " ".join(str(error).strip("'\"").split())
+    # A QiskitError's str() is a repr.
+    message = getattr(error, "message", None)
+    text = " ".join((message if isinstance(message, str) else str(error)).split())
     return text if len(text) <= 500 else text[:499] + "…"
 
 

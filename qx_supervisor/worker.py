@@ -288,7 +288,12 @@ class Worker:
             raise JobFailed("job", _failure(state), self.job_id)
         self._say("results", "fetching results")
         text = self._patiently("results", lambda: there.results(str(self.job_id)))
-        result = RunResult(service.decode(job, text), self.job_id, target.name)
+        try:
+            decoded = service.decode(job, text)
+        except Exception as error:
+            reason = f"the results can't be read: {service.describe(error)}; try service.job({self.job_id!r}).result()"
+            raise RunError("results", reason, self.job_id) from error
+        result = RunResult(decoded, self.job_id, target.name)
         self._stand_down()
         self._say("results", "done")
         return result

@@ -252,7 +252,8 @@ class Remote:
         message = f"{method} {_shape(path)}: the service answered {status}"
         if status == 401:
             raise Refused(message, status)
-        if status in (408, 425, 429) or status >= 500:
+        # A redirect is not the service's: a network's login page, for instance.
+        if status in (408, 425, 429) or status >= 500 or status < 400:
             raise Transient(message, status, retry_after(reply.headers.get("Retry-After")))
         raise RemoteError(message, status)
 
