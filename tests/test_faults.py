@@ -1,0 +1,722 @@
+"""What may go wrong at the service and on the way to it, and what a run makes of it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from circuits import BACKEND, ones
+from qiskit_ibm_runtime import QiskitRuntimeService
+
+from qx_supervisor import (
+    ConfigError,
+    JobCancelled,
+    JobFailed,
+    QxError,
+    RunError,
+    RunTimeout,
+    Status,
+    SubmitError,
+    local,
+    run,
+    submit,
+    worker,
+)
+
+JOBS = "/api/v1/jobs"
+ONE_JOB = JOBS + "/" + "?" * 20  # and not its results, nor its cancel
+RESULTS = JOBS + "/*/results"
+CANCEL = JOBS + "/*/cancel"
+
+WAYS_TO_FAIL = [
+    {"status": 500},
+    {"status": 502},
+    {"status": 503, "retry_after": 1},
+    {"status": 504},
+    {"status": 429},
+    {"status": 429, "retry_after": 1},
+    {"drop_connection": True},
+]
+
+Acts = dict[str, Callable[[], Any]]
+
+
+def name_of(way: dict[str, Any]) -> str:
+    return "-".join(f"{key}-{value}" for key, value in way.items())
+
+
+class Running:
+    """A run on the embedded service, whose statuses are kept, and at which something is done."""
+
+    def __init__(self, service: QiskitRuntimeService) -> None:
+        self.service = service
+        self.statuses: list[Status] = []
+
+    def __call__(self, acts: Acts | None = None, **arguments: Any) -> Any:
+        """Begin it. `acts` name a state, at whose first status something is done, in the run's own thread."""
+        left = dict(acts or {})
+
+        def hear(status: Status) -> None:
+            self.statuses.append(status)
+            if status.state in left:
+                left.pop(status.state)()
+
+        arguments = {"shots": 16, "poll_interval": 0.1, **arguments}
+        return submit(ones(), BACKEND, service=self.service, on_status=hear, **arguments)
+
+    def states(self) -> list[str]:
+        return [status.state for status in self.statuses]
+
+    def status(self, state: str) -> Status:
+        return next(status for status in self.statuses if status.state == state)
+
+
+@pytest.fixture
+def running(ibm: local.Service, service: QiskitRuntimeService) -> Running:
+    return Running(service)
+
+
+@pytest.fixture
+def faults(ibm: local.Service) -> Callable[..., None]:
+    """Has so many requests to a path go wrong, in each of some ways."""
+
+    def install(method: str, path: str, *ways: dict[str, Any], **scenario: Any) -> None:
+        ibm.scenario({"http_faults": [{"path": path, "method": method, **way} for way in ways], **scenario})
+
+    return install
+
+
+@pytest.fixture
+def tokens(ibm: local.Service, service: QiskitRuntimeService) -> Iterator[local.Service]:
+    """For tests that void tokens: afterwards the client that all tests share gets a new one."""
+    yield ibm
+    ibm.auth(reject_tokens=False)
+    for client in [service._active_api_client, *service._api_clients.values()]:
+        client._session.auth.tm.expire_time = client._session.auth.tm.request_time = 0
+
+
+def posted(ibm: local.Service) -> int:
+    return len(ibm.journal(method="POST", path=JOBS))
+
+
+def cancels(ibm: local.Service) -> list[int]:
+    return [job.cancel_requests for job in ibm.jobs()]
+
+
+# While the job is there
+
+
+@pytest.mark.parametrize("path", [ONE_JOB, RESULTS], ids=["poll", "results"])
+@pytest.mark.parametrize("way", WAYS_TO_FAIL, ids=name_of)
+def test_a_reading_that_fails_ends_nothing(
+    ibm: local.Service, running: Running, faults: Callable[..., None], path: str, way: dict[str, Any]
+) -> None:
+    faults("GET", path, way)
+    result = running().result()
+    assert result.counts == {"1": 16}
+    states = running.states()
+    lost, back = states.index("connection lost, retrying"), states.index("connection back")
+    assert lost < back
+    stage = "poll" if path == ONE_JOB else "results"
+    assert {running.statuses[lost].stage, running.statuses[back].stage} == {stage}
+    assert running.statuses[lost].job_id == result.job_id
+    if "status" in way:
+        assert f"the service answered {way['status']}" in running.statuses[lost].detail
+    faulty, next_one = ibm.journal(method="GET", path=path)[:2]
+    assert faulty.answered is not None
+    assert next_one.arrived - faulty.answered >= (way.get("retry_after", 0.4)) * 1e9
+    assert cancels(ibm) == [0]
+
+
+def test_one_loss_is_told_once(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    faults("GET", ONE_JOB, {"status": 500}, {"drop_connection": True}, {"status": 429})
+    running().result()
+    assert running.states().count("connection lost, retrying") == 1
+    assert running.states().count("connection back") == 1
+    assert cancels(ibm) == [0]
+
+
+def test_a_slow_answer_is_no_loss(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    faults("GET", ONE_JOB, {"delay_seconds": 1.0})
+    running().result()
+    assert "connection lost, retrying" not in running.states()
+
+
+def test_a_state_that_can_not_be_read_is_read_again(
+    ibm: local.Service, running: Running, faults: Callable[..., None]
+) -> None:
+    """An answer that is no state at all, such as a proxy's page, is no end of the job."""
+    faults("GET", ONE_JOB, {"status": 200, "message": "Please log in"}, {"status": 302})
+    assert running().result().counts == {"1": 16}
+    assert cancels(ibm) == [0]
+
+
+def test_failed_remotely(ibm: local.Service, running: Running) -> None:
+    ibm.scenario({"next_jobs": [{"outcome": "failed", "reason": "The circuit is cursed.", "reason_code": 7001}]})
+    held = running()
+    with pytest.raises(JobFailed) as caught:
+        held.result()
+    assert (caught.value.stage, caught.value.job_id) == ("job", ibm.jobs()[0].id)
+    assert caught.value.reason == "the job failed at IBM Quantum: The circuit is cursed. (code 7001)"
+    assert str(caught.value) == f"{caught.value.reason} (job {ibm.jobs()[0].id})"
+    assert running.states()[-1] == "failed"
+    assert cancels(ibm) == [0]
+
+
+def test_ran_too_long(ibm: local.Service, running: Running) -> None:
+    """The service says "cancelled", and by its code means something else."""
+    ibm.scenario({"next_jobs": [{"outcome": "cancelled", "reason": "Time is up.", "reason_code": 1305}]})
+    with pytest.raises(JobFailed, match="ran longer than its maximum execution time: Time is up"):
+        running().result()
+    assert cancels(ibm) == [0]
+
+
+def test_cancelled_by_someone_else(ibm: local.Service, running: Running) -> None:
+    ibm.hold("queued")
+    held = running({"queued": lambda: running.service.job(ibm.jobs()[0].id).cancel()})
+    with pytest.raises(JobCancelled, match="though not by this program") as caught:
+        held.result()
+    assert (caught.value.stage, caught.value.job_id) == ("job", ibm.jobs()[0].id)
+    assert cancels(ibm) == [1]  # someone else's
+
+
+def test_deleted_by_someone_else(ibm: local.Service, running: Running) -> None:
+    ibm.hold("queued")
+    with pytest.raises(RunError, match=r"the job can't be read: GET .*: the service answered 404") as caught:
+        running({"queued": lambda: running.service.delete_job(ibm.jobs()[0].id)}).result()
+    assert caught.value.stage == "poll"
+    assert caught.value.job_id
+    assert "cancelled" in running.states()[-2:] or "finished before it could be cancelled" in running.states()[-2:]
+
+
+@pytest.mark.parametrize("text", ['{"not": "a result"}', "<html>", "", "[]"])
+def test_results_that_can_not_be_read(
+    ibm: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    from qx_supervisor.ours import remote
+
+    monkeypatch.setattr(remote.Remote, "results", lambda self, job: text)
+    with pytest.raises(RunError) as caught:
+        running().result()
+    assert (caught.value.stage, caught.value.job_id) == ("results", ibm.jobs()[0].id)
+    assert caught.value.reason.startswith("the results can't be read: ")
+    assert caught.value.reason.endswith(f"; try service.job('{caught.value.job_id}').result()")
+    assert caught.value.__cause__ is not None
+    assert cancels(ibm) == [0]
+
+
+def test_results_that_are_refused(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    faults("GET", RESULTS, {"status": 403})
+    with pytest.raises(RunError, match="403") as caught:
+        running().result()
+    assert (caught.value.stage, caught.value.job_id) == ("results", ibm.jobs()[0].id)
+    assert cancels(ibm) == [0]
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("state", ["submitted", "queued", "running", "fetching results"])
+def test_a_token_that_is_void_is_renewed(tokens: local.Service, running: Running, state: str) -> None:
+    tokens.hold("queued" if state in ("submitted", "queued") else "running")
+
+    voided: list[int] = []
+
+    def void() -> None:
+        tokens.expire_tokens()
+        voided.append(tokens.cursor())
+        tokens.hold(None)
+
+    acts: Acts = {state: void}
+    if state == "fetching results":
+        acts["running"] = lambda: tokens.hold(None)
+    assert running(acts).result().counts == {"1": 16}
+    assert "connection lost, retrying" not in running.states()
+    assert len(tokens.journal(path="/identity/token", after=voided[0])) == 1
+    assert cancels(tokens) == [0]
+
+
+def test_a_token_is_renewed_while_the_token_service_is_down(tokens: local.Service, running: Running) -> None:
+    tokens.hold("running")
+
+    def void() -> None:
+        fault = {"path": "/identity/token", "status": 400}  # IBM's library retries a 5xx for half a minute
+        tokens.scenario({"http_faults": [fault]})
+        tokens.expire_tokens()
+        tokens.hold(None)
+
+    assert running({"running": void}).result().counts == {"1": 16}
+    assert cancels(tokens) == [0]
+
+
+def test_a_key_that_is_refused_for_good(
+    tokens: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run can't go on and its job can't be cancelled, until the key is good again: then the watcher does it."""
+    monkeypatch.setattr(worker.Worker.abandon, "__defaults__", (None, 1.0))  # seconds, instead of ten
+    tokens.hold("running")
+
+    def void() -> None:
+        tokens.auth(reject_tokens=True)
+        tokens.expire_tokens()
+
+    with pytest.raises(RunError, match=r"no longer accepts this account.*check its API key") as caught:
+        running({"running": void}).result()
+    [job] = tokens.jobs()
+    assert type(caught.value) is RunError
+    assert (caught.value.stage, caught.value.job_id) == ("auth", job.id)
+    assert job.status == "Running"
+    tokens.auth(reject_tokens=False)
+    assert tokens.wait_job(job.id).status == "Cancelled"
+
+
+# The submission
+
+
+def test_rate_limited(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    faults("POST", JOBS, {"status": 429, "retry_after": 1, "times": 2})
+    assert running().result().counts == {"1": 16}
+    first, second, third = ibm.journal(method="POST", path=JOBS)
+    assert [entry.job_id for entry in (first, second)] == [None, None]
+    assert [job.id for job in ibm.jobs()] == [third.job_id]
+    assert first.tags == second.tags == third.tags
+    assert second.arrived - first.arrived >= 1e9 <= third.arrived - second.arrived
+    waits = [status for status in running.statuses if status.state == "rate limited, waiting"]
+    assert [(wait.stage, wait.detail) for wait in waits] == [("submit", "1 s")] * 2
+    assert running.states().count("submitting") == 1
+    assert cancels(ibm) == [0]
+
+
+def test_rate_limited_without_a_word_for_how_long(
+    ibm: local.Service, running: Running, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert worker._RATE_LIMIT_PAUSE >= 12  # five jobs a minute
+    monkeypatch.setattr(worker, "_RATE_LIMIT_PAUSE", 0.2)
+    faults("POST", JOBS, {"status": 429})
+    assert running().result().counts == {"1": 16}
+    assert "rate limited, waiting" in running.states()
+    assert len(ibm.jobs()) == 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 422])
+def test_refused(ibm: local.Service, running: Running, faults: Callable[..., None], status: int) -> None:
+    faults("POST", JOBS, {"status": status, "message": "Your plan has no such thing."})
+    with pytest.raises(SubmitError) as caught:
+        running().result()
+    assert (caught.value.stage, caught.value.job_id) == ("submit", None)
+    assert "the job could not be submitted" in caught.value.reason
+    assert "Your plan has no such thing." in caught.value.reason
+    assert caught.value.__cause__ is not None
+    assert posted(ibm) == 1
+    assert not ibm.journal(path=CANCEL)
+    assert not ibm.journal(method="GET", path=JOBS)  # nor is it looked for
+
+
+@pytest.mark.filterwarnings("ignore:.*usage:UserWarning", "ignore:.*no more time:UserWarning")
+def test_usage_is_exhausted(ibm: local.Service, running: Running) -> None:
+    ibm.scenario({"usage": {"limit_seconds": 600, "consumed_seconds": 600}})
+    with pytest.raises(SubmitError, match="403") as caught:
+        running().result()
+    assert (caught.value.stage, caught.value.job_id) == ("submit", None)
+    assert not ibm.jobs()
+    assert not ibm.journal(path=CANCEL)
+
+
+def test_refused_for_the_key(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    faults("POST", JOBS, {"status": 401})
+    with pytest.raises(SubmitError, match="IBM Quantum does not accept this account") as caught:
+        running().result()
+    assert (caught.value.stage, caught.value.job_id) == ("auth", None)
+    assert posted(ibm) == 1
+    assert not ibm.journal(path=CANCEL)
+
+
+def test_refused_for_the_key_before_the_post(
+    ibm: local.Service, running: Running, faults: Callable[..., None]
+) -> None:
+    faults("GET", "/api/v1/backends/*/status", {"status": 401})
+    with pytest.raises(SubmitError, match="nothing was submitted: IBM Quantum does not accept this account") as caught:
+        running().result()
+    assert (caught.value.stage, caught.value.job_id) == ("auth", None)
+    assert posted(ibm) == 0
+
+
+def test_lost_answers_make_duplicates_that_are_cancelled(
+    ibm: local.Service, running: Running, faults: Callable[..., None]
+) -> None:
+    """Three POSTs make three jobs. The caller holds the last; the watcher finds the others by their tag."""
+    ibm.hold("queued")
+    faults("POST", JOBS, {"status": 500, "phase": "after", "times": 2})
+    held = running({"duplicate cancelled": lambda: None})
+    first, second, mine = (entry.job_id for entry in ibm.wait_for("POST", JOBS, count=3, answered=True))
+    for lost in (first, second):
+        assert ibm.wait_job(lost).status == "Cancelled"
+    assert ibm.job(mine).status == "Queued"
+    ibm.hold(None)
+    result = held.result()
+    assert (result.job_id, result.counts) == (mine, {"1": 16})
+    assert {job.id: (job.status, job.cancel_requests) for job in ibm.wait_idle()} == {
+        first: ("Cancelled", 1),
+        second: ("Cancelled", 1),
+        mine: ("Completed", 0),
+    }
+    assert running.states().count("submission failed, retrying") == 2
+    told = [status for status in running.statuses if status.state == "duplicate cancelled"]
+    assert {re.search("d[0-9a-f]{19}", status.detail)[0] for status in told} <= {first, second}  # type: ignore[index]
+
+
+def test_a_duplicate_is_told(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    ibm.hold("queued")
+    faults("POST", JOBS, {"status": 502, "phase": "after"})
+    result = running({"duplicate cancelled": lambda: ibm.hold(None)}).result()
+    lost = ibm.journal(method="POST", path=JOBS)[0].job_id
+    told = running.status("duplicate cancelled")
+    assert (told.stage, told.job_id) == ("submit", result.job_id)
+    assert told.detail == f"a retried submission had made {lost} too"
+    assert cancels(ibm) == [1, 0]
+
+
+def test_a_retry_that_was_needless(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    """The first POST made nothing: there is nothing to cancel."""
+    faults("POST", JOBS, {"status": 500})
+    result = running().result()
+    assert [job.id for job in ibm.jobs()] == [result.job_id]
+    assert "duplicate cancelled" not in running.states()
+    assert cancels(ibm) == [0]
+
+
+@pytest.fixture
+def direct(service: QiskitRuntimeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the real service: a POST whose connection is lost is not sent again. Through a plain proxy it is."""
+    for client in [service._active_api_client, *service._api_clients.values()]:
+        for adapter in client._session.adapters.values():
+            monkeypatch.setattr(adapter, "max_retries", adapter.max_retries.new(other=0))
+
+
+@pytest.mark.usefixtures("direct")
+def test_an_answer_that_never_comes(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    """The job was made and its id is lost. The driver lives on, and the job is looked for all the same."""
+    ibm.hold("queued")
+    faults("POST", JOBS, {"drop_connection": True, "phase": "after"})
+    with pytest.raises(SubmitError, match="the submission got no answer") as caught:
+        running().result()
+    [entry] = ibm.journal(method="POST", path=JOBS)
+    [tag] = [tag for tag in entry.tags if tag.startswith("qxs-")]
+    assert (caught.value.stage, caught.value.job_id) == ("submit", None)
+    assert tag in caught.value.reason
+    assert "looked for" in caught.value.reason
+    assert "submission failed, retrying" not in running.states()
+    assert ibm.wait_job(str(entry.job_id)).status == "Cancelled"
+    assert cancels(ibm) == [1]
+
+
+def test_a_connection_lost_through_a_plain_proxy(
+    ibm: local.Service, running: Running, faults: Callable[..., None]
+) -> None:
+    ibm.hold("queued")
+    faults("POST", JOBS, {"drop_connection": True, "phase": "after"})
+    result = running({"duplicate cancelled": lambda: ibm.hold(None)}).result()
+    assert "submission failed, retrying" in running.states()
+    assert result.job_id == ibm.jobs()[1].id
+    assert cancels(ibm) == [1, 0]
+
+
+def test_a_lost_answer_and_then_a_refusal(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    """A refusal makes no job, but the POST before it may have."""
+    ibm.hold("queued")
+    faults("POST", JOBS, {"status": 500, "phase": "after"}, {"status": 403})
+    with pytest.raises(SubmitError, match="looked for by its tag") as caught:
+        running().result()
+    assert caught.value.job_id is None
+    lost, refused = ibm.journal(method="POST", path=JOBS)
+    assert refused.job_id is None
+    assert ibm.wait_job(str(lost.job_id)).status == "Cancelled"
+    assert cancels(ibm) == [1]
+
+
+def test_a_lost_answer_and_then_a_rate_limit(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    """Given up in the pause: the POST before it may have made a job."""
+    ibm.hold("queued")
+    faults("POST", JOBS, {"status": 500, "phase": "after"}, {"status": 429, "retry_after": 3600})
+    held = running()
+    ibm.wait_for("POST", JOBS, count=2, answered=True)
+    assert held.cancel() == "handed over"
+    with pytest.raises(JobCancelled):
+        held.result()
+    lost = ibm.journal(method="POST", path=JOBS)[0]
+    assert ibm.wait_job(str(lost.job_id)).status == "Cancelled"
+    assert cancels(ibm) == [1]
+    assert posted(ibm) == 2
+
+
+def test_given_up_while_rate_limited(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    faults("POST", JOBS, {"status": 429, "retry_after": 3600})
+    held = running({"rate limited, waiting": lambda: None})
+    ibm.wait_for("POST", JOBS, answered=True)
+    assert held.cancel() in ("nothing to cancel", "handed over")
+    with pytest.raises(JobCancelled):
+        held.result()
+    assert not ibm.jobs()
+    assert posted(ibm) == 1
+
+
+# The timeout
+
+
+def time_out(ibm: local.Service, held: Any, status: str) -> None:
+    """Let the time pass for a run whose job has come to a status."""
+    [entry] = ibm.wait_for("POST", JOBS, answered=True)
+    ibm.wait_job(str(entry.job_id), status)
+    held._worker._time_out()
+
+
+def test_timeout(ibm: local.Service, running: Running) -> None:
+    ibm.hold("running")
+    held = running(timeout=3600)
+    time_out(ibm, held, "Running")
+    with pytest.raises(RunTimeout) as caught:
+        held.result()
+    [job] = ibm.jobs()
+    assert (caught.value.stage, caught.value.job_id) == ("timeout", job.id)
+    assert caught.value.reason == "no result within 3600 s, so the job was cancelled"
+    assert (job.status, job.cancel_requests) == ("Cancelled", 1)
+
+
+def test_a_timeout_waits_for_the_real_cancel(ibm: local.Service, running: Running) -> None:
+    """The service answers a cancel long before it happens."""
+    ibm.hold("running", cancel_lag=1.0)
+    held = running(timeout=3600)
+    time_out(ibm, held, "Running")
+    with pytest.raises(RunTimeout, match="so the job was cancelled"):
+        held.result()
+    [job] = ibm.jobs()
+    assert (job.status, job.cancel_requests) == ("Cancelled", 1)
+
+
+def test_a_timeout_whose_cancel_fails_at_first(
+    ibm: local.Service, running: Running, faults: Callable[..., None]
+) -> None:
+    ibm.hold("running")
+    faults("POST", CANCEL, {"status": 500, "times": 2}, {"drop_connection": True}, {"status": 429})
+    held = running(timeout=3600)
+    time_out(ibm, held, "Running")
+    with pytest.raises(RunTimeout, match="so the job was cancelled"):
+        held.result()
+    assert ibm.jobs()[0].status == "Cancelled"
+    assert cancels(ibm) == [5]
+
+
+def test_a_timeout_whose_cancel_is_lost_but_done(
+    ibm: local.Service, running: Running, faults: Callable[..., None]
+) -> None:
+    """After a lost answer the state is read before the cancel is asked for again."""
+    ibm.hold("running")
+    faults("POST", CANCEL, {"drop_connection": True, "phase": "after"})
+    held = running(timeout=3600)
+    time_out(ibm, held, "Running")
+    with pytest.raises(RunTimeout, match="so the job was cancelled"):
+        held.result()
+    assert cancels(ibm) == [1]
+
+
+def test_a_timeout_that_the_job_did_not_need(ibm: local.Service, running: Running) -> None:
+    """It finished unseen, between two readings: the results are there, and the message says so."""
+    ibm.hold("queued")
+    held = running({"queued": lambda: ibm.hold(None)}, timeout=3600, poll_interval=60.0)
+    time_out(ibm, held, "Completed")
+    with pytest.raises(RunTimeout, match="but the job had finished by then") as caught:
+        held.result()
+    [job] = ibm.jobs()
+    assert job.status == "Completed"
+    assert f"service.job('{job.id}')" in str(caught.value)
+
+
+def test_a_timeout_before_anything_was_submitted(
+    ibm: local.Service, running: Running, faults: Callable[..., None]
+) -> None:
+    faults("POST", JOBS, {"status": 429, "retry_after": 3600})
+    with pytest.raises(RunTimeout) as caught:
+        running(timeout=1.5).result()
+    assert caught.value.reason == "no result within 1.5 s, and nothing had been submitted"
+    assert caught.value.job_id is None
+
+
+# Backends
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_backend_that_can_not_be_read(
+    ibm: local.Service, faults: Callable[..., None], status: int
+) -> None:
+    """Its name is right, and the message must not say that it is wrong."""
+    running = Running(ibm.service())
+    faults("GET", "/api/v1/backends/*/configuration", {"status": status, "times": 9})
+    with pytest.raises(RunError, match="the backend 'ibm_brisbane' could not be read") as caught:
+        running().result()
+    assert not isinstance(caught.value, ConfigError)
+    assert caught.value.stage == "backend"
+    assert posted(ibm) == 0
+
+
+def test_no_backend_is_online(ibm: local.Service, running: Running) -> None:
+    ibm.scenario({"backends": {BACKEND: {"status": "offline"}}})
+    with pytest.raises(ConfigError, match="no backend of this account is online and has 1 qubits"):
+        run(ones(), service=running.service, panel=None)
+    assert posted(ibm) == 0
+
+
+# Two services
+
+
+def test_the_watcher_asks_the_service_where_the_job_is(running: Running) -> None:
+    """Two embedded services differ in nothing but the way to them."""
+    running().result()
+    with local.start() as other:
+        there = Running(other.service())
+        other.hold("queued")
+        other.scenario({"http_faults": [{"path": JOBS, "method": "POST", "status": 500, "phase": "after"}]})
+        held = there({"duplicate cancelled": lambda: other.hold(None)})
+        assert held.result().counts == {"1": 16}
+        assert cancels(other) == [1, 0]
+
+
+# Without a watcher
+
+
+def test_no_watcher(ibm: local.Service, fork: Any) -> None:
+    """There is no interpreter to run it in, or none that can: nothing is submitted, or all the same with a warning."""
+    driver = fork(
+        """
+        import logging
+        here = service()
+        logging.basicConfig(stream=sys.stdout, format="log %(name)s %(message)s")
+        def refuse(executable):
+            sys.executable = executable
+            try:
+                run(bell(), "ibm_brisbane", service=here, shots=16, panel=None)
+            except WatcherError as error:
+                say("refused", error.stage, error.job_id, error)
+        works = sys.executable
+        for executable in ("/no/such/python", "", "/etc/passwd", "/bin/false"):
+            refuse(executable)
+        sys.frozen = True
+        refuse(works)
+        say("warned", len(run(bell(), "ibm_brisbane", service=here, shots=16, panel=None, on_unprotected="warn")))
+        del sys.frozen
+        sys.executable = works
+        say("then", len(run(bell(), "ibm_brisbane", service=here, shots=16, panel=None)))
+        """
+    )
+    refusals = [" ".join(driver.line("refused ")) for _ in range(5)]
+    for refusal in refusals:
+        assert refusal.startswith("submit None nothing was submitted, because the watcher can't protect this run: ")
+        assert refusal.endswith('on_unprotected="warn" submits all the same')
+    assert ["sys.executable names none" in refusal for refusal in refusals] == [True, True, True, False, True]
+    assert "the watcher ended as it started" in refusals[3]
+    assert driver.line("warned ") == ["1"]
+    assert "sys.executable names none" in " ".join(driver.line("log qx_supervisor this run is not protected: "))
+    assert driver.line("then ") == ["1"]
+    assert driver.end() == 0, driver.errors
+    assert posted(ibm) == 2
+
+
+def test_a_watcher_without_a_token(
+    tokens: local.Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver's token is good for a while; the watcher, which may need one for days, is refused."""
+    from qx_supervisor import service as ours
+
+    of_the_driver = ours._token
+
+    def refuse(manager: Any) -> str:
+        raise RuntimeError("there is no token to hand over")
+
+    running = Running(tokens.service("a key of its own"))
+    running().result()
+
+    def withdraw() -> None:
+        tokens.auth(reject_tokens=True)
+        monkeypatch.setattr(ours, "_token", refuse)
+
+    unknown = Running(tokens.service("a key that is withdrawn"))
+    with pytest.raises(RunError, match=r"nothing was submitted.*the token service answered 400") as caught:
+        unknown({"preparing": withdraw}).result()
+    assert type(caught.value).__name__ == "WatcherError"
+    assert posted(tokens) == 1
+    monkeypatch.setattr(ours, "_token", of_the_driver)
+    tokens.auth(reject_tokens=False)
+
+    unprotected = Running(tokens.service("another key that is withdrawn"))
+    acts: Acts = {
+        "preparing": withdraw,
+        "not protected": lambda: monkeypatch.setattr(ours, "_token", of_the_driver),
+    }
+    with caplog.at_level(logging.WARNING, "qx_supervisor"):
+        assert unprotected(acts, on_unprotected="warn").result().counts == {"1": 16}
+    assert "this run is not protected: the token service answered 400" in caplog.text
+    assert "not protected" in unprotected.states()
+
+
+# Errors as they are
+
+
+def every_error() -> list[QxError]:
+    import qx_supervisor
+
+    kinds = [getattr(qx_supervisor, name) for name in qx_supervisor.__all__]
+    kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, RunError)]
+    assert len(kinds) >= 7
+    return [kind("poll", "it went wrong", job) for kind in kinds for job in (None, "d1")]
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: f"{type(error).__name__}-{error.job_id}")
+def test_every_error_pickles(error: RunError) -> None:
+    import copy
+    import pickle
+
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(again) is type(error)
+        assert (again.stage, again.reason, again.job_id) == ("poll", "it went wrong", error.job_id)
+        assert (str(again), repr(again)) == (str(error), repr(error))
+    assert isinstance(error, QxError)
+    assert "it went wrong" in repr(error)
+    assert str(error) == ("it went wrong (job d1)" if error.job_id else "it went wrong")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143), (signal.SIGHUP, SystemExit, 129)],
+)
+@pytest.mark.parametrize("outcome", ["confirmed", "handed over", "unconfirmed", "nothing to cancel"])
+def test_an_interrupt_pickles(number: signal.Signals, kind: type, code: int | None, outcome: Any) -> None:
+    import copy
+    import pickle
+
+    from qx_supervisor import Interrupted
+    from qx_supervisor.errors import interrupted
+
+    error = interrupted("d1", number, outcome)
+    for again in (error, pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert isinstance(again, Interrupted)
+        assert isinstance(again, kind)
+        assert not isinstance(again, Exception)
+        assert type(again).__name__ == "Interrupted"
+        assert (again.job_id, again.signum, again.cancel) == ("d1", number, outcome)
+        assert getattr(again, "code", None) == code
+        assert str(again).startswith(f"interrupted by {number.name}; job d1: ")
+
+
+def test_the_public_names() -> None:
+    import qx_supervisor
+
+    assert list(qx_supervisor.__all__) == sorted(qx_supervisor.__all__)
+    for name in qx_supervisor.__all__:
+        assert getattr(qx_supervisor, name).__doc__, name
+    wanted = {"run", "try_run", "submit", "Run", "RunResult", "Ok", "Err", "Status", "guard", "reap", "Reaped"}
+    wanted |= {"QxError", "RunError", "ConfigError", "WatcherError", "SubmitError", "JobFailed", "JobCancelled"}
+    wanted |= {"RunTimeout", "Interrupted"}
+    assert wanted <= set(qx_supervisor.__all__)
