@@ -42,6 +42,10 @@ CANCEL_SECONDS = 10.0
 
 HAND_OVER_SECONDS = 1.0
 
+REFUSED_SECONDS = 60.0
+"""How long a refusal of what was granted before must last to be believed. A gateway refuses while it is restarted, a
+proxy while its login has run out; and while IBM Quantum refuses to show a job, it would hardly cancel it."""
+
 _LONGEST_POLL = 15.0
 _POLL_SHARE = 0.02  # of the time that a job has taken so far: an hour in the queue is asked after every 15 s
 _LONGEST_RETRY = 30.0
@@ -94,6 +98,9 @@ class Worker:
         self._gave_up = False  # `abandon` could not wait for the answer to the POST
         self._detached = False
         self._guarded = False
+        self._protected = False  # a watcher has acknowledged it
+        self._abandons_in = 0  # the thread that does
+        self._works_in = 0
         self._retried = False
         self._finished = False  # the job is, though the run may have ended before
         self._ended = False
@@ -127,9 +134,12 @@ class Worker:
             mine = self._abandoned is None
             if self._abandoned is None:
                 self._abandoned = Future()
+                self._abandons_in = threading.get_ident()
             shared = self._abandoned
         if not mine:
-            return shared.result()
+            # From `on_status`, which is told of this very cancel: it would wait for itself.
+            is_within = self._abandons_in == threading.get_ident() and not shared.done()
+            return "unconfirmed" if is_within else shared.result()
         outcome: CancelOutcome = "unconfirmed"
         try:
             outcome = self._abandon(time.monotonic() + seconds)
@@ -153,8 +163,10 @@ class Worker:
     def _abandon(self, deadline: float) -> CancelOutcome:
         self._stop.set()
         with self._changed:
-            # A POST that has left can't be called back; most often its answer is a moment away.
-            while self._phase == "posting" and not self._hurry.is_set():
+            # A POST that has left can't be called back; most often its answer is a moment away. From `on_status` in the
+            # thread that posts it would never come.
+            in_vain = self._works_in == threading.get_ident()
+            while self._phase == "posting" and not self._hurry.is_set() and not in_vain:
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     break
             phase = self._phase
@@ -203,6 +215,8 @@ class Worker:
         with self._lock:
             self._detached = True
             has_job = self.job_id is not None
+        if self._timer is not None:
+            self._timer.cancel()
         if has_job:
             self._stand_down()
 
@@ -238,6 +252,7 @@ class Worker:
     # The thread
 
     def _work(self) -> None:
+        self._works_in = threading.get_ident()
         try:
             self._end(self._run())
         except _Stopped:
@@ -317,30 +332,38 @@ class Worker:
             self._sleep(self.request.poll_interval or pause)
 
     def _patiently(self, stage: Stage, ask: Callable[[], Any]) -> Any:
-        """Ask the service until it answers: no trouble on the way ends a run."""
-        pause, refusals, lost = 0.5, 0, False
+        """Ask the service until it answers: no trouble on the way ends a run, nor does a refusal that passes."""
+        pause, lost, refusals, refused_since = 0.5, False, 0, 0.0
+        trouble: remote.RemoteError
         while True:
             try:
                 answer = ask()
             except remote.Transient as error:
-                if not lost:
-                    self._say(stage, "connection lost, retrying", str(error))
-                lost = True
-                self._sleep(max(pause, error.retry_after or 0.0))
-                pause = min(pause * 2, _LONGEST_RETRY)
-            except remote.Refused as error:
-                refusals += 1
-                if refusals == 3:
+                trouble, refusals, wait = error, 0, max(pause, error.retry_after or 0.0)
+            except remote.RemoteError as error:
+                trouble, refusals, wait = error, refusals + 1, pause
+                if refusals == 1:
+                    refused_since = time.monotonic()
+                is_over = self._phase == "final" or time.monotonic() - refused_since >= REFUSED_SECONDS
+                if not isinstance(error, remote.Refused):
+                    if is_over:
+                        raise RunError(stage, f"the job can't be read: {error}", self.job_id) from None
+                elif is_over and refusals >= 3:
                     reason = f"IBM Quantum no longer accepts this account: {error}; check its API key"
                     raise RunError("auth", reason, self.job_id) from None
-                self._renew(stage)
-                self._sleep(pause * (refusals - 1))
-            except remote.RemoteError as error:
-                raise RunError(stage, f"the job can't be read: {error}", self.job_id) from None
+                else:
+                    self._renew(stage)
+                    if refusals == 1:
+                        continue
             else:
                 if lost:
                     self._say(stage, "connection back")
                 return answer
+            if not lost:
+                self._say(stage, "connection lost, retrying", str(trouble))
+            lost = True
+            self._sleep(wait)
+            pause = min(pause * 2, _LONGEST_RETRY)
 
     def _renew(self, stage: Stage) -> None:
         assert self._target is not None
@@ -363,7 +386,14 @@ class Worker:
             wrapped = RunError(stage, f"{type(error).__name__}: {service.describe(error)}", self.job_id)
         if wrapped is not error:
             wrapped.__cause__ = error
-        self.abandon(lambda _: wrapped)
+        self._give_up(wrapped)
+
+    def _give_up(self, error: RunError) -> None:
+        """End the run in an error; its job is cancelled, unless it was let go."""
+        if self._detached and self.job_id is not None:
+            self._end(error)
+        else:
+            self.abandon(lambda _: error)
 
     def _not_submitted(self, error: BaseException) -> RunError:
         """For a failure at the primitive, before any POST."""
@@ -407,7 +437,7 @@ class Worker:
                 f"{self.tag}, and cancelled",
             )
         failure.__cause__ = error
-        self.abandon(lambda _: failure)
+        self._give_up(failure)
 
     # What the client's POST asks (`service.Submission`)
 
@@ -420,11 +450,16 @@ class Worker:
         """Arm: the watcher acknowledges the intent before the POST leaves."""
         self._pause_if_stopped()
         assert self._target is not None
-        client = self._target.client
+        self._announce(self._target.client)
+        self._say("submit", "submitting", f"to {self._target.name}")
+        self._begin_post()
+
+    def _announce(self, client: Any) -> None:
         guarded = Guarded(self.run_id, service.account_name(client), self.tag, self._hear)
         self._guarded = True
         try:
             link.announce(guarded, lambda: service.credentials(client))
+            self._protected = True
         except WatcherError as error:
             if self.request.on_unprotected == "raise":
                 self._stand_down()
@@ -435,14 +470,12 @@ class Worker:
                 ) from None
             logger.warning("this run is not protected: %s", error.reason)
             self._say("submit", "not protected", error.reason)
-        self._begin_post()
-        self._say("submit", "submitting", f"to {self._target.name}")
 
     def before_retry(self) -> None:
         """A 5xx: the client is about to send the POST again, which may make a second job."""
         self._retried = True
-        self._pause_if_stopped()
         self._say("submit", "submission failed, retrying")
+        self._pause_if_stopped()
 
     def rate_limited(self, seconds: float | None) -> None:
         """A 429: this POST made no job. Wait, then it may leave again."""
@@ -458,7 +491,7 @@ class Worker:
         """The answer came: the job's id is known."""
         self.job_id = job_id
         # Looked at now: in a moment the watcher that was handed the cancel may have finished it.
-        is_guarded = link.is_guarded(self.run_id)
+        is_guarded = self._protected and link.is_guarded(self.run_id)
         link.job(self.run_id, job_id)
         link.posted(self.run_id, clean=not self._retried)
         with self._changed:
@@ -484,7 +517,9 @@ class Worker:
         """What the watcher reports of this run, in the link's thread."""
         job = report["job"]
         if job and job != self.job_id and report["event"] == "cancelled":
-            self._say("submit", "duplicate cancelled", f"a retried submission had made {job} too")
+            # In a thread of its own: the link's must not wait for the user's function, which may wait for the link.
+            told = ("submit", "duplicate cancelled", f"a retried submission had made {job} too")
+            threading.Thread(target=self._say, args=told, daemon=True).start()
 
     # Small things
 

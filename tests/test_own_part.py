@@ -1,0 +1,81 @@
+"""A program does its part while a run goes on: it lets go, cancels from a callback, and sees a service that refuses."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from circuits import bell
+
+from qx_supervisor import JobCancelled, RunError, Status, local, submit, worker
+from qx_supervisor.link import link
+
+JOB = "/api/v1/jobs/*"
+
+
+@pytest.mark.parametrize("when", ["chosen", "submitting"])
+def test_detached_before_the_post(ibm, fork, when):
+    """Whatever happens to the program, nothing cancels a job that was let go; also if that was before it was made."""
+    ibm.hold("queued")
+    driver = fork(
+        f"""
+        made, gate = [], threading.Event()
+        def let_go(status):
+            if status.state == "{when}":
+                gate.wait()
+                made[0].detach()
+            tell(status)
+        made.append(submit(bell(), "ibm_brisbane", service=service(), on_status=let_go))
+        gate.set()
+        signal.pause()
+        """
+    )
+    job = driver.queued()
+    watcher = driver.watcher()
+    driver.kill()
+    watcher.wait(60)
+    [left] = ibm.jobs()
+    assert (left.id, left.status, left.cancel_requests) == (job, "Queued", 0)
+
+
+@pytest.mark.parametrize("state", ["submitting", "submitted", "queued", "cancelling, confirming"])
+def test_cancelled_by_its_own_on_status(ibm: local.Service, service: Any, state: str) -> None:
+    ibm.hold("queued")
+    runs: list[Any] = []
+    begun, queued = threading.Event(), threading.Event()
+
+    def cancel(status: Status) -> None:
+        begun.wait()
+        if status.state == "queued":
+            queued.set()
+        if status.state == state:
+            runs[0].cancel()
+
+    runs.append(submit(bell(), "ibm_brisbane", service=service, on_status=cancel))
+    begun.set()
+    if state.startswith("cancelling"):
+        assert queued.wait(60)
+        assert runs[0].cancel() == "confirmed"
+    with pytest.raises(JobCancelled):
+        runs[0].result(60)
+    assert [job.cancel_requests for job in ibm.jobs()] == ([] if state == "submitting" else [1])
+    assert runs[0]._worker.run_id not in link._runs
+
+
+@pytest.mark.parametrize("status", [302, 401, 404])
+def test_a_refusal_that_passes_ends_nothing(ibm: local.Service, service: Any, status: int) -> None:
+    ibm.scenario({"http_faults": [{"method": "GET", "path": JOB, "status": status, "times": 3}]})
+    run = submit(bell(), "ibm_brisbane", service=service, shots=16)
+    assert sum(run.result(60).counts.values()) == 16
+    assert [job.cancel_requests for job in ibm.jobs()] == [0]
+
+
+def test_a_refusal_that_lasts(ibm: local.Service, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "REFUSED_SECONDS", 0.0)
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"method": "GET", "path": JOB, "status": 403, "times": 1}]})
+    run = submit(bell(), "ibm_brisbane", service=service)
+    with pytest.raises(RunError, match=r"can't be read.* 403"):
+        run.result(60)
+    assert [job.status for job in ibm.jobs()] == ["Cancelled"]
