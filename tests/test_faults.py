@@ -184,7 +184,8 @@ def test_cancelled_by_someone_else(ibm: local.Service, running: Running) -> None
     assert cancels(ibm) == [1]  # someone else's
 
 
-def test_deleted_by_someone_else(ibm: local.Service, running: Running) -> None:
+def test_deleted_by_someone_else(ibm: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "REFUSED_SECONDS", 0.0)  # instead of a minute
     ibm.hold("queued")
     with pytest.raises(RunError, match=r"the job can't be read: GET .*: the service answered 404") as caught:
         running({"queued": lambda: running.service.delete_job(ibm.jobs()[0].id)}).result()
@@ -258,6 +259,7 @@ def test_a_key_that_is_refused_for_good(
 ) -> None:
     """The run can't go on and its job can't be cancelled, until the key is good again: then the watcher does it."""
     monkeypatch.setattr(worker.Worker.abandon, "__defaults__", (None, 1.0))  # seconds, instead of ten
+    monkeypatch.setattr(worker, "REFUSED_SECONDS", 0.0)
     tokens.hold("running")
 
     def void() -> None:
