@@ -63,7 +63,7 @@ class Effort:
             outcome = self.advance()
         except Transient as error:
             self.trouble = str(error)
-            self._in_doubt = error.status == 0
+            self._in_doubt |= error.status == 0
             return self._after_failure(error.retry_after)
         except Refused as error:
             self.trouble = str(error)
@@ -132,8 +132,8 @@ class Cancellation(Effort):
         """Ask for the cancel if that is due, and read the state."""
         # After a lost answer the job may be cancelled already: look before asking again.
         if self._in_doubt:
-            self._in_doubt = False
             state = self._remote.job(self.job)
+            self._in_doubt = False
             if state.is_final:
                 return "cancelled" if state.is_cancelled else "finished"
         if self._asked_at is None or self._clock() - self._asked_at >= ASK_AGAIN:

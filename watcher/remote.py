@@ -140,7 +140,6 @@ class Token:
 
     def _fetch(self) -> None:
         import ibm_cloud_sdk_core
-        import requests
 
         mine = self._credentials
         manager = ibm_cloud_sdk_core.IAMTokenManager(
@@ -154,13 +153,18 @@ class Token:
             if error.status_code is not None and 400 <= error.status_code < 500 and error.status_code not in (408, 429):
                 raise Refused(message, error.status_code) from None
             raise Transient(message, error.status_code or 0) from None
-        except (requests.RequestException, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - IBM's library stumbles over answers of another form, too
             raise Transient(f"the token service could not be asked ({type(error).__name__})") from None
-        token, expires = reply.get("access_token"), reply.get("expiration")
+        if not isinstance(reply, dict):
+            raise Transient("the token service's answer was no JSON object")
+        token, lifetime = reply.get("access_token"), reply.get("expires_in")
         if not isinstance(token, str) or not token:
             raise Transient("the token service's answer held no token")
         self._token = token
-        self._expires = float(expires) if isinstance(expires, int | float) else time.time() + 600
+        # Not "expiration", which is by another clock: where ours is ahead of it, each request would fetch a token.
+        if not isinstance(lifetime, int | float) or not 0 < lifetime < 86400:
+            lifetime = 600.0
+        self._expires = time.time() + lifetime
 
 
 class Remote:
@@ -219,7 +223,10 @@ class Remote:
                 query["tags"] = tag
             if session:
                 query["session_id"] = session
-            page = self._object(self._request("GET", "/jobs", query)).get("jobs") or []
+            page = self._object(self._request("GET", "/jobs", query)).get("jobs")
+            # Nothing found is what ends a sweep: only a list says that.
+            if not isinstance(page, list) or not all(_is_job(item) for item in page):
+                raise Transient("the service's answer was no list of jobs", 200)
             known = len(seen)
             for item in page:
                 seen[item["id"]] = _is_wanted(item, tag, session) and not JobState.from_reply(item).is_final
@@ -261,7 +268,7 @@ class Remote:
     def _object(reply: requests.Response) -> dict[str, Any]:
         try:
             value = reply.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise Transient("the service's answer was no JSON object", reply.status_code)
@@ -305,6 +312,10 @@ def retry_after(value: str | None) -> float | None:
         except (ValueError, OverflowError):
             return None
     return max(0.0, min(LONGEST_RETRY_AFTER, seconds))
+
+
+def _is_job(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("id"), str)
 
 
 def _is_wanted(item: dict[str, Any], tag: str, session: str) -> bool:
