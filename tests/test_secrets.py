@@ -1,0 +1,256 @@
+"""The API key and the tokens are where they must be, in the memory of two processes, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from circuits import BACKEND, ones
+from conftest import RUN, wait_for_end
+
+from qx_supervisor import local, submit
+from qx_supervisor import service as ours
+from qx_supervisor.link import Guarded, Link, link
+from qx_supervisor.ours import FOLDER, protocol, remote
+from qx_supervisor.worker import Worker
+
+CANCEL = "/api/v1/jobs/*/cancel"
+
+TOKEN = "eyJhbGciOiAiSFMyNTYiLCAidHlwIjogIkpXVCJ9"
+"""How every access token of the embedded service begins: the header of a JWT."""
+
+LIFE = """
+import logging, secrets, traceback
+from qx_supervisor import worker
+from qx_supervisor.link import link
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+worker.REFUSED_SECONDS = 0.0  # instead of a minute
+key = "sentinel-" + secrets.token_hex(20)
+say("key", key)
+
+class Line(logging.Handler):
+    def emit(self, record):
+        say("log", record.name, repr(self.format(record)))
+
+logging.basicConfig(level=logging.DEBUG, handlers=[Line()])
+logging.captureWarnings(True)
+here = service(key)
+kinds = set()
+
+def fail(scenario, **arguments):
+    ibm.scenario(scenario)
+    try:
+        run(bell(), **{"backend": "ibm_brisbane", "service": here, "shots": 16} | arguments)
+    except QxError as error:
+        kinds.add(f"{type(error).__name__}-{error.stage}")
+        traceback.print_exc()
+        logging.getLogger("driver").exception("it failed: %r", error)
+        say("error", repr(error), repr(error.__cause__), repr(error.__context__), vars(error))
+
+def fault(method, path, **way):
+    return {"http_faults": [{"method": method, "path": path, **way}]}
+
+fail({}, backend="ibm_nowhere")
+fail({}, options={"dynamical_decoupling": {"enable": "certainly"}})
+fail(fault("POST", "/api/v1/jobs", status=403, message="no such plan"))
+fail(fault("POST", "/api/v1/jobs", status=401))
+fail(fault("POST", "/api/v1/jobs", status=500) | {"next_jobs": [{"outcome": "failed", "reason": "bad"}]})
+fail(fault("GET", "/api/v1/jobs/*/results", status=403))
+fail(fault("GET", "/api/v1/jobs/*", status=404))
+fail(fault("GET", "/api/v1/backends/*/status", status=401))
+ibm.expire_tokens()
+ibm.auth(reject_tokens=True)
+fail({}, backend="ibm_other")
+try:
+    service(key)
+except Exception:
+    traceback.print_exc()
+ibm.auth(reject_tokens=False)
+here = service(key)
+works, sys.executable = sys.executable, "/bin/false"
+os.kill(link.watcher_pid, signal.SIGKILL)
+with link._changed:
+    link._changed.wait_for(lambda: link.watcher_pid is None)
+fail({})
+sys.executable = works
+say("failed", *sorted(kinds))
+
+queued = threading.Event()
+def watched(status):
+    say("status", repr(status), status)
+    if status.state == "queued":
+        queued.set()
+ibm.scenario({})
+ibm.hold("queued")
+held = submit(bell(), "ibm_brisbane", service=here, on_status=watched, panel="plain")
+queued.wait()
+say("shown", held, held._worker, held.status(), link, link._process, vars(held))
+say("armed", held.job_id)
+signal.sigwait({signal.SIGUSR1})
+first = link.watcher_pid
+os.kill(first, signal.SIGKILL)
+with link._changed:
+    link._changed.wait_for(lambda: link.watcher_pid not in (None, first))
+say("again", link.inspect()["pid"])
+signal.sigwait({signal.SIGUSR1})
+"""
+
+
+def shown_by_processes(*secret: str) -> list[str]:
+    """The command lines and environments, of all processes, in which a secret stands."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        for file in (folder / "cmdline", folder / "environ"):
+            try:
+                data = file.read_bytes()
+            except OSError:  # it has ended, or it is another user's
+                continue
+            found += [str(file) for text in secret if text.encode() in data]
+    return found
+
+
+def files_with(folder: Path, *secret: str) -> list[str]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return [str(file) for file in files for text in secret if text.encode() in file.read_bytes()]
+
+
+def test_a_whole_life(ibm: local.Service, fork: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of many kinds with all logs on; a watcher armed, killed and replaced; the driver killed, its job cancelled."""
+    for name in ("HOME", "TMPDIR"):
+        folder = tmp_path / name.lower()
+        folder.mkdir()
+        monkeypatch.setenv(name, str(folder))
+    driver = fork(LIFE)
+    [key] = driver.line("key ")
+    assert driver.line("failed ") == [
+        "ConfigError-backend",
+        "ConfigError-config",
+        "JobFailed-job",
+        "RunError-backend",
+        "RunError-poll",
+        "RunError-results",
+        "SubmitError-auth",
+        "SubmitError-submit",
+        "WatcherError-submit",
+    ]
+    [job] = driver.line("armed ")
+    first = driver.watcher()
+    assert first.rlimit(resource.RLIMIT_CORE) == (0, 0)
+    assert not shown_by_processes(key, TOKEN)
+    driver.send(10)  # SIGUSR1: it kills its watcher
+    assert driver.line("again ") != [str(first.pid)]
+    second = driver.watcher()
+    assert not shown_by_processes(key, TOKEN)
+    ibm.scenario({"http_faults": [{"path": CANCEL, "delay_seconds": 1.0, "phase": "after"}]})
+    driver.kill()
+    ibm.wait_for("POST", CANCEL)
+    assert second.is_running()
+    assert not shown_by_processes(key, TOKEN)
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    wait_for_end(second)
+
+    assert not files_with(tmp_path, key, TOKEN)
+    assert list((tmp_path / "state").iterdir())  # the ledger
+    said = [line for line in (*driver.lines, *driver.errors.decode().splitlines()) if not line.startswith("key ")]
+    assert [line for line in said if line.startswith("log qx_supervisor ")]
+    assert [line for line in said if line.startswith("log urllib3")]
+    assert len([line for line in said if line.startswith("Traceback")]) >= 10
+    assert [line for line in said if key in line or TOKEN in line] == []
+
+
+@pytest.fixture
+def key() -> str:
+    return f"sentinel-{secrets.token_hex(20)}"
+
+
+def test_a_key_in_the_drivers_environment(
+    ibm: local.Service, fork: Any, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user put it there. It goes no further."""
+    for name in ("QISKIT_IBM_TOKEN", "MY_KEY"):
+        monkeypatch.setenv(name, key)
+    ibm.hold("queued")
+    driver = fork(RUN)
+    driver.queued()
+    watcher = driver.watcher()
+    assert driver.pid != watcher.pid
+    shown = shown_by_processes(key)
+    assert not [file for file in shown if f"/{watcher.pid}/" in file]
+    assert "QX_STATE_DIR" in watcher.environ()
+    driver.kill()
+    ibm.wait_idle()
+
+
+def test_what_shows_itself(ibm: local.Service, key: str) -> None:
+    client = ibm.service(key)._active_api_client
+    credentials = ours.credentials(client)
+    assert credentials.api_key == key
+    assert credentials.token.startswith(TOKEN)
+    there, token = remote.watcher_remote(credentials)
+    ibm.hold("queued")
+    held = submit(ones(), BACKEND, service=ibm.service(key))
+    [entry] = ibm.wait_for("POST", "/api/v1/jobs", answered=True)
+    worker: Worker = held._worker
+    shown = [credentials, there, token, ours.remote_of(client), held, worker, worker.request, worker._target]
+    shown += [link, link._process, Guarded("run", "a0", "tag", print), ours.account_name(client), vars(held)]
+    shown += [link._runs, link._sources, ours._remotes, Link()]
+    for item in shown:
+        for text in (repr(item), str(item), f"{item}"):
+            assert key not in text, type(item)
+            assert TOKEN not in text, type(item)
+    assert held.cancel() == "confirmed"
+    assert ibm.job(str(entry.job_id)).status == "Cancelled"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda message: {**message, "credentials": message["credentials"]["api_key"]},
+        lambda message: {**message, "kind": message["credentials"]["api_key"]},
+        lambda message: {**message, "account": [message["credentials"]["api_key"]]},
+        lambda message: {**message, "seq": message["credentials"]["api_key"]},
+        lambda message: {**message, "credentials": {**message["credentials"], message["credentials"]["api_key"]: 1}},
+        lambda message: {**message, "credentials": {**message["credentials"], "endpoint": 3}},
+    ],
+)
+def test_a_malformed_message_is_not_quoted(key: str, damage: Any) -> None:
+    credentials = protocol.Credentials("http://there", "crn", "http://iam", key)
+    message = json.loads(protocol.encode("arm", 1, account="a0", credentials=credentials.to_json()))
+    raw = json.dumps(damage(message)).encode()
+    for data in (raw, raw[:-9]):
+        with pytest.raises(protocol.ProtocolError) as caught:
+            protocol.Credentials.from_json(protocol.decode_from_caller(data)["credentials"])
+        assert key not in repr(caught.value)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or key not in repr(caught.value.__context__)
+
+
+def test_what_the_way_there_says_is_not_quoted(key: str) -> None:
+    """A proxy's password, and the header that was refused."""
+    credentials = protocol.Credentials(
+        "http://localhost:9/api", "crn", "http://localhost:9", key, proxies={"http": f"http://me:{key}@127.0.0.1:9"}
+    )
+    there, token = remote.watcher_remote(credentials)
+    for ask in (token.renew, token.header, lambda: there.job("d1"), lambda: there.cancel("d1")):
+        with pytest.raises(remote.Transient) as caught:
+            ask()
+        assert key not in repr(caught.value)
+        assert key not in repr(credentials)
+        assert caught.value.__suppress_context__
+    there.open().close()
+
+
+def test_the_watcher_leaves_no_core_and_can_not_be_looked_into() -> None:
+    """prctl(2): 3 is PR_GET_DUMPABLE."""
+    code = "import ctypes, boot; boot._forbid_looks(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+    boot = (FOLDER / "boot.py").read_text()
+    assert re.search(r"^    _forbid_looks\(\)$", boot, re.MULTILINE)
