@@ -122,7 +122,7 @@ def files_with(folder: Path, *secret: str) -> list[str]:
 
 
 def test_a_whole_life(ibm: local.Service, fork: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors of many kinds with all logs on; a watcher armed, killed and replaced; the driver killed, its job cancelled."""
+    """Errors of many kinds with all logs on; a watcher armed, killed and replaced; the driver killed."""
     for name in ("HOME", "TMPDIR"):
         folder = tmp_path / name.lower()
         folder.mkdir()
