@@ -152,6 +152,8 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
         raise ConfigError(
             "config", f"backend must be a name, a backend object, a Session or a Batch, not {type(backend).__name__}"
         )
+    if backend == "":  # which Qiskit takes for any
+        raise ConfigError("config", "the backend's name is empty; give a name, or None to have one chosen")
     service = service if service is not None else default_service()
     if not hasattr(service, "least_busy"):
         raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}")

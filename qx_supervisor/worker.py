@@ -110,7 +110,7 @@ class Worker:
     def start(self) -> None:
         """Begin."""
         if self.request.timeout is not None:
-            self._timer = threading.Timer(self.request.timeout, self._time_out)
+            self._timer = threading.Timer(min(self.request.timeout, threading.TIMEOUT_MAX), self._time_out)
             self._timer.daemon = True
             self._timer.start()
         # In a copy of the caller's context: what it holds decides, such as the session of a `with Session(...)`.
@@ -524,7 +524,7 @@ class Worker:
     # Small things
 
     def _sleep(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
+        if self._stop.wait(min(seconds, threading.TIMEOUT_MAX)):
             raise _Stopped
 
     def _pause_if_stopped(self) -> None:
