@@ -248,6 +248,7 @@ def test_unknown_backend_of_the_local_service(refused: Refused) -> None:
 def test_what_is_no_backend(refused: Refused) -> None:
     assert "must be a name, a backend object, a Session or a Batch, not int" in refused(bell(), 3)
     assert "must be a name, a backend object, a Session or a Batch, not type" in refused(bell(), Session)
+    assert refused(bell(), "") == "the backend's name is empty; give a name, or None to have one chosen"
 
 
 def test_what_is_no_service(refused: Refused) -> None:

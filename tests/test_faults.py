@@ -140,6 +140,16 @@ def test_one_loss_is_told_once(ibm: local.Service, running: Running, faults: Cal
     assert cancels(ibm) == [0]
 
 
+def test_a_wait_of_centuries(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+    """It is more than the platform can count, and no fault of the run's."""
+    faults("GET", ONE_JOB, {"status": 429, "retry_after": 10**12})
+    held = running(timeout=1e12, poll_interval=1e12)
+    ibm.wait_for("GET", ONE_JOB, answered=True)
+    assert held.cancel() == "confirmed"
+    with pytest.raises(JobCancelled):
+        held.result()
+
+
 def test_a_slow_answer_is_no_loss(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
     faults("GET", ONE_JOB, {"delay_seconds": 1.0})
     running().result()

@@ -24,7 +24,7 @@ from qx_supervisor import local
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "build", "dist", "docs", "scripts", "tests", "*.whl"
+    ".*", "__pycache__", "*.egg-info", "build", "dist", "docs", "scripts", "tests"
 )
 
 
