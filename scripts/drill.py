@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
+import random
 import signal
 import statistics
 import sys
@@ -36,6 +38,10 @@ from drill_rows.row import Row  # noqa: E402
 from drill_rows.table import table  # noqa: E402
 
 WINDOW = 2.5
+"""The watchers' sweep window here, in seconds."""
+
+CHUNK = 10
+"""Tries of a row that a lane makes before it waits for their watchers."""
 
 ROWS: list[Row] = [*kills.ROWS, *deaths.ROWS, *places.ROWS, *faults.ROWS]
 
@@ -43,9 +49,9 @@ CONTROL = Row("a live driver throughout", "every job completes and is never aske
 
 
 def shares(rows: Sequence[Row], tries: int) -> dict[str, int]:
-    """How many tries each row gets: by weight, one at least."""
+    """How many tries each row gets, by weight; rounded up, so one at least."""
     weight = sum(row.weight for row in rows)
-    return {row.name: min(max(1, round(tries * row.weight / weight)), row.most or tries) for row in rows}
+    return {row.name: min(math.ceil(tries * row.weight / weight), row.most or tries) for row in rows}
 
 
 class Drill:
@@ -60,10 +66,13 @@ class Drill:
     """
 
     def __init__(self, rows: Sequence[Row], tries: dict[str, int], lanes: int, seed: int, folder: Path) -> None:
-        self._rows = rows
-        self._tries = tries
+        self._seed = seed
         self._lock = threading.Lock()
-        self._left = {row.name: lanes for row in rows}
+        self._left = tries.copy()
+        # In any order, so that rows of waiting and rows of work are done side by side.
+        chunks = [(row, part) for row in rows for part in _parts(range(tries[row.name]))]
+        random.Random(seed).shuffle(chunks)
+        self._chunks = iter(chunks)
         self._began = time.monotonic()
         self.totals = {row.name: Totals() for row in rows}
         self.control = Totals()
@@ -73,7 +82,7 @@ class Drill:
         try:
             for number in range(lanes):
                 (folder / str(number)).mkdir()
-                self.lanes.append(Lane(number, folder / str(number), circuit, WINDOW, seed))
+                self.lanes.append(Lane(number, folder / str(number), circuit, WINDOW))
             make_circuit(circuit, self.lanes[0].ibm)
         except BaseException:
             self.close()
@@ -105,14 +114,9 @@ class Drill:
     def _work(self, lane: Lane) -> None:
         try:
             lane.begin()
-            # Each lane begins elsewhere: while one waits for its watchers, the others have work.
-            first = lane.number * len(self._rows) // len(self.lanes)
-            numbered = list(enumerate(self._rows))
-            for number, row in [*numbered[first:], *numbered[:first]]:
-                # What can't be divided goes to one lane at one row, to another at the next.
-                share, rest = divmod(self._tries[row.name], len(self.lanes))
-                count = share + ((lane.number + number) % len(self.lanes) < rest)
-                self._add(row, lane.run(row, count) if count else Totals())
+            while (chunk := self._next()) is not None:
+                row, numbers = chunk
+                self._add(row, lane.run(row, [f"{self._seed}/{row.name}/{number}" for number in numbers]))
             seen = lane.stop_control()
             with self._lock:
                 self.control.add(seen)
@@ -121,15 +125,23 @@ class Drill:
         except BaseException as error:  # noqa: BLE001 - the main thread ends the drill with it
             self.failures.append(error)
 
+    def _next(self) -> tuple[Row, range] | None:
+        with self._lock:
+            return next(self._chunks, None)
+
     def _add(self, row: Row, totals: Totals) -> None:
         with self._lock:
             self.totals[row.name] = sofar = total([self.totals[row.name], totals])
-            self._left[row.name] -= 1
+            self._left[row.name] -= totals.tries
             if not self._left[row.name]:
                 done = sum(not left for left in self._left.values())
                 word = "ok" if sofar.is_good else f"NOT ZERO: {sofar.troubles}"
-                head = f"{time.monotonic() - self._began:6.0f} s  {done}/{len(self._rows)}"
+                head = f"{time.monotonic() - self._began:6.0f} s  {done}/{len(self._left)}"
                 print(f"{head}  {row.name}: {sofar.tries} tries, {word}", file=sys.stderr)
+
+
+def _parts(numbers: range) -> list[range]:
+    return [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]
 
 
 def machine() -> str:
@@ -146,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tries", type=int, default=200, help="how many in all (200; the long form is 2000)")
     parser.add_argument("--only", action="append", metavar="TEXT", help="only rows whose name contains this, or this")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--lanes", type=int, default=2 * (os.cpu_count() or 1), help="how many tries at a time")
+    parser.add_argument("--lanes", type=int, default=3 * (os.cpu_count() or 1), help="how many tries at a time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(arguments)
     texts = [text.lower() for text in options.only or [""]]

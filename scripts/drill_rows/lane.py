@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -40,15 +40,13 @@ class Lane:
         folder: An empty directory of its own.
         circuit: A file with the circuit that the drivers run, transpiled.
         window: The watchers' sweep window in seconds.
-        seed: Of what is random.
     """
 
-    def __init__(self, number: int, folder: Path, circuit: Path, window: float, seed: int) -> None:
+    def __init__(self, number: int, folder: Path, circuit: Path, window: float) -> None:
         self.number = number
         self.folder = folder
         self.circuit = circuit
         self.window = window
-        self.seed = seed
         self.stopping = threading.Event()
         self.state = folder / "state"
         self.lock = folder / "lock"
@@ -72,16 +70,15 @@ class Lane:
 
     # Tries
 
-    def run(self, row: Row, count: int) -> Totals:
-        """Try a row so many times."""
+    def run(self, row: Row, chances: Sequence[str]) -> Totals:
+        """Try a row, once with each seed."""
         totals = Totals()
         cursor = self.ibm.cursor()
         self.ibm.hold("queued")
         tries: list[Try] = []
         waiting: list[tuple[Try, Iterator[float], float]] = []
         with self.at_row_end:
-            for i in range(count):
-                chance = f"{self.seed}/{row.name}/{self.number}/{i}"
+            for chance in chances:
                 tries.append(one := Try(self, f"{self.number}.{self._next()}", chance))
                 steps = one.carry_out(row)
                 if steps is not None and (until := one.advance(steps)) is not None:
