@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -113,7 +114,7 @@ class _Kept:
     def begin(self) -> None:
         """Have the watcher know of it."""
         client = self._place.client
-        link.announce(self._guarded, lambda: service.credentials(client))
+        link.announce(self._guarded, functools.partial(service.credentials, client))
         if self._place.session_id:
             service.watch_session(self._place.session_id, self)
         else:

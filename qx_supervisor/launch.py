@@ -7,10 +7,12 @@ the driver's size does not matter.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -46,17 +48,34 @@ class WatcherProcess:
         pid: Its process id.
         connection: The caller's end of the pipe.
         pidfd: A pidfd of it, or None where the kernel has none.
+        start_ticks: Its start, in clock ticks since boot.
     """
 
     pid: int
     connection: Connection
     pidfd: int | None
+    start_ticks: int | None = None
+
+    def takes(self, seconds: float) -> bool:
+        """Whether there is room for another message, or will be within so many seconds."""
+        poll = select.poll()
+        poll.register(self.connection.fileno(), select.POLLOUT)
+        return bool(poll.poll(seconds * 1000))
+
+    def kill(self) -> None:
+        """End it: it hears nothing any more, and what it knows would be acted upon when this process ends."""
+        # Not by the pidfd: a driver that closes all descriptors may have another process's under that number now.
+        if self.start_ticks is not None and place.start_ticks(self.pid) == self.start_ticks:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Let go of it; it goes on as it sees fit."""
-        self.connection.close()
+        with contextlib.suppress(OSError):  # the driver may have closed all its descriptors
+            self.connection.close()
         if self.pidfd is not None:
-            os.close(self.pidfd)
+            with contextlib.suppress(OSError):
+                os.close(self.pidfd)
             self.pidfd = None
 
 
@@ -170,4 +189,4 @@ def _welcome(connection: Connection) -> WatcherProcess:
     if hello["kind"] != "ack":
         connection.close()
         raise WatcherError("config", f"the watcher could not be started: {hello.get('reason')}")
-    return WatcherProcess(hello["pid"], connection, pidfd_of(hello["pid"]))
+    return WatcherProcess(hello["pid"], connection, pidfd_of(hello["pid"]), hello.get("start_ticks"))

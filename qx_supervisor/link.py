@@ -7,6 +7,7 @@ link is closed and forgotten: the watcher is the parent's, and a child that runs
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -14,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from multiprocess.connection import wait
 
@@ -34,7 +35,19 @@ LINGER_SECONDS = 60.0
 RELAUNCHES, RELAUNCH_SPAN = 3, 60.0
 """More deaths of watchers in so many seconds, and no other one is started: something kills them."""
 
-CredentialsSource = Callable[[], "protocol.Credentials"]
+TRY_AGAIN_SECONDS = 60.0
+"""After which another start is tried, where there are runs to guard and none could be started."""
+
+SEND_SECONDS = 5.0
+"""How long a watcher may take to make room for a message. One that was stopped (`kill -STOP`) takes nothing, and all
+runs would wait for it. Then it is ended, and the next one is told everything."""
+
+
+class CredentialsSource(Protocol):
+    """Gives the credentials of an account."""
+
+    def __call__(self, *, fetch: bool = True) -> protocol.Credentials:
+        """The credentials, with the token at hand; fetch: with a new one, where that has expired."""
 
 
 @dataclass
@@ -265,7 +278,10 @@ class Link:
         self._seq += 1
         if self._process is not None:
             try:
-                self._process.connection.send_bytes(protocol.encode(kind, self._seq, **content))
+                if self._process.takes(SEND_SECONDS):
+                    self._process.connection.send_bytes(protocol.encode(kind, self._seq, **content))
+                else:
+                    self._process.kill()
             except OSError:
                 pass  # it died; the link's thread sees that, and tells the next one all
         return self._seq
@@ -279,21 +295,18 @@ class Link:
         while True:
             try:
                 process = launch()
-                with self._lock:
-                    sources = dict(self._sources) if self._runs else {}
-                credentials = {account: source() for account, source in sources.items()}
             except Exception as error:  # noqa: BLE001 - whatever it is, the runs that wait must hear of it
                 self._give_up(error if isinstance(error, WatcherError) else WatcherError("config", repr(error)))
                 return
             with self._lock:
                 self._process = process
-                self._armed = set(credentials)
-                self._replay(credentials)
+                self._replay()
                 self._changed.notify_all()
             self._listen(process)
             with self._lock:
                 self._process = None
                 self._armed.clear()
+                process.kill()  # if it lives, it was the pipe that broke
                 process.close()
                 questions, self._questions = self._questions, {}
                 for question in questions.values():
@@ -316,11 +329,22 @@ class Link:
             self._changed.notify_all()
         if runs:
             logger.warning("%d runs are not protected any more: %s", runs, failure.reason)
+            again = threading.Timer(TRY_AGAIN_SECONDS, self._try_again)
+            again.daemon = True
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending
+                again.start()
 
-    def _replay(self, credentials: dict[str, protocol.Credentials]) -> None:
+    def _try_again(self) -> None:
+        with self._lock:
+            if self._runs:
+                self.prepare()
+
+    def _replay(self) -> None:
         """Tell a new watcher every guarded run. Called with the lock held."""
-        for account, known in credentials.items():
-            self._tell("arm", account=account, credentials=known.to_json())
+        # Nothing is fetched here, and no account passes for armed: the token service may be what is out of order. The
+        # watcher asks it by itself, and the next run asks for the account to be armed again.
+        for account in {guarded.account for guarded in self._runs.values()}:
+            self._tell("arm", account=account, credentials=self._sources[account](fetch=False).to_json())
         for guarded in self._runs.values():
             kind, content = guarded.intent()
             self._tell(kind, **content)

@@ -279,12 +279,17 @@ def address(client: Any) -> tuple[str, str]:
     return ledger.safe_endpoint(session.base_url), session.auth.crn or ""
 
 
-def credentials(client: Any) -> protocol.Credentials:
-    """How the client reaches its service, with a token that is valid now, or "" where there is none to be had."""
+def credentials(client: Any, *, fetch: bool = True) -> protocol.Credentials:
+    """How the client reaches its service, with a token that is valid now, or "" where there is none to be had.
+
+    Args:
+        client: The official REST client.
+        fetch: Whether to fetch a token where there is none. That may take a minute.
+    """
     session = client._session
     manager = session.auth.tm
     try:
-        token = _token(manager)
+        token = _token(manager) if fetch or _is_good(manager) else ""
     except Exception:  # noqa: BLE001 - the watcher tries by itself, and says why it can't
         token = ""
     return protocol.Credentials(

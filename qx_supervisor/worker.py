@@ -458,7 +458,7 @@ class Worker:
         guarded = Guarded(self.run_id, service.account_name(client), self.tag, self._hear)
         self._guarded = True
         try:
-            link.announce(guarded, lambda: service.credentials(client))
+            link.announce(guarded, functools.partial(service.credentials, client))
             self._protected = True
         except WatcherError as error:
             if self.request.on_unprotected == "raise":

@@ -1,0 +1,116 @@
+"""What becomes of the runs when their watcher is stopped, killed at a bad moment, or can't be started for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pytest
+from circuits import bell
+from conftest import wait_for_end
+
+from qx_supervisor import Run, Status, WatcherError, local, submit
+from qx_supervisor import link as links
+from qx_supervisor.link import link
+
+
+class Queued:
+    """A run whose job is queued."""
+
+    def __init__(self, ibm: local.Service, service: Any) -> None:
+        ibm.hold("queued")
+        queued = threading.Event()
+
+        def note(status: Status) -> None:
+            if status.state == "queued":
+                queued.set()
+
+        self.run: Run = submit(bell(), "ibm_brisbane", service=service, shots=16, on_status=note)
+        assert queued.wait(60)
+
+    def is_known(self) -> bool:
+        return self.run._worker.run_id in link.inspect()["runs"]
+
+
+@pytest.fixture
+def queued(ibm: local.Service, service: Any) -> Iterator[Queued]:
+    link._deaths.clear()
+    made = Queued(ibm, service)
+    yield made
+    ibm.hold(None)
+    with contextlib.suppress(Exception):
+        made.run.result(60)
+
+
+def watcher() -> psutil.Process:
+    assert link.watcher_pid is not None
+    return psutil.Process(link.watcher_pid)
+
+
+def test_a_watcher_that_is_stopped_and_takes_nothing_is_replaced(queued: Queued, monkeypatch: Any) -> None:
+    """Every run would wait for it, and the caller loop too."""
+    monkeypatch.setattr(links, "SEND_SECONDS", 0.1)
+    stopped = watcher()
+    stopped.suspend()
+    while link.watcher_pid == stopped.pid and stopped.is_running():
+        link.cancelling(queued.run._worker.run_id)
+    wait_for_end(stopped)
+    assert queued.is_known()
+
+
+def test_a_watcher_that_is_not_understood_is_not_left_beside_the_next(queued: Queued, monkeypatch: Any) -> None:
+    """It would hear of no `done` any more, and at the end of this process cancel what was let go."""
+    first = watcher()
+    decode = links.protocol.decode_from_watcher
+
+    def fail(data: bytes) -> Any:
+        monkeypatch.setattr(links.protocol, "decode_from_watcher", decode)
+        raise links.protocol.ProtocolError("not JSON")
+
+    monkeypatch.setattr(links.protocol, "decode_from_watcher", fail)
+    with pytest.raises(WatcherError, match="died"):
+        link.inspect()
+    wait_for_end(first)
+    assert queued.is_known()
+
+
+def test_the_token_service_was_out_of_order_when_the_watcher_died(
+    ibm: local.Service, service: Any, queued: Queued, monkeypatch: Any
+) -> None:
+    """The next run finds the account armed again, though the watcher got no token when it started."""
+    account = next(iter(link._sources))
+    source = link._sources[account]
+
+    def without_token(*, fetch: bool = True) -> Any:
+        given = source(fetch=fetch)
+        return given if fetch else replace(given, token="", token_expires=0.0)
+
+    monkeypatch.setitem(link._sources, account, without_token)
+    ibm.scenario({"http_faults": [{"path": "/identity/token", "status": 400, "times": 1}]})
+    watcher().kill()
+    ibm.wait_for("POST", "/identity/token", answered=True)
+    ibm.hold(None)
+    assert sum(submit(bell(), "ibm_brisbane", service=service, shots=16).result(60).counts.values()) == 16
+
+
+def test_another_start_is_tried_where_there_are_runs_to_guard(queued: Queued, monkeypatch: Any) -> None:
+    tried = threading.Event()
+    launch = links.launch
+
+    def refuse() -> Any:
+        monkeypatch.setattr(links, "launch", launch)
+        tried.set()
+        raise WatcherError("config", "not now")
+
+    monkeypatch.setattr(links, "TRY_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(links, "launch", refuse)
+    watcher().send_signal(signal.SIGKILL)
+    assert tried.wait(60)
+    with link._changed:
+        assert link._changed.wait_for(lambda: link._process is not None, 60)
+    assert queued.is_known()
