@@ -22,7 +22,7 @@ from multiprocess.connection import wait
 from . import placement
 from .errors import WatcherError
 from .launch import START_SECONDS, WatcherProcess, launch
-from .ours import protocol
+from .ours import ledger, protocol
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -187,9 +187,13 @@ class Link:
     def stand_down(self, run: str) -> None:
         """The run is over: the watcher is to forget it."""
         with self._lock:
-            if self._runs.pop(run, None) is not None:
-                self._tell("done", run=run)
-                self._idle_since = time.monotonic()
+            guarded = self._runs.pop(run, None)
+            if guarded is None:
+                return
+            told = self._send("done", run=run)
+            self._idle_since = time.monotonic()
+        if not told:
+            _write_down(guarded)
 
     def hand_over(self, run: str, seconds: float) -> bool:
         """Leave the cancel of a run to the watcher.
@@ -274,17 +278,23 @@ class Link:
         return self._process
 
     def _tell(self, kind: str, **content: Any) -> int:
-        """Send a message, if there is a watcher to send it to. Called with the lock held."""
-        self._seq += 1
-        if self._process is not None:
-            try:
-                if self._process.takes(SEND_SECONDS):
-                    self._process.connection.send_bytes(protocol.encode(kind, self._seq, **content))
-                else:
-                    self._process.kill()
-            except OSError:
-                pass  # it died; the link's thread sees that, and tells the next one all
+        """Send a message, if there is a watcher to send it to; returns its number. Called with the lock held."""
+        self._send(kind, **content)  # if it died, the link's thread sees that, and tells the next one all
         return self._seq
+
+    def _send(self, kind: str, **content: Any) -> bool:
+        """Send a message; returns whether there was a watcher to take it. Called with the lock held."""
+        self._seq += 1
+        if self._process is None:
+            return False
+        try:
+            if self._process.takes(SEND_SECONDS):
+                self._process.connection.send_bytes(protocol.encode(kind, self._seq, **content))
+                return True
+            self._process.kill()
+        except OSError:
+            pass
+        return False
 
     # The link's thread
 
@@ -417,6 +427,22 @@ class Link:
             while self._process is leaving and leaving is not None:
                 if not self._changed.wait(deadline - time.monotonic()):
                     return
+
+
+def _write_down(guarded: Guarded) -> None:
+    """Write to the ledger that a run was stood down, for want of a watcher that could.
+
+    The next watcher is not told of it any more. Left as it is, its row would be an orphan's once this process ends, and
+    whoever reaps would cancel a job that was let go.
+    """
+    try:
+        with ledger.Ledger.open(ledger.state_directory()) as book:
+            for job in guarded.jobs:
+                book.job_outcome(guarded.run, job, "kept")
+            if guarded.posted is not False or not guarded.jobs:  # else there may be duplicates, for whoever reaps
+                book.finish(guarded.run, "done", durable=True)
+    except ledger.LedgerError as error:
+        logger.debug("run %s is not written down as over: %s", guarded.run, error)
 
 
 link = Link()

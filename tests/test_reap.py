@@ -257,3 +257,50 @@ def test_rows_have_the_mode_of_a_private_file(ibm, fork, state):
         [sys.executable, "-m", "qx_supervisor", "ps", "--all"], capture_output=True, text=True, check=True
     )
     assert listed.stdout.startswith("done ")
+
+
+def kill_its_watcher(driver: Driver) -> None:
+    """And leave the driver stopped: it has not noticed yet."""
+    watcher = driver.watcher()
+    driver.send(signal.SIGSTOP)
+    watcher.send_signal(signal.SIGKILL)
+    wait_for_end(watcher)
+
+
+def test_a_job_that_was_let_go_while_there_was_no_watcher(ibm, fork):
+    """Nobody could be told, so the driver itself has to write it down."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        known = threading.Event()
+        held = submit(
+            bell(), "ibm_brisbane", service=service(), on_status=lambda status: status.state == "queued" and known.set()
+        )
+        known.wait()
+        say("queued", held.job_id)
+        signal.sigwait({signal.SIGUSR1})
+        held.detach()
+        os._exit(0)
+        """
+    )
+    job = driver.queued()
+    kill_its_watcher(driver)
+    driver.send(signal.SIGUSR1)
+    driver.send(signal.SIGCONT)
+    assert driver.end() == 0
+    assert reap(ibm.service()) == []
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_a_run_that_was_over_while_there_was_no_watcher(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    kill_its_watcher(driver)
+    ibm.hold(None)
+    ibm.wait_job(job, "Completed")
+    driver.send(signal.SIGCONT)
+    assert driver.end() == 0, driver.errors
+    assert reap(ibm.service()) == []
+    assert ibm.job(job).cancel_requests == 0
