@@ -27,6 +27,18 @@ WAIT_LIMIT = 0.5
 """No wait is longer, in seconds: a signal that the kernel gave to another thread does not wake the main thread."""
 
 
+_entered: list[Interrupts] = []
+
+
+def _forget_in_child() -> None:
+    for each in reversed(_entered):
+        each.forget()
+
+
+# Else `Process.terminate()` would end no child that was forked while a run is in flight.
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 class Interrupts:
     """The wake-up pipe of one caller loop, and the signals that reach it.
 
@@ -42,25 +54,48 @@ class Interrupts:
         self._closing = threading.Lock()
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                previous = signal.getsignal(number)
-                if previous is not None and previous is not signal.SIG_IGN:
-                    self._previous[number] = previous
-                    signal.signal(number, self._arrive)
+        _entered.append(self)
+        try:
+            if threading.current_thread() is threading.main_thread():
+                for number in SIGNALS:
+                    previous = signal.getsignal(number)
+                    if previous is not None and previous is not signal.SIG_IGN:
+                        self._previous[number] = previous
+                        signal.signal(number, self._arrive)
+        except BaseException:  # an earlier handler raises, for a signal that comes just now
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, previous in self._previous.items():
+        try:
+            self.restore(list(self._previous))
+        finally:
+            _entered.remove(self)
+            with self._closing:
+                os.close(self._reader)
+                os.close(self._writer)
+                self._writer = -1
+            self._redeliver()
+
+    def restore(self, numbers: list[int]) -> None:
+        """Put the earlier handlers back, all of them, though one that is back may raise at once."""
+        if not numbers:
+            return
+        number, *others = numbers
+        try:
             if signal.getsignal(number) == self._arrive:  # else someone has put in another one meanwhile: theirs stays
-                signal.signal(number, previous)
-        with self._closing:
-            os.close(self._reader)
-            os.close(self._writer)
-            self._writer = -1
-        self._redeliver()
+                signal.signal(number, self._previous[number])
+        finally:
+            self.restore(others)
+
+    def forget(self) -> None:
+        """In a forked child, whose signals are no matter of its parent's run."""
+        self._arrived.clear()
+        self.restore(list(self._previous))
+        self._redeliver()  # what came for the child since
 
     def _redeliver(self) -> None:
         """What came too late for the loop to see belongs to the handlers that are back."""

@@ -358,6 +358,8 @@ def _abandon(worker: Worker, wakeup: interrupts.Interrupts, deliver: Callable[[]
                 thread.join(HAND_OVER_SECONDS)  # it may be confirmed at this very moment
             return outcome[0] if outcome else handed
         wakeup.wait(left)
+    while wakeup.next_signal() is not None:
+        pass  # it was to hurry what is over now
     deliver()
     return outcome[0]
 
