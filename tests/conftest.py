@@ -40,6 +40,13 @@ if TYPE_CHECKING:
     from qiskit_ibm_runtime import QiskitRuntimeService
 
 
+# Whoever runs the tests may have had these signals ignored (nohup, a background job of a shell), and that goes on
+# to every program that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_number, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def running_service() -> Iterator[local.Service]:
     """One embedded service for all tests of this worker."""
