@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 
 import pytest
 from conftest import RUN, Driver, wait_for_end, watchers_of
@@ -15,14 +16,16 @@ SUBMIT = 'submit(bell(), "ibm_brisbane", service=service(), shots=64, on_status=
 TOOLS = """
 import asyncio
 loud = threading.Event()
-def announce(status):
+def announce(status, state="queued"):
     tell(status)
-    if status.state == "queued":
+    if status.state == state:
         loud.set()
-def begin(**more):
-    # Begin a run, and return when its job is queued.
+def begin(state="queued", **more):
+    # Begin a run, and return when its job has come to a state.
     loud.clear()
-    made = submit(bell(), "ibm_brisbane", service=service(), shots=64, on_status=announce, **more)
+    def note(status):
+        announce(status, state)
+    made = submit(bell(), "ibm_brisbane", service=service(), shots=64, on_status=note, **more)
     loud.wait()
     return made
 async def begun(**more):
@@ -54,9 +57,7 @@ def assert_cancelled_once(ibm: local.Service, *jobs: str) -> None:
 @pytest.fixture
 def program(fork):
     """Starts a program in a fork, with `begin()` and `begun()`."""
-    from textwrap import dedent
-
-    return lambda code: fork(TOOLS + dedent(code))
+    return lambda code: fork(TOOLS + textwrap.dedent(code))
 
 
 # Run --------------------------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def test_a_run_from_its_beginning_to_its_result(ibm, program):
         assert made.status().state == "done", made.status()
         """
     )
-    assert driver.line("late ") == "the run is not over after 0.2 s; its job goes on".split()
+    assert " ".join(driver.line("late ")) == "the run is not over after 0.2 s; its job goes on"
     assert end(driver) == 0, driver.errors
     assert not ibm.journal(path=CANCEL)
     assert driver.errors == b""  # `submit` shows nothing
@@ -160,9 +161,9 @@ def test_cancel_from_four_threads_at_once(ibm, program):
 def test_errors_come_out_of_result(ibm, program):
     ibm.scenario({"next_jobs": [{"outcome": "failed", "reason": "no luck"}]})
     driver = program(
-        f"""
-        for change in ({{}}, {{"timeout": 1}}, {{"backend": "nowhere"}}):
-            made = submit(bell(), **{{"backend": "ibm_brisbane", "service": service(), **change}})
+        """
+        for change in ({}, {"timeout": 1}, {"backend": "nowhere"}):
+            made = submit(bell(), **{"backend": "ibm_brisbane", "service": service(), **change})
             try:
                 made.result()
             except RunError as error:
@@ -186,9 +187,7 @@ def test_detached_the_job_outlives_its_driver(ibm, program, where):
     ibm.hold(where)
     driver = program(
         f"""
-        made = {SUBMIT}
-        while made.status().state != "{where}":
-            time.sleep(0.01)
+        made = begin("{where}")
         made.detach()
         say("detached")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -412,9 +411,9 @@ def test_gather(ibm, program):
 @pytest.mark.parametrize(
     "wait",
     [
-        "task = asyncio.ensure_future(made)\n await asyncio.sleep(0)\n task.cancel()\n await task",
+        "task = asyncio.ensure_future(made); await asyncio.sleep(0); task.cancel(); await task",
         "await asyncio.wait_for(made, 0.1)",
-        "async with asyncio.timeout(0.1):\n  await made",
+        "await in_time(made)",
     ],
 )
 def test_cancelling_the_task_cancels_the_job(ibm, program, wait):
@@ -422,13 +421,16 @@ def test_cancelling_the_task_cancels_the_job(ibm, program, wait):
     ibm.hold("queued")
     driver = program(
         f"""
-async def main():
- made = await begun()
- try:
-  {wait.replace(chr(10), chr(10) + " ")}
- except (asyncio.CancelledError, TimeoutError) as error:
-  say("caught", type(error).__name__, ibm.job(made.job_id).status, made.done())
-asyncio.run(main())
+        async def in_time(made):
+            async with asyncio.timeout(0.1):
+                await made
+        async def main():
+            made = await begun()
+            try:
+                {wait}
+            except (asyncio.CancelledError, TimeoutError) as error:
+                say("caught", type(error).__name__, ibm.job(made.job_id).status, made.done())
+        asyncio.run(main())
         """
     )
     job = driver.queued()

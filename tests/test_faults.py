@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from circuits import BACKEND, ones
+from conftest import RUN
 from qiskit_ibm_runtime import QiskitRuntimeService
 
 from qx_supervisor import (
@@ -284,6 +285,17 @@ def test_a_key_that_is_refused_for_good(
     assert job.status == "Running"
     tokens.auth(reject_tokens=False)
     assert tokens.wait_job(job.id).status == "Cancelled"
+
+
+def test_a_token_that_lasts_for_decades(ibm: local.Service, fork: Any) -> None:
+    """Its renewal is further away than the watcher's wait can be long."""
+    ibm.token_lifetime(10**9)
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"path": CANCEL, "delay_seconds": 0.5}]})
+    driver = fork(RUN)
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job).status == "Cancelled"
 
 
 # The submission

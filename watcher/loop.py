@@ -103,7 +103,7 @@ class Watcher:
             else:
                 next_poll = float("inf")
                 until = self._timers[0][0] if self._timers else now + 3600
-            ready = wait(watched, max(0.0, until - now))
+            ready = wait(watched, max(0.0, min(until - now, 3600.0)))  # poll(2) takes no centuries
             if self._policy.caller_alive and self._parent.pidfd in ready and self._parent.is_dead():
                 self._bury()
             if self._connection in ready:
