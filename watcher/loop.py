@@ -93,6 +93,7 @@ class Watcher:
                 next_poll = now + POLL_SECONDS
                 if self._policy.caller_alive and self._parent.poll_finds_dead():
                     self._bury()
+                    continue
             until = min(next_poll, self._timers[0][0] if self._timers else next_poll)
             watched: list[Any] = [self._wake_reader]
             if self._connection is not None:
