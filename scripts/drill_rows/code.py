@@ -83,7 +83,18 @@ def note(status):
         queued.set()
 held = submit(isa, "ibm_brisbane", service=service(), shots=64, tags=TAGS, on_status=note)
 queued.wait()
+"""
+
+EXIT = f"""
+{LIVE_RUN}
 say("dying", time.monotonic_ns())
+"""
+
+DETACH = f"""
+{LIVE_RUN}
+held.detach()
+say("detached")
+signal.pause()
 """
 
 CLOSE_DESCRIPTORS = """

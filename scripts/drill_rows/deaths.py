@@ -49,7 +49,7 @@ def _dies_by(deed: str, returncode: int) -> Attempt:
 
 
 def _ends_with_a_live_run(one: Try) -> None:
-    one.start(code.LIVE_RUN)
+    one.start(code.EXIT)
     one.dies(0)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+from drivers import DEADLINE
+
 from . import code
 from .attempt import Try
 from .row import Row
@@ -83,6 +85,17 @@ def _after_the_result(one: Try) -> None:
         one.kill()
 
 
+def _after_detach(one: Try) -> None:
+    one.start(code.DETACH).line("detached")
+    one.sleep(0.02)
+    one.kill()
+    one.lane.wait_for_watchers()
+    [job] = one.made()
+    one.seen.kept.add(job)  # by the service, for whoever asks later
+    with one.let_go():
+        one.ibm.wait_job(job, timeout=DEADLINE)
+
+
 def _while_cancelling(one: Try, lag: float) -> None:
     one.ibm.hold("queued", lag)
     one.start()
@@ -114,6 +127,7 @@ ROWS = [
     Row("SIGKILL, fetching the result", OVER, _fetching, 3),
     Row("SIGKILL between result and done", OVER, _between_result_and_done, 3),
     Row("SIGKILL after the result", "never asked to stop", _after_the_result, 3),
+    Row("detach(), then SIGKILL", "never asked to stop; it completes", _after_detach, 2),
     Row("SIGTERM, then SIGKILL", BY_EITHER, lambda one: _while_cancelling(one, 0.0), 4),
     Row(
         "SIGTERM, then SIGKILL; the cancel takes 0.5 s",

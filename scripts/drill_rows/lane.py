@@ -54,6 +54,7 @@ class Lane:
         self._log = folder / "control.log"
         self._log.touch()
         self._numbers = 0
+        self._judged: dict[str, int] = {}  # job → requests to cancel it, when its try was judged
         self._drivers: list[Driver] = []
         self._pidfds: dict[int, int] = {}  # of the drivers, by pid
         self._control: Driver | None = None
@@ -123,6 +124,7 @@ class Lane:
             owner = next((by_tag[tag] for tag in job.tags if tag in by_tag), None)
             if owner is not None:
                 owner.seen.jobs.append(_seen(job, tuple(arrivals.get(job.id, ()))))
+                self._judged[job.id] = job.cancel_requests
             arrivals.pop(job.id, None)
         if arrivals:
             tries[-1].seen.troubles.append(f"requests to cancel jobs that there are not: {sorted(arrivals)}")
@@ -214,6 +216,8 @@ class Lane:
             else:
                 seen.troubles.append(f"a run of the control failed: {job} {' '.join(more)}")
         for job in self.ibm.jobs():
+            if job.cancel_requests > self._judged.get(job.id, job.cancel_requests):
+                seen.troubles.append(f"job {job.id} of an earlier try was asked to stop once more, long after it")
             if CONTROL_TAG in job.tags:
                 seen.jobs.append(_seen(job, ()))
                 if job.id not in seen.kept:
