@@ -358,6 +358,21 @@ def test_pauses_grow_and_a_sweep_that_always_fails_ends_after_a_quarter_of_an_ho
     assert p.Remember("r", "pending", detail="503") in actions
 
 
+@pytest.mark.parametrize("first", ["done", "failures"])
+def test_duplicates_that_could_not_be_looked_for_are_left_to_the_ledger(first):
+    """The run went well, and a retried POST of it may have made another job. Whoever reaps spares the one kept."""
+    policy = brought_to(INTENT, JOB, IN_DOUBT)
+    actions = policy.handle(DONE) if first == "done" else []
+    for _ in range(p.SWEEP_FAILURES):
+        actions += policy.handle(p.SweepEnded("r", None, "503"))
+        policy.handle(p.Fired(("sweep", "r")))
+    actions += policy.handle(DONE)
+    assert p.RememberJob("r", "J", "kept") in actions
+    written = [action for action in actions if isinstance(action, p.Remember)]
+    assert written == [p.Remember("r", "pending", detail="503")]
+    assert not policy.runs
+
+
 def test_failures_from_before_a_death_do_not_shorten_what_follows_it():
     """The list could not be read while the caller lived, and duplicates were given up; then it dies."""
     policy = brought_to(INTENT, JOB, IN_DOUBT)

@@ -416,7 +416,7 @@ class Policy:
     def _done(self, run: Run) -> list[Action]:
         run.stood_down, run.doomed = True, False
         # It stays for one thing only: the duplicates of a retried POST, beside the job that the caller holds.
-        if not run.held or run.is_resolved():
+        if not run.held or (run.is_resolved() and not run.unresolved):
             del self.runs[run.id]
             return [Remember(run.id, "done")]
         # Should this watcher die too: whoever reads the ledger then must spare what the caller holds.
@@ -546,14 +546,17 @@ class Policy:
         for run in list(self.runs.values()):
             if not run.is_resolved():
                 continue
+            state: Literal["pending", "cancelled", "done"]
             if run.doomed:
                 del self.runs[run.id]
-                state: Literal["pending", "cancelled"] = "pending" if run.unresolved else "cancelled"
+                state = "pending" if run.unresolved else "cancelled"
                 actions.append(Remember(run.id, state, detail=run.unresolved))
                 actions.append(Report(state, run.id, detail=run.unresolved))
             elif run.stood_down:
+                # A duplicate may be left, which could not be looked for or not be cancelled: that is the ledger's.
                 del self.runs[run.id]
-                actions.append(Remember(run.id, "done"))
+                state = "pending" if run.unresolved else "done"
+                actions.append(Remember(run.id, state, detail=run.unresolved))
         if not self.runs and (not self.caller_alive or self._hung_up):
             actions.append(Exit())
         return actions

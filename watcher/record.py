@@ -107,23 +107,32 @@ class Record:
         if self._ledger is None and any(isinstance(entry, _Guard) for entry in batch):
             self._open()
         guards: list[_Guard] = []
-        try:
-            for entry in batch:
-                if isinstance(entry, _Guard):
-                    guards.append(entry)
-                    continue
-                self._flush(guards)
+        for entry in batch:
+            if isinstance(entry, _Guard):
+                guards.append(entry)
+                continue
+            self._flush(guards)
+            # One by one: what fails for one run must not cost another its `done`, or a later reap would cancel its job.
+            try:
                 if self._ledger is not None:
                     entry(self._ledger)
-            self._flush(guards)
+            except LedgerError as error:
+                self._trouble(str(error))
+        self._flush(guards)
+
+    def _flush(self, guards: list[_Guard]) -> None:
+        from .ledger import LedgerError
+
+        try:
+            self._write_guards(guards)
         except LedgerError as error:
             self._trouble(str(error))
         finally:
-            for entry in batch:
-                if isinstance(entry, _Guard) and not entry.written.done():
-                    entry.written.set_result(None)
+            for entry in guards:
+                entry.written.set_result(None)
+            guards.clear()
 
-    def _flush(self, guards: list[_Guard]) -> None:
+    def _write_guards(self, guards: list[_Guard]) -> None:
         if guards and self._ledger is not None:
             from .ledger import Row
             from .place import start_ticks
@@ -148,9 +157,6 @@ class Record:
                     for entry in guards
                 )
             )
-        for entry in guards:
-            entry.written.set_result(None)
-        guards.clear()
 
     def _trouble(self, text: str) -> None:
         if not self._complained:
