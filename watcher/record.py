@@ -91,6 +91,7 @@ class Record:
                 batch.append(self._writes.get())
             over = None in batch
             self._write([entry for entry in batch if entry is not None])
+        self._shut()
 
     def _open(self) -> None:
         from .ledger import Ledger, LedgerError  # in this thread, beside what the start imports
@@ -100,6 +101,15 @@ class Record:
             self._ledger.forget(KEPT_FOR)
         except LedgerError as error:
             self._trouble(str(error))
+
+    def _shut(self) -> None:
+        from .ledger import LedgerError
+
+        if self._ledger is not None:
+            try:
+                self._ledger.close()
+            except LedgerError as error:
+                self._trouble(str(error))
 
     def _write(self, batch: list[_Guard | Callable[[Ledger], object]]) -> None:
         from .ledger import LedgerError

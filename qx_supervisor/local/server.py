@@ -122,10 +122,11 @@ class _Handler(BaseHTTPRequestHandler):
             if body is not None:
                 self._send(control.answer(state, self.command, path, query, body))
             return
+        ended = state.ended  # before anybody can see that the request has arrived, and reset
         entry = state.journal.arrive(
             arrived=self._arrived, connection=self._connection, method=self.command, path=path, query=query
         )
-        reply = self._reply(entry, query)
+        reply = self._reply(entry, query, ended)
         state.journal.answer(entry, None if reply is None else reply.status)
         if reply is None:
             self.close_connection = True
@@ -149,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._send(problem(405, f"The embedded service opens no tunnel to {self.path}."))
 
-    def _reply(self, entry: JournalEntry, query: dict[str, list[str]]) -> Reply | None:
+    def _reply(self, entry: JournalEntry, query: dict[str, list[str]], ended: threading.Event) -> Reply | None:
         """Handle a request, or do to it what the scenario wants; None to drop the connection."""
         state, journal = self.server.state, self.server.state.journal
         engine = state.engine
@@ -166,7 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None:
             journal.add(entry, fault=fault.describe())
         before = fault is not None and fault.phase == "before"
-        if before and not self._delayed(fault):
+        if before:
+            ended.wait(fault.delay_seconds)
+        if ended.is_set():
             return None
         if before and fault.is_failure:
             return _injected(fault)
@@ -176,13 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None or before:
             return reply
         # Phase "after": the job, say, has been made, and now its answer is late, lost or replaced.
-        if not self._delayed(fault):
+        if ended.wait(fault.delay_seconds):
             return None
         return _injected(fault) if fault.is_failure else reply
-
-    def _delayed(self, fault: Any) -> bool:
-        """Wait as long as the fault says; False if the service was reset meanwhile."""
-        return fault.delay_seconds <= 0 or self.server.state.pause(fault.delay_seconds)
 
     def _read_body(self) -> bytes | None:
         """The body; None if the client died in the middle of it, or sends it in a form we don't read."""

@@ -34,13 +34,14 @@ class State:
         self._engine = engine
         self._loaded.set()
 
-    def pause(self, seconds: float) -> bool:
-        """Wait, unless the service is reset meanwhile; whether the wait was complete."""
-        return not self._reset.wait(seconds)
+    @property
+    def ended(self) -> threading.Event:
+        """Is set when the service is reset next: whoever began before takes it, and must do nothing once it is set."""
+        return self._reset
 
     def reset(self) -> None:
         """Back to the start, but for the tokens that were issued."""
-        # A request that an injected delay keeps must not carry its job over into what comes after the reset.
+        # A request that an injected delay keeps, or a slow thread, must not carry its job over into what comes after.
         before, self._reset = self._reset, threading.Event()
         before.set()
         self.engine.reset()
