@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ class Guard:
         self._targets = tuple(targets)
         self._owner = owner
         self._guarded: list[_Kept] = []
+        self._process = os.getpid()
 
     def __enter__(self) -> Guard:
         places = [service.what_to_guard(target) for target in self._targets]
@@ -46,6 +48,8 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if os.getpid() != self._process:
+            return  # a child that was forked in the block; what is guarded is its parent's
         if kind is None:
             self._release()
             return

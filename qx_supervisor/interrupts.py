@@ -28,15 +28,32 @@ WAIT_LIMIT = 0.5
 
 
 _entered: list[Interrupts] = []
+_masked = threading.local()
+
+# What follows is for `Process.terminate()`: it would end no child that was forked while a run is in flight. A signal
+# that finds the child before its handlers are back waits until they are: CPython forgets what its own handler noted.
 
 
-def _forget_in_child() -> None:
-    for each in reversed(_entered):
-        each.forget()
+def _before_fork() -> None:
+    if _entered:
+        _masked.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-# Else `Process.terminate()` would end no child that was forked while a run is in flight.
-os.register_at_fork(after_in_child=_forget_in_child)
+def _after_fork() -> None:
+    before = _masked.__dict__.pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _after_fork_in_child() -> None:
+    try:
+        for each in reversed(_entered):
+            each.forget()
+    finally:
+        _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 class Interrupts:
@@ -46,12 +63,15 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        self._open_pipe()
         self._arrived: deque[int] = deque()
         self._previous: dict[int, Any] = {}
         self._closing = threading.Lock()
+
+    def _open_pipe(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
 
     def __enter__(self) -> Interrupts:
         _entered.append(self)
@@ -93,6 +113,10 @@ class Interrupts:
 
     def forget(self) -> None:
         """In a forked child, whose signals are no matter of its parent's run."""
+        self._closing = threading.Lock()  # another thread, which is not here, may hold the parent's
+        for inherited in (self._reader, self._writer):
+            os.close(inherited)  # what is written there is the parent's to read
+        self._open_pipe()
         self._arrived.clear()
         self.restore(list(self._previous))
         self._redeliver()  # what came for the child since
@@ -105,7 +129,10 @@ class Interrupts:
             finally:
                 self._redeliver()  # also after a handler that raises
 
-    def _arrive(self, number: int, _frame: FrameType | None) -> None:
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
+        if self._writer < 0:  # a handler put in during the run, and there still, calls the one that it found: this one
+            _lead_on(self._previous[number], number, frame)
+            return
         # No lock: the handler may run while this very thread holds it.
         self._arrived.append(number)
         try:
@@ -151,6 +178,14 @@ class Interrupts:
     def had_default(self, number: int) -> bool:
         """Whether the signal would have ended the process at once."""
         return self._previous.get(number) is signal.SIG_DFL
+
+
+def _lead_on(handler: Any, number: int, frame: FrameType | None) -> None:
+    if callable(handler):
+        handler(number, frame)
+    elif handler is signal.SIG_DFL:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
 
 def _is_asyncios(handler: Any) -> bool:

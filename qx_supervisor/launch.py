@@ -8,6 +8,7 @@ the driver's size does not matter.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -56,8 +57,22 @@ class WatcherProcess:
     pidfd: int | None
     start_ticks: int | None = None
 
+    def __post_init__(self) -> None:
+        """Mark the descriptors."""
+        numbers = [self.connection.fileno(), *([] if self.pidfd is None else [self.pidfd])]
+        self._marks = {number: _mark_of(number) for number in numbers}
+
+    def is_whole(self) -> bool:
+        """Whether the descriptors are the watcher's still.
+
+        A driver may close all descriptors, as daemonizing code does, and open files of its own under the same numbers.
+        """
+        return all(_mark_of(number) == mark for number, mark in self._marks.items())
+
     def takes(self, seconds: float) -> bool:
         """Whether there is room for another message, or will be within so many seconds."""
+        if not self.is_whole():
+            return False
         poll = select.poll()
         poll.register(self.connection.fileno(), select.POLLOUT)
         return bool(poll.poll(seconds * 1000))
@@ -71,12 +86,21 @@ class WatcherProcess:
 
     def close(self) -> None:
         """Let go of it; it goes on as it sees fit."""
-        with contextlib.suppress(OSError):  # the driver may have closed all its descriptors
-            self.connection.close()
-        if self.pidfd is not None:
-            with contextlib.suppress(OSError):
-                os.close(self.pidfd)
-            self.pidfd = None
+        for number, mark in self._marks.items():
+            if _mark_of(number) == mark:
+                with contextlib.suppress(OSError):
+                    os.close(number)
+        self._marks.clear()
+        self.connection._handle = self.pidfd = None  # noqa: SLF001 - it would close the number, whoever has it now
+
+
+def _mark_of(number: int) -> tuple[int, int] | None:
+    """What tells one open file from another under the same number."""
+    try:
+        found = os.fstat(number)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def launch() -> WatcherProcess:
@@ -92,26 +116,32 @@ def launch() -> WatcherProcess:
         raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
     ours, theirs = Pipe(duplex=True)
     pidfd = pidfd_of(me)
+    passed: list[int] = []
     try:
+        passed.extend(_above_streams(each) for each in (theirs.fileno(), pidfd) if each is not None)
         order = {
-            "connection": theirs.fileno(),
-            "pidfd": pidfd,
+            "connection": passed[0],
+            "pidfd": None if pidfd is None else passed[1],
             "pid": me,
             "start_ticks": ticks,
             "path": _package_folders(),
             "state": _state_directory(),
             "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
         }
-        passed = [theirs.fileno()] if pidfd is None else [theirs.fileno(), pidfd]
         _spawn([executable, "-I", str(FOLDER / "boot.py"), json.dumps(order)], passed)
     except OSError as error:
         ours.close()
         raise WatcherError("config", f"the watcher could not be started: {error}") from None
     finally:
         theirs.close()
-        if pidfd is not None:
-            os.close(pidfd)
+        for each in (*passed, *([] if pidfd is None else [pidfd])):
+            os.close(each)
     return _welcome(ours)
+
+
+def _above_streams(descriptor: int) -> int:
+    """A copy that the watcher's own streams can't take the place of: a driver may have closed its 0, 1 and 2."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _state_directory() -> str:

@@ -372,6 +372,8 @@ class Link:
             watched.append(process.pidfd)
         while True:
             ready = wait(watched, LINGER_SECONDS / 4)
+            if not process.is_whole():
+                return
             if process.connection in ready:
                 try:
                     self._hear(protocol.decode_from_watcher(process.connection.recv_bytes()))

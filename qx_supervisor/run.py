@@ -263,7 +263,8 @@ class Run:
         try:
             await over.wait()
         except asyncio.CancelledError:
-            if not self._detached:
+            # In a forked child that leaves the loop every task is cancelled, and the job is the parent's.
+            if not self._detached and os.getpid() == self._process:
                 # The job is cancelled, and confirmed, before the task ends, but not at the cost of a second Ctrl-C.
                 threading.Thread(target=self._worker.abandon, daemon=True).start()
                 await over.wait()
@@ -300,6 +301,7 @@ def _run(request: Request, panel: Panel) -> RunResult:
     news: deque[Status] = deque()
     error: Interrupted | None = None
     dies_again = False
+    process = os.getpid()
     with interrupts.Interrupts() as wakeup:
 
         def tell(status: Status) -> None:
@@ -316,6 +318,8 @@ def _run(request: Request, panel: Panel) -> RunResult:
             worker.start()
             while True:
                 deliver()
+                if os.getpid() != process:
+                    raise QxError(f"this run belongs to process {process}; its child, forked by on_status, should exit")
                 if worker.outcome.done():
                     break  # a signal from now on throws no result away: it goes to the earlier handler
                 number = wakeup.next_signal()

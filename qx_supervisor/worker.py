@@ -89,6 +89,7 @@ class Worker:
         self.job_id: str | None = None
         self.status = Status("config", "starting")
         self._tell = tell
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._phase: Phase = "preparing"
@@ -130,6 +131,8 @@ class Worker:
             error: Makes what the run then ends in; by default a `JobCancelled`.
             seconds: How long to try before handing over.
         """
+        if os.getpid() != self._process:
+            return "unconfirmed"  # a forked child leaves the parent's `run`; the job is the parent's
         with self._lock:
             mine = self._abandoned is None
             if self._abandoned is None:

@@ -514,6 +514,25 @@ def test_late_signals_reach_every_handler_though_the_first_raises(ibm, fork):
     assert driver.end() == 0
 
 
+def test_a_handler_put_in_during_the_run_that_calls_what_it_found(ibm, fork):
+    """Libraries do that. What it found is ours, and after the run it leads on to what was there before."""
+    driver = fork(
+        f"""
+        def chain(status):
+            if status.state == "queued":
+                for number in (signal.SIGTERM, signal.SIGHUP):
+                    found = signal.getsignal(number)
+                    signal.signal(number, lambda *args, found=found: (say("chained", args[0]), found(*args)))
+        signal.signal(signal.SIGHUP, lambda number, frame: say("own", number))
+        {RUN.replace("=tell", "=chain")}
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        """
+    )
+    assert driver.end() == -signal.SIGTERM
+    assert driver.lines == ["chained 1", "own 1", "chained 15"]
+
+
 # Before there is a job id -----------------------------------------------------------------------------------------
 
 

@@ -319,6 +319,39 @@ def test_a_closed_range_of_descriptors_is_no_death(ibm, fork):
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
+def test_its_descriptors_taken_by_files(ibm, fork, tmp_path):
+    """The driver's own files come under the numbers of the pipe and the pidfd: not a byte is written there."""
+    ibm.hold("queued")
+    driver = fork(
+        f"""
+        submitted = threading.Event()
+        held = submit(bell(), "ibm_brisbane", service=service(), poll_interval=3600,
+                      on_status=lambda s: (tell(s), s.state == "queued" and submitted.set()))
+        assert submitted.wait(60)
+        out = os.dup2(1, 900)
+        def say(*words):
+            os.write(out, (" ".join(map(str, words)) + "\\n").encode())
+        os.closerange(3, 800)
+        for number in range(400):
+            os.open({str(tmp_path)!r} + f"/{{number}}", os.O_CREAT | os.O_RDWR)
+        import contextlib
+        from qx_supervisor import QxError
+        from qx_supervisor.link import link
+        with contextlib.suppress(QxError):
+            link.inspect()  # that it can't be told ends the watcher, and there is another one
+        say("inspected", link.inspect()["pid"])
+        say("sizes", *{{os.stat(f"{tmp_path}/{{number}}").st_size for number in range(400)}})
+        signal.pause()
+        """
+    )
+    job = driver.queued()
+    driver.line("inspected ")
+    assert driver.line("sizes ") == ["0"]
+    assert ibm.job(job).cancel_requests == 0
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
 def test_foreign_packages_of_its_names_do_not_reach_it(ibm, start, tmp_path, monkeypatch):
     """A script's folder and PYTHONPATH hold a `watcher` of their own; the driver and its watcher take theirs."""
     shadows = tmp_path / "shadows"
