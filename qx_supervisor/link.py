@@ -58,6 +58,7 @@ class Guarded:
         run: The run's id.
         account: The name under which its service is armed.
         tag: The tag that no other run has.
+        driver: The tag of all jobs of this process, or "" where this one's have none.
         report: Called with what the watcher reports of the run, in the link's thread.
         session: A session to guard as a whole, or "".
         owner: Whether that session is this program's own.
@@ -67,19 +68,19 @@ class Guarded:
     account: str
     tag: str
     report: Callable[[dict[str, Any]], None]
+    driver: str = ""
     session: str = ""
     owner: bool = False
     jobs: list[str] = field(default_factory=list)
     posted: bool | None = None
     handed_over: bool = False
 
-
     def intent(self) -> tuple[str, dict[str, Any]]:
         """The message that announces it: its kind, and what it says."""
         content = {"run": self.run, "account": self.account, "tag": self.tag}
         if self.session:
             return "session", {**content, "session": self.session, "owner": self.owner}
-        return "intent", content
+        return "intent", {**content, "driver": self.driver}
 
 
 @dataclass

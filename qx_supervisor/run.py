@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Literal
 
-from . import interrupts
+from . import crew, interrupts
 from .errors import CancelOutcome, Interrupted, QxError, RunError, interrupted
 from .panel import Panel, PanelName, open_panel
 from .request import Request, check
@@ -173,9 +173,12 @@ def submit(
         max_execution_time=max_execution_time,
         on_unprotected=on_unprotected,
     )
-    told = _Told(request, open_panel(panel))
-    worker = Worker(request, told)
-    worker.start()
+    if on_status is None and panel is None:
+        worker = Worker(request, lambda _: None)
+    else:
+        letters = _Letters(_Told(request, open_panel(panel)))
+        worker = Worker(request, letters.status, letters.put)
+    worker.start(crew.submitting.do)
     return Run(worker)
 
 
@@ -201,7 +204,7 @@ class Run:
 
     def done(self) -> bool:
         """Whether the run is over."""
-        return self._mine().outcome.done()
+        return self._mine().is_over
 
     def result(self, timeout: float | None = None) -> RunResult:
         """Wait for the result.
@@ -266,7 +269,7 @@ class Run:
             # In a forked child that leaves the loop every task is cancelled, and the job is the parent's.
             if not self._detached and os.getpid() == self._process:
                 # The job is cancelled, and confirmed, before the task ends, but not at the cost of a second Ctrl-C.
-                threading.Thread(target=self._worker.abandon, daemon=True).start()
+                crew.ending.do(self._worker.abandon)
                 await over.wait()
             raise
         return self._worker.outcome.result()
@@ -295,6 +298,41 @@ class _Told:
                 logger.warning("on_status raised %s; the run goes on", type(error).__name__)
 
 
+class _Letters:
+    """Delivers what happens to a run of `submit`, in order, by a thread that waits for nothing else."""
+
+    def __init__(self, told: _Told) -> None:
+        self._told = told
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._is_read = False
+
+    def status(self, status: Status) -> None:
+        """Tell a status."""
+        self.put(lambda: self._told(status))
+
+    def put(self, work: Callable[[], object]) -> None:
+        """Call something, after everything before it."""
+        with self._lock:
+            self._waiting.append(work)
+            if self._is_read:
+                return
+            self._is_read = True
+        crew.telling.do(self._read)
+
+    def _read(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._is_read = False
+                    return
+                work = self._waiting.popleft()
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - `sys.exit()` in a thread ends no program
+                logger.warning("on_status raised %s; the run goes on", type(error).__name__)
+
+
 def _run(request: Request, panel: Panel) -> RunResult:
     interrupts.die_by_signal_if_uncaught()
     told = _Told(request, panel)
@@ -315,7 +353,7 @@ def _run(request: Request, panel: Panel) -> RunResult:
         worker = Worker(request, tell)
         try:
             worker.outcome.add_done_callback(lambda _: wakeup.wake())
-            worker.start()
+            worker.start(_in_a_thread)
             while True:
                 deliver()
                 if os.getpid() != process:
@@ -342,6 +380,11 @@ def _run(request: Request, panel: Panel) -> RunResult:
     raise error
 
 
+def _in_a_thread(work: Callable[[], object]) -> None:
+    # Not by a crew: whoever waits in `run` has a thread, and need not wait for what others have submitted.
+    threading.Thread(target=work, name="qx-run", daemon=True).start()
+
+
 def _abandon(worker: Worker, wakeup: interrupts.Interrupts, deliver: Callable[[], None]) -> CancelOutcome:
     """Cancel; hand over after ten seconds, or at a second signal."""
     outcome: list[CancelOutcome] = []
@@ -366,6 +409,3 @@ def _abandon(worker: Worker, wakeup: interrupts.Interrupts, deliver: Callable[[]
         pass  # it was to hurry what is over now
     deliver()
     return outcome[0]
-
-
-

@@ -489,10 +489,16 @@ def run_local(primitive: Any, pubs: list[Any], kind: str, shots: int | None) -> 
     return primitive.run(pubs, shots=shots) if kind == "sampler" else primitive.run(pubs)
 
 
-def decode(job: Any, text: str) -> Any:
+def decoders_of(job: Any) -> Sequence[Any]:
+    """What `job.result()` decodes the job's results with; the job itself need not be kept for that."""
+    decoders: Sequence[Any] = job._result_decoders
+    return decoders
+
+
+def decode(decoders: Sequence[Any], text: str) -> Any:
     """A job's results, decoded as `job.result()` decodes them, but fetched by us, with a read timeout and retries."""
     decoded: Any = text
-    for decoder in job._result_decoders:
+    for decoder in decoders:
         if decoder.is_applicable(decoded):
             decoded = decoder.decode(decoded)
     return decoded

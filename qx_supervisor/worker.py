@@ -1,23 +1,25 @@
 """The work of one run: transpile → submit → poll → fetch, told as status events.
 
-It is done in a thread of its own, because every part of it may block. Whoever waits (the caller loop, an awaiting task,
-`Run.cancel`) ends it with `abandon`, which cancels the job; the thread itself is never waited for.
+It is done by other threads than the caller's, because every part of it may block: by one until the job's id is known,
+and then in steps, by a few threads for all runs. Whoever waits (the caller loop, an awaiting task, `Run.cancel`) ends
+it with `abandon`, which cancels the job; the threads themselves are never waited for.
 """
 
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import functools
 import logging
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal
 
-from . import service
+from . import crew, service
 from .errors import (
     CancelOutcome,
     JobCancelled,
@@ -30,6 +32,8 @@ from .errors import (
 )
 from .link import Guarded, link
 from .ours import cancel, remote
+from .patience import Patience
+from .poller import ask, poller_of
 from .reap import reap_in_background
 from .request import Request, check_tags
 from .result import RunResult
@@ -42,13 +46,8 @@ CANCEL_SECONDS = 10.0
 
 HAND_OVER_SECONDS = 1.0
 
-REFUSED_SECONDS = 60.0
-"""How long a refusal of what was granted before must last to be believed. A gateway refuses while it is restarted, a
-proxy while its login has run out; and while IBM Quantum refuses to show a job, it would hardly cancel it."""
-
 _LONGEST_POLL = 15.0
 _POLL_SHARE = 0.02  # of the time that a job has taken so far: an hour in the queue is asked after every 15 s
-_LONGEST_RETRY = 30.0
 _RATE_LIMIT_PAUSE = 12.0  # 5 jobs a minute are allowed: what to wait where the answer does not say
 
 _driver_tag = (0, "")
@@ -76,10 +75,16 @@ class Worker:
 
     Args:
         request: What is to be run.
-        tell: Receives every `Status`, in the worker's thread or another one.
+        tell: Receives every `Status`, in any thread; it must be quick.
+        then: Is given what sets `outcome`, to be called when every `Status` so far has been received.
     """
 
-    def __init__(self, request: Request, tell: Callable[[Status], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        tell: Callable[[Status], None],
+        then: Callable[[Callable[[], None]], None] = lambda work: work(),
+    ) -> None:
         self.request = request
         self.run_id = uuid.uuid4().hex
         self.tag = f"qxs-{self.run_id}"
@@ -89,6 +94,7 @@ class Worker:
         self.job_id: str | None = None
         self.status = Status("config", "starting")
         self._tell = tell
+        self._then = then
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -100,23 +106,33 @@ class Worker:
         self._detached = False
         self._guarded = False
         self._protected = False  # a watcher has acknowledged it
-        self._abandons_in = 0  # the thread that does
-        self._works_in = 0
         self._retried = False
         self._finished = False  # the job is, though the run may have ended before
         self._ended = False
         self._target: service.Target | None = None
-        self._timer: threading.Timer | None = None
+        self._alarm: crew.Alarm | None = None
+        self._patience: Patience | None = None
+        self._decoders: Sequence[Any] = ()
+        self._leave_poller: Callable[[], None] = lambda: None
+        self._watched_since = 0.0
+        self._seen = ""
 
-    def start(self) -> None:
-        """Begin."""
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended, though `outcome` may wait for a status to be received."""
+        return self._ended
+
+    def start(self, begin: Callable[[Callable[[], object]], object]) -> None:
+        """Begin.
+
+        Args:
+            begin: Has another thread do what it is given: transpile and submit. That thread is free when the job's id
+                is known.
+        """
         if self.request.timeout is not None:
-            self._timer = threading.Timer(min(self.request.timeout, threading.TIMEOUT_MAX), self._time_out)
-            self._timer.daemon = True
-            self._timer.start()
+            self._alarm = crew.ending.after(min(self.request.timeout, threading.TIMEOUT_MAX), self._time_out)
         # In a copy of the caller's context: what it holds decides, such as the session of a `with Session(...)`.
-        work = functools.partial(contextvars.copy_context().run, self._work)
-        threading.Thread(target=work, name=f"qx-run-{self.run_id[:8]}", daemon=True).start()
+        begin(functools.partial(contextvars.copy_context().run, self._doing(self._begin)))
 
     # The end
 
@@ -134,15 +150,12 @@ class Worker:
         if os.getpid() != self._process:
             return "unconfirmed"  # a forked child leaves the parent's `run`; the job is the parent's
         with self._lock:
-            mine = self._abandoned is None
+            first = self._abandoned is None
             if self._abandoned is None:
                 self._abandoned = Future()
-                self._abandons_in = threading.get_ident()
             shared = self._abandoned
-        if not mine:
-            # From `on_status`, which is told of this very cancel: it would wait for itself.
-            is_within = self._abandons_in == threading.get_ident() and not shared.done()
-            return "unconfirmed" if is_within else shared.result()
+        if not first:
+            return shared.result()
         outcome: CancelOutcome = "unconfirmed"
         try:
             outcome = self._abandon(time.monotonic() + seconds)
@@ -166,10 +179,8 @@ class Worker:
     def _abandon(self, deadline: float) -> CancelOutcome:
         self._stop.set()
         with self._changed:
-            # A POST that has left can't be called back; most often its answer is a moment away. From `on_status` in the
-            # thread that posts it would never come.
-            in_vain = self._works_in == threading.get_ident()
-            while self._phase == "posting" and not self._hurry.is_set() and not in_vain:
+            # A POST that has left can't be called back; most often its answer is a moment away.
+            while self._phase == "posting" and not self._hurry.is_set():
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     break
             phase = self._phase
@@ -218,8 +229,8 @@ class Worker:
         with self._lock:
             self._detached = True
             has_job = self.job_id is not None
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
         if has_job:
             self._stand_down()
 
@@ -228,14 +239,15 @@ class Worker:
             if self._ended:
                 return
             self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._leave_poller()
         if isinstance(outcome, RunError):
             if not quietly:
                 self._say(outcome.stage, "failed", outcome.reason)
-            self.outcome.set_exception(outcome)
+            self._then(functools.partial(self.outcome.set_exception, outcome))
         else:
-            self.outcome.set_result(outcome)
+            self._then(functools.partial(self.outcome.set_result, outcome))
 
     def _time_out(self) -> None:
         said: dict[CancelOutcome, str] = {
@@ -252,21 +264,26 @@ class Worker:
 
         self.abandon(error)
 
-    # The thread
+    # Until the job's id is known, in one thread
 
-    def _work(self) -> None:
-        self._works_in = threading.get_ident()
-        try:
-            self._end(self._run())
-        except _Stopped:
-            self._stopped()
-        except BaseException as error:  # noqa: BLE001 - the thread ends here; whatever it was, the caller hears of it
-            self._fail(error)
+    def _doing(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Work whose every end is the run's."""
 
-    def _run(self) -> RunResult:
+        def done() -> None:
+            try:
+                work()
+            except _Stopped:
+                self._stopped()
+            except BaseException as error:  # noqa: BLE001 - whatever it was, the caller hears of it
+                self._fail(error)
+
+        return done
+
+    def _begin(self) -> None:
         request = self.request
         if _may_be_remote(request):
             link.prepare()  # its start overlaps what follows
+        self._pause_if_stopped()
         self._say("backend", "connecting")
         target = self._target = service.find_target(request.backend, request.service, request.primitive, request.width)
         self._say("backend", "chosen", target.name)
@@ -282,11 +299,15 @@ class Worker:
         check_tags((*service.tags_of(primitive), *request.tags))
         self._pause_if_stopped()
         if target.is_local:
-            return self._run_locally(primitive, pubs)
+            self._end(self._run_locally(primitive, pubs))
+            return
         reap_in_background(target.client)
         self._say("submit", "preparing")
         job = service.submit(primitive, pubs, request.kind, request.shots, self)
-        return self._see_through(job, target)
+        self._decoders = service.decoders_of(job)
+        # A thousand jobs in flight need not keep their circuits.
+        self.request = dataclasses.replace(request, pubs=[], primitive=None, options=None, backend=None, service=None)
+        self._watch()
 
     def _run_locally(self, primitive: Any, pubs: list[Any]) -> RunResult:
         assert self._target is not None
@@ -296,84 +317,79 @@ class Worker:
         self._say("results", "done")
         return result
 
-    def _see_through(self, job: Any, target: service.Target) -> RunResult:
-        assert self.job_id is not None
-        there = service.remote_of(target.client)
-        state = self._poll(there, target)
+    # In flight: steps, by whatever thread is free
+
+    @property
+    def _there(self) -> remote.Remote:
+        assert self._target is not None
+        return service.remote_of(self._target.client)
+
+    def _watch(self) -> None:
+        self._watched_since = time.monotonic()
+        self._patience = Patience("poll", self.job_id, self._say)
+        poller = poller_of(self._there, driver_tag())
+        watched = poller.watch(str(self.job_id), self._saw, self._missed)
+        self._leave_poller = lambda: poller.leave(watched)
+        if self._ended:
+            self._leave_poller()
+
+    def _saw(self, state: remote.JobState) -> float | None:
+        """The job's state was read; returns the seconds until it is to be read again, or None."""
+        if self._stop.is_set() or self._ended or self._patience is None:
+            return None
+        self._patience.answered()
+        if state.is_final:
+            with self._lock:
+                self._phase = "final"
+                self._finished = not state.is_cancelled
+            crew.asking.do(self._doing(functools.partial(self._conclude, state)))
+            return None
+        if state.status != self._seen:
+            self._seen = state.status
+            self._say("poll", state.status.lower())
+        # Noticed late by 2 % at most, and never more often than the official client asks.
+        shortest = 0.1 if self._target is not None and self._target.in_session else 0.5
+        pause = min(_LONGEST_POLL, max(shortest, _POLL_SHARE * (time.monotonic() - self._watched_since)))
+        return self.request.poll_interval or pause
+
+    def _missed(self, error: Exception) -> float | None:
+        """The job's state could not be read; returns the seconds until the next try, or None."""
+        if self._stop.is_set() or self._ended or self._patience is None:
+            return None
+        try:
+            return self._patience.failed(error)
+        except Exception as failure:  # noqa: BLE001 - the run ends in it
+            crew.ending.do(functools.partial(self._fail, failure))
+            return None
+
+    def _conclude(self, state: remote.JobState) -> None:
+        """The job is final."""
         if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
             raise JobCancelled("job", "the job was cancelled, though not by this program", self.job_id)
         if not state.is_completed:
             raise JobFailed("job", _failure(state), self.job_id)
         self._say("results", "fetching results")
-        text = self._patiently("results", lambda: there.results(str(self.job_id)))
+        self._patience = Patience("results", self.job_id, self._say)
+        self._fetch(self._patience)
+
+    def _fetch(self, patience: Patience) -> None:
+        self._pause_if_stopped()
         try:
-            decoded = service.decode(job, text)
+            text = ask(self._there, lambda: self._there.results(str(self.job_id)))
+        except remote.RemoteError as error:
+            crew.asking.after(patience.failed(error), self._doing(functools.partial(self._fetch, patience)))
+            return
+        patience.answered()
+        try:
+            decoded = service.decode(self._decoders, text)
         except Exception as error:
             reason = f"the results can't be read: {service.describe(error)}; try service.job({self.job_id!r}).result()"
             raise RunError("results", reason, self.job_id) from error
-        result = RunResult(decoded, self.job_id, target.name)
+        assert self._target is not None
+        result = RunResult(decoded, str(self.job_id), self._target.name)
         self._stand_down()
         self._say("results", "done")
-        return result
-
-    def _poll(self, there: remote.Remote, target: service.Target) -> remote.JobState:
-        began = time.monotonic()
-        seen = ""
-        while True:
-            state: remote.JobState = self._patiently("poll", lambda: there.job(str(self.job_id)))
-            if state.is_final:
-                with self._lock:
-                    self._phase = "final"
-                    self._finished = not state.is_cancelled
-                return state
-            if state.status != seen:
-                seen = state.status
-                self._say("poll", state.status.lower())
-            # Noticed late by 2 % at most, and never more often than the official client asks.
-            shortest = 0.1 if target.in_session else 0.5
-            pause = min(_LONGEST_POLL, max(shortest, _POLL_SHARE * (time.monotonic() - began)))
-            self._sleep(self.request.poll_interval or pause)
-
-    def _patiently(self, stage: Stage, ask: Callable[[], Any]) -> Any:
-        """Ask the service until it answers: no trouble on the way ends a run, nor does a refusal that passes."""
-        pause, lost, refusals, refused_since = 0.5, False, 0, 0.0
-        trouble: remote.RemoteError
-        while True:
-            try:
-                answer = ask()
-            except remote.Transient as error:
-                trouble, refusals, wait = error, 0, max(pause, error.retry_after or 0.0)
-            except remote.RemoteError as error:
-                trouble, refusals, wait = error, refusals + 1, pause
-                if refusals == 1:
-                    refused_since = time.monotonic()
-                is_over = self._phase == "final" or time.monotonic() - refused_since >= REFUSED_SECONDS
-                if not isinstance(error, remote.Refused):
-                    if is_over:
-                        raise RunError(stage, f"the job can't be read: {error}", self.job_id) from None
-                elif is_over and refusals >= 3:
-                    reason = f"IBM Quantum no longer accepts this account: {error}; check its API key"
-                    raise RunError("auth", reason, self.job_id) from None
-                else:
-                    self._renew(stage)
-                    if refusals == 1:
-                        continue
-            else:
-                if lost:
-                    self._say(stage, "connection back")
-                return answer
-            if not lost:
-                self._say(stage, "connection lost, retrying", str(trouble))
-            lost = True
-            self._sleep(wait)
-            pause = min(pause * 2, _LONGEST_RETRY)
-
-    def _renew(self, stage: Stage) -> None:
-        assert self._target is not None
-        try:
-            service.remote_of(self._target.client).renew()
-        except remote.RemoteError as error:
-            self._say(stage, "connection lost, retrying", str(error))
+        self._end(result)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
@@ -395,6 +411,8 @@ class Worker:
         """End the run in an error; its job is cancelled, unless it was let go."""
         if self._detached and self.job_id is not None:
             self._end(error)
+        elif self._phase == "submitted":  # to cancel it takes a while
+            crew.ending.do(lambda: self.abandon(lambda _: error))
         else:
             self.abandon(lambda _: error)
 
@@ -458,7 +476,7 @@ class Worker:
         self._begin_post()
 
     def _announce(self, client: Any) -> None:
-        guarded = Guarded(self.run_id, service.account_name(client), self.tag, self._hear)
+        guarded = Guarded(self.run_id, service.account_name(client), self.tag, self._hear, driver_tag())
         self._guarded = True
         try:
             link.announce(guarded, functools.partial(service.credentials, client))
@@ -506,7 +524,7 @@ class Worker:
         self._say("submit", "submitted")
         if gave_up and not is_guarded:
             # The run was abandoned while its id was unknown, and there is no watcher to cancel it.
-            self._cancel(time.monotonic() + cancel.GIVE_UP)
+            crew.ending.do(lambda: self._cancel(time.monotonic() + cancel.GIVE_UP))
 
     def _begin_post(self) -> None:
         # Either `abandon` sees that a POST is under way, or the POST sees that the run was abandoned.
@@ -520,9 +538,7 @@ class Worker:
         """What the watcher reports of this run, in the link's thread."""
         job = report["job"]
         if job and job != self.job_id and report["event"] == "cancelled":
-            # In a thread of its own: the link's must not wait for the user's function, which may wait for the link.
-            told = ("submit", "duplicate cancelled", f"a retried submission had made {job} too")
-            threading.Thread(target=self._say, args=told, daemon=True).start()
+            self._say("submit", "duplicate cancelled", f"a retried submission had made {job} too")
 
     # Small things
 

@@ -1,12 +1,12 @@
-"""How long from the death of a driver to the cancel of its job, side by side with what people would do instead.
+"""Measures this package beside what people would do instead, in one run, and prints a table.
 
-Each try starts a plain script, waits until the id of its job is known and some random milliseconds more, and kills it
-with SIGKILL. Measured is the time from the kill to the arrival of the cancel request in the embedded service's journal,
-both by the machine's monotonic clock. Beside it, how long a SIGTERM takes to end in a confirmed cancel, and how long a
-driver is without a watcher when that is killed. The baselines are written for this alone:
+Times between processes are taken by the machine's monotonic clock: when a request arrived, the embedded service's
+journal says. The baselines are written for this alone:
 
-bare      a process that holds a pidfd of the driver and an open connection, and sends a prepared request: the floor
-textbook  a forked child that polls `psutil.pid_exists` once a second and cancels with the official client
+bare             a process that holds a pidfd of the driver and an open connection, and sends a prepared request: the
+                 floor
+textbook         a forked child that polls `psutil.pid_exists` once a second and cancels with the official client
+official client  qiskit-ibm-runtime by itself, with no watcher
 """
 
 from __future__ import annotations
@@ -17,227 +17,69 @@ import json
 import os
 import platform
 import random
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+
+from bench_rows import idle, kills, ledger, many, overhead
+from bench_rows.table import Measure, lines
 
 from qx_supervisor import local
 
-COMMON = """
-import json, os, subprocess, sys, time
-from qiskit import QuantumCircuit
-from qx_supervisor.local.client import connect
-pid, port = int(sys.argv[1]), int(sys.argv[2])
-circuit = QuantumCircuit(2)
-circuit.h(0)
-circuit.cx(0, 1)
-circuit.measure_all()
-service = connect(port, "local-key")
-
-def submit():
-    from qiskit.transpiler import generate_preset_pass_manager
-    from qiskit_ibm_runtime.executor_sampler import Sampler
-    backend = service.backend("ibm_brisbane")
-    return Sampler(backend).run([generate_preset_pass_manager(1, backend).run(circuit)])
-"""
-
-OURS = (
-    COMMON
-    + """
-from qx_supervisor import run
-def tell(status):
-    if status.state == "submitted":
-        print(status.job_id, flush=True)
-run(circuit, "ibm_brisbane", service=service, panel=None, on_status=tell)
-"""
-)
-
-BARE = (
-    COMMON
-    + """
-WATCH = '''
-import select, socket, sys
-pidfd, port, job, token, crn = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-connection = socket.create_connection(("127.0.0.1", port))
-connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-lines = [f"POST /api/v1/jobs/{job}/cancel HTTP/1.1", "Host: local", f"Authorization: Bearer {token}",
-         f"Service-CRN: {crn}", "Content-Length: 0", "", ""]
-request = (chr(13) + chr(10)).join(lines).encode()
-print("ready", flush=True)
-select.select([pidfd], [], [])
-connection.sendall(request)
-connection.recv(1)
-'''
-job = submit()
-auth = job._api_client._session.auth
-pidfd = os.pidfd_open(os.getpid())
-watcher = subprocess.Popen(
-    [sys.executable, "-c", WATCH, str(pidfd), str(port), job.job_id(), auth.tm.get_token(), auth.crn],
-    pass_fds=[pidfd], stdout=subprocess.PIPE, start_new_session=True)
-watcher.stdout.readline()
-print(job.job_id(), flush=True)
-job.wait_for_final_state()
-"""
-)
-
-TEXTBOOK = (
-    COMMON
-    + """
-import multiprocess, psutil
-job = submit()
-parent = os.getpid()
-
-def watch():
-    os.setsid()
-    print(job.job_id(), flush=True)
-    while psutil.pid_exists(parent):
-        time.sleep(1)
-    job.cancel()
-
-multiprocess.get_context("fork").Process(target=watch).start()
-job.wait_for_final_state()
-"""
-)
+Work = Callable[[local.Service, Path], list[Measure]]
 
 
-def kill_to_cancel(ibm: local.Service, code: str, tries: int, chance: random.Random) -> list[float]:
-    """Milliseconds from the kill to the arrival of the cancel, per try."""
-    times = []
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "driver.py"
-        script.write_text(code)
-        environment = {**os.environ, "QX_STATE_DIR": str(Path(folder) / "state")}
-        for _ in range(tries):
-            after = ibm.cursor()
-            command = [sys.executable, str(script), str(ibm.pid), str(ibm.port)]
-            quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            with subprocess.Popen(command, env=environment, **quiet) as driver:
-                assert driver.stdout is not None
-                job = driver.stdout.readline().decode().strip()
-                assert job, "the driver ended early"
-                time.sleep(chance.uniform(0, 0.3))  # at any time after its id is known
-                killed = time.monotonic_ns()
-                driver.kill()
-                driver.wait()
-                (arrived, *more) = ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel", after=after)
-                assert not more, "cancelled twice"
-                ibm.wait_job(job, "Cancelled")
-                times.append((arrived.arrived - killed) / 1e6)
-                if code is OURS:
-                    ibm.wait_for("GET", "/api/v1/jobs", after=after, answered=True)  # its watcher has nothing more
-            print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return times
-
-
-TERMINATED = (
-    COMMON
-    + """
-from qx_supervisor import Interrupted, run
-def tell(status):
-    if status.state == "submitted":
-        print(status.job_id, flush=True)
-try:
-    run(circuit, "ibm_brisbane", service=service, panel=None, on_status=tell)
-except Interrupted as interrupted:
-    print(time.monotonic_ns(), interrupted.cancel, flush=True)
-"""
-)
-
-RELAUNCHED = (
-    COMMON
-    + """
-import signal
-from qx_supervisor import submit
-from qx_supervisor.link import link
-queued = []
-def tell(status):
-    queued.append(status.state == "queued")
-held = submit(circuit, "ibm_brisbane", service=service, on_status=tell)
-while not any(queued):
-    time.sleep(0.01)
-for _ in range(int(sys.argv[3])):
-    watcher = link.watcher_pid
-    time.sleep(21)  # more deaths in a minute, and the link would take something to be at work against it
-    began = time.monotonic_ns()
-    os.kill(watcher, signal.SIGKILL)
-    while link.watcher_pid in (watcher, None):
-        time.sleep(0.001)
-    assert link.inspect()["runs"], "not told of the run"
-    print((time.monotonic_ns() - began) / 1e6, flush=True)
-held.cancel()
-"""
-)
-
-
-def from_terminate(ibm: local.Service, tries: int, chance: random.Random) -> list[float]:
-    """Milliseconds from a SIGTERM to a raised `Interrupted` whose cancel is confirmed, per try."""
-    times = []
-    for _ in range(tries):
-        command = [sys.executable, "-c", TERMINATED, str(ibm.pid), str(ibm.port)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as driver:
-            assert driver.stdout is not None
-            assert driver.stdout.readline(), "the driver ended early"
-            time.sleep(chance.uniform(0, 0.3))
-            sent = time.monotonic_ns()
-            driver.terminate()
-            raised, cancel = driver.stdout.readline().decode().split()
-            assert cancel == "confirmed", cancel
-            times.append((int(raised) - sent) / 1e6)
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return times
-
-
-def relaunches(ibm: local.Service, tries: int) -> list[float]:
-    """Milliseconds from a watcher's death to another one that knows of the run, per try."""
-    command = [sys.executable, "-c", RELAUNCHED, str(ibm.pid), str(ibm.port), str(tries)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return [float(line) for line in done.stdout.split()]
-
-
-def percentile(times: list[float], share: float) -> float:
-    """The value that such a share of the values does not exceed."""
-    return sorted(times)[min(len(times) - 1, int(share * len(times)))]
+def plan(tries: int, chance: random.Random) -> dict[str, Work]:
+    """What is measured, by name; so many tries of what is quick enough, and fewer of what is not."""
+    few, some = max(1, tries // 20), max(2, tries // 10)
+    return {
+        "kill": lambda ibm, folder: kills.kill_to_cancel(ibm, folder, tries, chance),
+        "terminate": lambda ibm, folder: [kills.terminate_to_proof(ibm, folder, some, chance)],
+        "relaunch": lambda ibm, folder: [kills.watcher_to_watcher(ibm, folder, max(1, few // 2))],
+        "run": lambda ibm, folder: [overhead.whole_run(ibm, folder, some)],
+        "first": lambda ibm, folder: [
+            overhead.first_run(ibm, folder, some, transpiles=transpiles) for transpiles in (True, False)
+        ],
+        "later": lambda ibm, folder: [overhead.later_runs(ibm, folder, tries)],
+        "import": lambda _ibm, _folder: overhead.imports(some),
+        "idle": lambda ibm, folder: idle.idle_watcher(ibm, folder, 60.0 if tries >= 20 else 2.0),
+        "flight": lambda ibm, folder: many.in_flight(ibm, folder, (1, 10, 100, 1000) if tries >= 20 else (1, 20)),
+        "death": lambda ibm, folder: [
+            many.death(ibm, folder, 1000 if tries >= 20 else 20, limited=limited) for limited in (False, True)
+        ],
+        "ledger": lambda ibm, folder: ledger.long_ledger(ibm, folder, 100_000 if tries >= 20 else 100, max(3, tries)),
+    }
 
 
 def main() -> None:
     """Measure and print."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tries", type=int, default=100, help="kills of our own; the baselines get fewer")
+    parser.add_argument("--tries", type=int, default=200, help="kills of our own; what takes longer gets fewer")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure only these")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--json", type=Path, help="write all values to this file too")
     asked = parser.parse_args()
-    chance = random.Random(asked.seed)
-    counts = {"bare": max(1, asked.tries // 3), "textbook": max(1, asked.tries // 10), "qx_supervisor": asked.tries}
-    codes = {"bare": BARE, "textbook": TEXTBOOK, "qx_supervisor": OURS}
-    with local.start() as ibm:
-        ibm.health()
-        ibm.hold("queued")
-        measured = {name: kill_to_cancel(ibm, codes[name], counts[name], chance) for name in codes}
-        others = {
-            "SIGTERM → cancel confirmed and Interrupted raised": from_terminate(ibm, max(1, asked.tries // 4), chance),
-            "watcher killed → another one knows of the run": relaunches(ibm, max(1, asked.tries // 20)),
-        }
-    floor = statistics.median(measured["bare"])
-    where = f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores"
-    print(f"kill -9 → cancel request at the service, {where}")
-    print("| | tries | median ms | 99 % ms | worst ms | median / bare |")
-    print("|---|---|---|---|---|---|")
-    for name, times in measured.items():
-        row = [statistics.median(times), percentile(times, 0.99), max(times), statistics.median(times) / floor]
-        print(f"| {name} | {len(times)} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
-    ours = measured["qx_supervisor"]
-    print(f"\nwithin 100 ms: {sum(value <= 100 for value in ours)} of {len(ours)}")
-    print("\n| | tries | median ms | worst ms |")
-    print("|---|---|---|---|")
-    for name, times in others.items():
-        print(f"| {name} | {len(times)} | {statistics.median(times):.0f} | {max(times):.0f} |")
+    planned = plan(asked.tries, random.Random(asked.seed))
+    unknown = set(asked.only or ()) - planned.keys()
+    if unknown:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(planned)}")
+    measured: list[Measure] = []
+    for name, work in planned.items():
+        if asked.only and name not in asked.only:
+            continue
+        print(f"\n{name} ", end="", file=sys.stderr, flush=True)
+        with local.start() as ibm, tempfile.TemporaryDirectory() as folder:
+            ibm.health()
+            measured += work(ibm, Path(folder))
+    print(file=sys.stderr)
+    python = platform.python_version()
+    print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {python}\n")
+    print("\n".join(lines(measured)))
     if asked.json:
-        asked.json.write_text(json.dumps({**measured, **others}))
+        asked.json.write_text(json.dumps([asdict(measure) for measure in measured], indent=1))
 
 
 if __name__ == "__main__":

@@ -571,7 +571,7 @@ class TestRemote:
         assert [request[0] for request in service.seen] == [
             "GET /api/v1/jobs/j1?exclude_params=true",
             "POST /api/v1/jobs/j1/cancel",
-            "GET /api/v1/jobs?exclude_params=true&pending=true&limit=200&offset=0&tags=t%2F%C3%BC%26x",
+            "GET /api/v1/jobs?exclude_params=true&limit=200&offset=0&pending=true&tags=t%2F%C3%BC%26x",
         ]
         for _, headers in service.seen:
             assert headers["Authorization"] == "Bearer eyJ.mine"

@@ -23,6 +23,7 @@ from qx_supervisor import (
     Status,
     SubmitError,
     local,
+    patience,
     run,
     submit,
     worker,
@@ -196,7 +197,7 @@ def test_cancelled_by_someone_else(ibm: local.Service, running: Running) -> None
 
 
 def test_deleted_by_someone_else(ibm: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "REFUSED_SECONDS", 0.0)  # instead of a minute
+    monkeypatch.setattr(patience, "REFUSED_SECONDS", 0.0)  # instead of a minute
     ibm.hold("queued")
     with pytest.raises(RunError, match=r"the job can't be read: GET .*: the service answered 404") as caught:
         running({"queued": lambda: running.service.delete_job(ibm.jobs()[0].id)}).result()
@@ -233,7 +234,9 @@ def test_results_that_are_refused(ibm: local.Service, running: Running, faults: 
 
 
 @pytest.mark.parametrize("state", ["submitted", "queued", "running", "fetching results"])
-def test_a_token_that_is_void_is_renewed(tokens: local.Service, running: Running, state: str) -> None:
+def test_a_token_that_is_void_is_renewed(
+    tokens: local.Service, running: Running, faults: Callable[..., None], state: str
+) -> None:
     tokens.hold("queued" if state in ("submitted", "queued") else "running")
 
     voided: list[int] = []
@@ -246,6 +249,7 @@ def test_a_token_that_is_void_is_renewed(tokens: local.Service, running: Running
     acts: Acts = {state: void}
     if state == "fetching results":
         acts["running"] = lambda: tokens.hold(None)
+        faults("GET", RESULTS, {"delay_seconds": 1})  # else they are there before the token is void
     assert running(acts).result().counts == {"1": 16}
     assert "connection lost, retrying" not in running.states()
     assert len(tokens.journal(path="/identity/token", after=voided[0])) == 1
@@ -270,7 +274,7 @@ def test_a_key_that_is_refused_for_good(
 ) -> None:
     """The run can't go on and its job can't be cancelled, until the key is good again: then the watcher does it."""
     monkeypatch.setattr(worker.Worker.abandon, "__defaults__", (None, 1.0))  # seconds, instead of ten
-    monkeypatch.setattr(worker, "REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "REFUSED_SECONDS", 0.0)
     tokens.hold("running")
 
     def void() -> None:

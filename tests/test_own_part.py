@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from circuits import bell
 
-from qx_supervisor import JobCancelled, RunError, Status, local, submit, worker
+from qx_supervisor import JobCancelled, RunError, Status, local, patience, submit
 from qx_supervisor.link import link
 
 JOB = "/api/v1/jobs/*"
@@ -59,7 +59,8 @@ def test_cancelled_by_its_own_on_status(ibm: local.Service, service: Any, state:
         assert runs[0].cancel() == "confirmed"
     with pytest.raises(JobCancelled):
         runs[0].result(60)
-    assert [job.cancel_requests for job in ibm.jobs()] == ([] if state == "submitting" else [1])
+    # While it is told that the POST is about to leave, it may leave.
+    assert [job.cancel_requests for job in ibm.jobs()] in ([1], [] if state == "submitting" else [1])
     assert runs[0]._worker.run_id not in link._runs
 
 
@@ -72,7 +73,7 @@ def test_a_refusal_that_passes_ends_nothing(ibm: local.Service, service: Any, st
 
 
 def test_a_refusal_that_lasts(ibm: local.Service, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "REFUSED_SECONDS", 0.0)
     ibm.hold("queued")
     ibm.scenario({"http_faults": [{"method": "GET", "path": JOB, "status": 403, "times": 1}]})
     run = submit(bell(), "ibm_brisbane", service=service)

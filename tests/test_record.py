@@ -15,7 +15,9 @@ def test_what_fails_for_one_run_costs_no_other_its_end(state: Path) -> None:
     complaints: list[str] = []
     me = Identity(os.getpid(), start_ticks(os.getpid()) or 0)
     record = Record(str(state), me, complaints.append)
-    record.guard("known", "qxs-1", "https://x", "crn", "", owner=False).result(60)
+    record.guard(
+        "known", "qxs-1", driver="", endpoint="https://x", instance="crn", session="", owner=False
+    ).result(60)
     record.job("unknown", "job", "")
     record.finish("unknown", "done", "")
     record.finish("known", "done", "")

@@ -28,10 +28,10 @@ TOKEN = "eyJhbGciOiAiSFMyNTYiLCAidHlwIjogIkpXVCJ9"
 
 LIFE = """
 import logging, secrets, traceback
-from qx_supervisor import worker
+from qx_supervisor import patience
 from qx_supervisor.link import link
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-worker.REFUSED_SECONDS = 0.0  # instead of a minute
+patience.REFUSED_SECONDS = 0.0  # instead of a minute
 key = "sentinel-" + secrets.token_hex(20)
 say("key", key)
 

@@ -6,11 +6,13 @@ is asked for once; again only if the request may not have arrived, or if a minut
 
 from __future__ import annotations
 
+import math
 import random
+import threading
 from collections.abc import Callable
 from typing import Literal
 
-from .remote import Refused, Remote, RemoteError, Transient
+from .remote import JobState, Refused, Remote, RemoteError, Transient
 
 Outcome = Literal["cancelled", "finished", "gone", "unconfirmed"]
 """It was cancelled; it was final already, or finished all the same; there is no such job; nobody knows."""
@@ -23,6 +25,9 @@ ASK_AGAIN = 60.0
 
 ASKED_BY_ANOTHER = 1.0
 """Seconds that another's request for the cancel gets, which may have been cut off on its way."""
+
+SINGLY = 10
+"""Up to so many jobs are read one by one, as the official client reads them."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # after a failure: doubled, with jitter
 _FIRST_LOOK, _LONGEST_LOOK = 0.02, 5.0  # between two readings of the state
@@ -59,6 +64,7 @@ class Effort:
             return self._after_failure(None)
 
     def _step(self) -> Outcome | float:
+        known = self._remote.renewals
         try:
             outcome = self.advance()
         except Transient as error:
@@ -67,7 +73,7 @@ class Effort:
             return self._after_failure(error.retry_after)
         except Refused as error:
             self.trouble = str(error)
-            return self._after_refusal()
+            return self._after_refusal(known)
         except RemoteError as error:
             if error.status == 404:
                 return "gone"
@@ -82,10 +88,10 @@ class Effort:
         jittered = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, hides nothing
         return max(jittered, asked or 0.0)
 
-    def _after_refusal(self) -> float:
+    def _after_refusal(self, known: int) -> float:
         first, self._refused = not self._refused, True
         try:
-            self._remote.renew()
+            self._remote.renew(known)
         except RemoteError as error:
             self.trouble = str(error)
             return self._after_failure(None)
@@ -110,6 +116,45 @@ class Closing(Effort):
         return "finished"
 
 
+class Crowd:
+    """Cancels of many jobs that have a tag in common: their states are read together, with one list.
+
+    Args:
+        remote: The service.
+        tag: The tag.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        jobs: Those whose cancel is under way.
+    """
+
+    def __init__(self, remote: Remote, tag: str, clock: Callable[[], float]) -> None:
+        self.jobs: set[str] = set()
+        self._remote = remote
+        self._tag = tag
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._listed_at = -math.inf
+        self._states: dict[str, JobState] = {}
+
+    def is_big(self) -> bool:
+        """Whether a list is cheaper than to read them one by one."""
+        return len(self.jobs) > SINGLY
+
+    def state(self, job: str, after: float) -> JobState:
+        """Read a job's state as it was later than a moment."""
+        if self.is_big():
+            with self._lock:  # who waits here is served by the same list
+                if self._listed_at <= after:
+                    now = self._clock()
+                    self._states = self._remote.states(self._tag, self.jobs.copy())
+                    self._listed_at = now
+                state = self._states.get(job)
+            if state is not None:
+                return state
+        return self._remote.job(job)
+
+
 class Cancellation(Effort):
     """The cancel of one job, until it is confirmed.
 
@@ -119,32 +164,53 @@ class Cancellation(Effort):
         clock: Seconds, monotonic.
         asked: Whether somebody else asked for it a moment ago, or was about to: then it is asked for only if the job
             does not stop within a second.
+        crowd: The jobs that are cancelled along with it.
     """
 
-    def __init__(self, job: str, remote: Remote, clock: Callable[[], float], *, asked: bool = False) -> None:
+    def __init__(
+        self,
+        job: str,
+        remote: Remote,
+        clock: Callable[[], float],
+        *,
+        asked: bool = False,
+        crowd: Crowd | None = None,
+    ) -> None:
         super().__init__(remote)
         self.job = job
         self._clock = clock
         self._asked_at = clock() - ASK_AGAIN + ASKED_BY_ANOTHER if asked else None
+        self._crowd = crowd or Crowd(remote, "", clock)
+        self._latest = -math.inf  # when the last request was answered, or given up
         self._look = _FIRST_LOOK
 
     def advance(self) -> Outcome | float:
         """Ask for the cancel if that is due, and read the state."""
         # After a lost answer the job may be cancelled already: look before asking again.
         if self._in_doubt:
-            state = self._remote.job(self.job)
+            state = self._read()
             self._in_doubt = False
             if state.is_final:
                 return "cancelled" if state.is_cancelled else "finished"
         if self._asked_at is None or self._clock() - self._asked_at >= ASK_AGAIN:
-            if self._remote.cancel(self.job) == 404:
-                return "gone"
-            self._asked_at = self._clock()
-        state = self._remote.job(self.job)
+            try:
+                if self._remote.cancel(self.job) == 404:
+                    return "gone"
+            finally:
+                self._latest = self._clock()
+            self._asked_at = self._latest
+            if self._crowd.is_big():
+                return self._look  # first the others are asked for
+        state = self._read()
         if state.is_final:
             return "cancelled" if state.is_cancelled else "finished"
         look, self._look = self._look, min(self._look * 1.6, _LONGEST_LOOK)
         return look
+
+    def _read(self) -> JobState:
+        state = self._crowd.state(self.job, self._latest)
+        self._latest = self._clock()
+        return state
 
 
 def cancel(job: str, remote: Remote, clock: Callable[[], float], wait: Callable[[float], bool]) -> tuple[Outcome, str]:

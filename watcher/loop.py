@@ -7,6 +7,7 @@ service keeps nobody waiting; everything else happens here, in order.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import os
@@ -15,7 +16,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 from multiprocess.connection import Connection, wait
 
 from . import policy as p
-from .cancel import GIVE_UP, Cancellation, Closing, Effort
+from .cancel import GIVE_UP, Cancellation, Closing, Crowd, Effort
 from .parent import Identity, Parent
 from .place import start_ticks
 from .protocol import Credentials, ProtocolError, decode_from_caller, encode
@@ -71,6 +73,8 @@ class Watcher:
         self._connection: Connection | None = connection
         self._parent = parent
         self._accounts: dict[str, Account] = {}
+        self._crowds: dict[tuple[str, str], Crowd] = {}
+        self._to_sweep: defaultdict[tuple[str, str], deque[tuple[str, str]]] = defaultdict(deque)
         self._events: queue.SimpleQueue[p.Event | Callable[[], object]] = queue.SimpleQueue()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
@@ -207,15 +211,23 @@ class Watcher:
                 self._say("ack", seq, **self._describe())
             case p.Prepare(account):
                 self._pool.submit(lambda: self._prepare(account))
-            case p.StartCancel(run, account, job, asked):
-                self._start_cancel(run, account, job, asked=asked)
-            case p.StartSweep(run, account, tag, session):
-                self._pool.submit(lambda: self._sweep(run, account, tag, session))
+            case p.StartCancel(run, account, job, driver, asked):
+                self._start_cancel(run, account, job, driver, asked=asked)
+            case p.StartSweep(run, account, tag, session, driver):
+                self._start_sweep(run, account, tag, session, driver)
             case p.StartClose(run, account, session):
                 self._start_close(run, account, session)
-            case p.Remember(run, "guarded", account, tag, session, owner):
+            case p.Remember(run, "guarded", account, tag, driver, session, owner):
                 how = self._accounts[account].credentials
-                self._written = self._record.guard(run, tag, how.endpoint, how.instance, session, owner=owner)
+                self._written = self._record.guard(
+                    run,
+                    tag,
+                    driver=driver,
+                    endpoint=how.endpoint,
+                    instance=how.instance,
+                    session=session,
+                    owner=owner,
+                )
             case p.Remember(run, state, detail=detail):
                 self._record.finish(run, state, detail)
             case p.RememberJob(run, job, outcome):
@@ -278,7 +290,7 @@ class Watcher:
         if account.renews:
             return
         account.renews = True
-        self.post(lambda: self._after(self._renewal(account), lambda: self._pool.submit(lambda: self._renew(name))))
+        self._later(self._renewal(account), lambda: self._renew(name))
 
     @staticmethod
     def _renewal(account: Account) -> float:
@@ -298,55 +310,97 @@ class Watcher:
                     self.post(lambda: self._do(p.Report("token refused", detail=detail)))
             except RemoteError:
                 pass  # the next try is due in a minute, and a cancel tries again by itself
-        self.post(lambda: self._after(self._renewal(account), lambda: self._pool.submit(lambda: self._renew(name))))
+        self._later(self._renewal(account), lambda: self._renew(name))
 
-    def _start_cancel(self, run: str, account: str, job: str, *, asked: bool) -> None:
-        cancellation = Cancellation(job, self._accounts[account].remote, time.monotonic, asked=asked)
+    def _start_cancel(self, run: str, account: str, job: str, driver: str, *, asked: bool) -> None:
+        remote = self._accounts[account].remote
+        crowd = None
+        if driver:
+            crowd = self._crowds.setdefault((account, driver), Crowd(remote, driver, time.monotonic))
+            crowd.jobs.add(job)
+        cancellation = Cancellation(job, remote, time.monotonic, asked=asked, crowd=crowd)
 
         def ended(outcome: str) -> p.Event:
+            if crowd is not None:
+                crowd.jobs.discard(job)
             return p.CancelEnded(run, job, outcome, cancellation.trouble if outcome == "unconfirmed" else "")
 
-        self._carry(cancellation, ended)
+        self._carry(cancellation, remote, ended)
 
     def _start_close(self, run: str, account: str, session: str) -> None:
-        closing = Closing(session, self._accounts[account].remote)
+        remote = self._accounts[account].remote
+        closing = Closing(session, remote)
 
         def ended(outcome: str) -> p.Event:
             return p.CloseEnded(run, closing.trouble if outcome == "unconfirmed" else "")
 
-        self._carry(closing, ended)
+        self._carry(closing, remote, ended)
 
-    def _carry(self, effort: Effort, ended: Callable[[str], p.Event]) -> None:
+    def _carry(self, effort: Effort, remote: Remote, ended: Callable[[str], p.Event]) -> None:
         """Take an effort to its end, a step at a time."""
         deadline = time.monotonic() + GIVE_UP
 
         def step() -> None:
-            outcome = effort.step()
+            closed = remote.seconds_closed()
+            outcome = effort.step() if not closed or time.monotonic() >= deadline else closed
             if isinstance(outcome, str):
                 self.post(ended(outcome))
             elif (left := deadline - time.monotonic()) <= 0:
                 self.post(ended("unconfirmed"))
             else:
-                pause = min(outcome, left)  # a last try at the very end, however long the service asks to wait
-                self.post(lambda: self._after(pause, lambda: self._pool.submit(step)))
+                self._later(min(outcome, left), step)  # a last try at the very end, whatever the service asks to wait
 
         self._pool.submit(step)
 
-    def _sweep(self, run: str, account: str, tag: str, session: str) -> None:
+    def _later(self, seconds: float, work: Callable[[], object]) -> None:
+        """Have a thread do something after a while; from any thread."""
+        self.post(lambda: self._after(seconds, lambda: self._pool.submit(work)))
+
+    def _start_sweep(self, run: str, account: str, tag: str, session: str, driver: str) -> None:
         remote = self._accounts[account].remote
+        if session or not driver:
+
+            def alone() -> None:
+                self._sweep({run: tag}, remote, lambda: {tag: remote.unfinished(tag=tag, session=session)})
+
+            self._pool.submit(alone)
+            return
+        # Who takes one takes all that wait: after a death they are as many as the runs.
+        waiting = self._to_sweep[account, driver]
+        waiting.append((run, tag))
+
+        def together() -> None:
+            if closed := remote.seconds_closed():
+                self._later(closed, together)
+                return
+            tags = dict(_taken_from(waiting))
+            if len(tags) > 1:
+                self._sweep(tags, remote, lambda: remote.unfinished_by_tag(driver))
+            elif tags:
+                [only] = tags.values()
+                self._sweep(tags, remote, lambda: {only: remote.unfinished(tag=only)})
+
+        self._pool.submit(together)
+
+    def _sweep(
+        self, tags: dict[str, str], remote: Remote, ask: Callable[[], dict[str, tuple[str, ...]]]
+    ) -> None:
+        """List what is unfinished under the tags of some runs, and tell the policy."""
+        found: dict[str, tuple[str, ...]] | None = None
+        detail, known = "", remote.renewals
         try:
-            found: tuple[str, ...] | None = remote.unfinished(tag="" if session else tag, session=session)
-            detail = ""
+            found = ask()
         except RemoteError as error:
-            found, detail = None, str(error)
+            detail = str(error)
             if isinstance(error, Refused):
                 try:
-                    remote.renew()
+                    remote.renew(known)
                 except RemoteError as refusal:
                     detail = str(refusal)
         except Exception as error:  # noqa: BLE001 - the policy waits to hear of it, and asks again
-            found, detail = None, f"the service's answer could not be understood ({type(error).__name__})"
-        self.post(p.SweepEnded(run, found, detail))
+            detail = f"the service's answer could not be understood ({type(error).__name__})"
+        for run, tag in tags.items():
+            self.post(p.SweepEnded(run, None if found is None else found.get(tag, ()), detail))
 
     # What it knows of itself: its own user can't look into a process that is not dumpable
 
@@ -365,9 +419,17 @@ class Watcher:
             "modules": sorted(sys.modules),
             "environment": sorted(os.environ),
             "pss_kb": pss,
+            "cpu_seconds": time.process_time(),
             "dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),  # PR_GET_DUMPABLE: prctl(2)
             "runs": {run.id: sorted({*run.held, *run.cancels}) for run in self._policy.runs.values()},
         }
+
+
+def _taken_from(waiting: deque[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """What waits, removed as it is taken, by any number of threads."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield waiting.popleft()
 
 
 def _load_http() -> None:

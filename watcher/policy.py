@@ -169,22 +169,30 @@ class Inspect:
 
 @dataclass(frozen=True)
 class StartCancel:
-    """Cancel a job and confirm it; answer with `CancelEnded`. Asked: its caller did ask, or was about to."""
+    """Cancel a job and confirm it; answer with `CancelEnded`. Asked: its caller did ask, or was about to.
+
+    It is under the driver's tag too, if one is named: one list of it shows many.
+    """
 
     run: str
     account: str
     job: str
+    driver: str = ""
     asked: bool = False
 
 
 @dataclass(frozen=True)
 class StartSweep:
-    """List the unfinished jobs under a tag, or in a session if one is named; answer with `SweepEnded`."""
+    """List the unfinished jobs under a tag, or in a session if one is named; answer with `SweepEnded`.
+
+    All jobs under the tag are under the driver's tag too, if one is named: one list of it answers many.
+    """
 
     run: str
     account: str
     tag: str
     session: str = ""
+    driver: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,6 +220,7 @@ class Remember:
     state: Literal["guarded", "done", "cancelled", "pending"]
     account: str = ""
     tag: str = ""
+    driver: str = ""
     session: str = ""
     owner: bool = False
     detail: str = ""
@@ -265,6 +274,7 @@ class Run:
     id: str
     account: str
     tag: str
+    driver: str = ""  # the tag of all jobs that its driver submits by itself
     session: str = ""  # a session that is the driver's own: it is closed, and all that runs in it is cancelled
     held: set[str] = field(default_factory=set)  # the jobs whose ids the caller knows
     posting: bool = True  # a POST of it may still leave
@@ -306,8 +316,10 @@ class Policy:
 
     def handle(self, event: Event) -> list[Action]:
         """What is to be done about an event."""
+        touched: tuple[str, ...] = ()  # the runs that may be resolved by it
         match event:
             case Received(message):
+                touched = (message.get("run", ""),)
                 actions = self._receive(message)
             case Malformed(reason, seq):
                 actions = [Nack(seq, reason)]
@@ -316,22 +328,27 @@ class Policy:
                 actions = []
             case CallerDied():
                 self.caller_alive = False
+                touched = tuple(self.runs)
                 actions = [action for run in list(self.runs.values()) for action in self._doom(run)]
             case Prepared(account, problem):
                 actions = self._prepared(account, problem)
             case CancelEnded(run_id, job, outcome, detail):
+                touched = (run_id,)
                 actions = self._cancel_ended(run_id, job, outcome, detail)
             case SweepEnded(run_id, found, detail):
+                touched = (run_id,)
                 actions = self._sweep_ended(run_id, found, detail)
             case CloseEnded(run_id, problem):
+                touched = (run_id,)
                 actions = self._close_ended(run_id, problem)
             case Fired(timer):
+                touched = (timer[1],)
                 actions = self._fired(timer)
             case Terminated():
                 # While anything is guarded a SIGTERM is not obeyed: whoever ends a process tree ends the driver too.
                 self._hung_up |= not self.runs
                 actions = []
-        return [*actions, *self._settle()]
+        return [*actions, *self._settle(touched)]
 
     # Messages
 
@@ -344,47 +361,47 @@ class Policy:
                 self._waiting.setdefault(message["account"], []).append(seq)
                 return [Prepare(message["account"])]
             case "intent":
-                return self._intent(seq, message["run"], message["account"], message["tag"])
+                run = Run(message["run"], message["account"], message["tag"], message["driver"])
+                return self._intent(seq, run, Remember(run.id, "guarded", run.account, run.tag, run.driver))
             case "session":
                 session, owner = message["session"], message["owner"]
-                return self._intent(seq, message["run"], message["account"], message["tag"], session, owner=owner)
+                run = Run(message["run"], message["account"], message["tag"], session=session if owner else "")
+                return self._intent(
+                    seq, run, Remember(run.id, "guarded", run.account, run.tag, session=session, owner=owner)
+                )
             case "bye":
                 if self.runs:
                     return [Nack(seq, "runs are guarded")]
                 self._leaving = True
                 return [Ack(seq), SetTimer(("leave", ""), LEAVE_SECONDS)]
-        run = self.runs.get(message["run"])
-        if run is None:  # it is over already; a second `done` is no fault
+        known = self.runs.get(message["run"])
+        if known is None:  # it is over already; a second `done` is no fault
             return [] if kind == "done" else [Nack(seq, "this run is not guarded")]
         match kind:
             case "job":
-                return self._job(run, message["job"])
+                return self._job(known, message["job"])
             case "posted":
-                return self._posted(run, clean=message["clean"])
+                return self._posted(known, clean=message["clean"])
             case "cancelling":
-                run.cancelling = True
+                known.cancelling = True
                 return []
             case "cancel":
-                return [*self._doom(run), Ack(seq)]
+                return [*self._doom(known), Ack(seq)]
             case "done":
-                return self._done(run)
+                return self._done(known)
         raise AssertionError(kind)  # the protocol lets no other kind through
 
-    def _intent(
-        self, seq: int, run_id: str, account: str, tag: str, session: str = "", *, owner: bool = False
-    ) -> list[Action]:
+    def _intent(self, seq: int, run: Run, remember: Remember) -> list[Action]:
         if self._leaving:
             return [Nack(seq, "leaving")]
-        if account not in self._ready and account not in self._waiting:
+        if run.account not in self._ready and run.account not in self._waiting:
             return [Nack(seq, "this account is not armed")]
         # Replayed to a new watcher, or twice: what is known of it stays known.
-        self.runs.setdefault(run_id, Run(run_id, account, tag, session if owner else ""))
-        actions: list[Action] = [Remember(run_id, "guarded", account, tag, session, owner)]
-        if account in self._ready:
-            actions.append(Ack(seq))
-        else:
-            self._waiting[account].append(seq)
-        return actions
+        self.runs.setdefault(run.id, run)
+        if run.account in self._ready:
+            return [remember, Ack(seq)]
+        self._waiting[run.account].append(seq)
+        return [remember]
 
     def _prepared(self, account: str, problem: str) -> list[Action]:
         waiting = self._waiting.pop(account, [])
@@ -460,13 +477,13 @@ class Policy:
             return []
         self._cancelled.add(job)
         run.cancels[job] = ""
-        return [StartCancel(run.id, run.account, job, run.cancelling and job in run.held)]
+        return [StartCancel(run.id, run.account, job, run.driver, run.cancelling and job in run.held)]
 
     def _sweep(self, run: Run) -> list[Action]:
         run.sweeping = True
         # A sweep that starts with the window closed is the last one that is needed.
         run.swept = not run.window
-        return [StartSweep(run.id, run.account, run.tag, run.session if run.doomed else "")]
+        return [StartSweep(run.id, run.account, run.tag, run.session if run.doomed else "", run.driver)]
 
     # Answers
 
@@ -541,10 +558,11 @@ class Policy:
 
     # The end of a run, and of the watcher
 
-    def _settle(self) -> list[Action]:
+    def _settle(self, touched: tuple[str, ...]) -> list[Action]:
         actions: list[Action] = []
-        for run in list(self.runs.values()):
-            if not run.is_resolved():
+        for run_id in touched:
+            run = self.runs.get(run_id)
+            if run is None or not run.is_resolved():
                 continue
             state: Literal["pending", "cancelled", "done"]
             if run.doomed:

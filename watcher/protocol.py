@@ -73,7 +73,8 @@ class Credentials:
 # Kind → its fields and their types. Every message has a `seq` too, which the answer quotes.
 _FROM_CALLER: dict[str, dict[str, type]] = {
     "arm": {"account": str, "credentials": dict},  # credentials, answered when a token is held
-    "intent": {"run": str, "account": str, "tag": str},  # a POST is about to leave
+    # A POST is about to leave. driver: the tag of all jobs of this driver, or "" where it has none.
+    "intent": {"run": str, "account": str, "tag": str, "driver": str},
     "job": {"run": str, "job": str},  # its answer came: the job's id
     "session": {"run": str, "account": str, "tag": str, "session": str, "owner": bool},  # an intent for a whole session
     "posted": {"run": str, "clean": bool},  # no POST of it leaves any more; clean: each was answered, at the first try

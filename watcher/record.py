@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .parent import Identity
+from .place import start_ticks
 
 if TYPE_CHECKING:
     from .ledger import Ledger, State
@@ -28,14 +29,10 @@ KEPT_FOR = 30 * 86400.0
 
 
 @dataclass
-class _Guard:
-    run: str
-    tag: str
-    endpoint: str
-    instance: str
-    session: str
-    owner: bool
-    written: Future[None]
+class _Write:
+    do: Callable[[Ledger], object]
+    durable: bool = False
+    done: Future[None] | None = None  # somebody waits for it
 
 
 class Record:
@@ -50,32 +47,56 @@ class Record:
     def __init__(self, directory: str, driver: Identity, complain: Callable[[str], None]) -> None:
         self._directory = directory
         self._driver = driver
+        self._start_ticks = start_ticks(os.getpid())
         self._complain = complain
         self._complained = False
         self._ledger: Ledger | None = None
-        self._writes: queue.SimpleQueue[_Guard | Callable[[Ledger], object] | None] = queue.SimpleQueue()
+        self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def guard(self, run: str, tag: str, endpoint: str, instance: str, session: str, *, owner: bool) -> Future[None]:
+    def guard(
+        self, run: str, tag: str, *, driver: str, endpoint: str, instance: str, session: str, owner: bool
+    ) -> Future[None]:
         """Write that a run is guarded; the future is done when that is durable, or can't be had."""
-        entry = _Guard(run, tag, endpoint, instance, session, owner, Future())
-        self._writes.put(entry)
-        return entry.written
+        written: Future[None] = Future()
+
+        def write(ledger: Ledger) -> None:
+            from .ledger import Row
+
+            ledger.intent(
+                Row(
+                    run=run,
+                    place=ledger.place,
+                    pid=self._driver.pid,
+                    start_ticks=self._driver.start_ticks,
+                    watcher_pid=os.getpid(),
+                    watcher_start_ticks=self._start_ticks,
+                    tag=tag,
+                    driver_tag=driver or None,
+                    endpoint=endpoint,
+                    instance=instance,
+                    session=session or None,
+                    session_owner=owner,
+                )
+            )
+
+        self._writes.put(_Write(write, durable=True, done=written))
+        return written
 
     def job(self, run: str, job: str, outcome: str) -> None:
         """Write a job of a run, and what became of it."""
-        self._writes.put(lambda ledger: ledger.job_outcome(run, job, outcome))
+        self._writes.put(_Write(lambda ledger: ledger.job_outcome(run, job, outcome)))
 
     def answered(self, run: str) -> None:
         """Write that no job of a run is unknown."""
-        self._writes.put(lambda ledger: ledger.answered(run))
+        self._writes.put(_Write(lambda ledger: ledger.answered(run)))
 
     def finish(self, run: str, state: State, detail: str) -> None:
         """Write what a run has come to."""
         until = time.time() + SWEPT_FOR if state == "pending" else None
         # A run that was let go may outlive its driver: the next boot must know.
-        self._writes.put(lambda ledger: ledger.finish(run, state, detail, sweep_until=until, durable=True))
+        self._writes.put(_Write(lambda ledger: ledger.finish(run, state, detail, sweep_until=until), durable=True))
 
     def close(self, seconds: float) -> None:
         """Wait until everything is written, or so many seconds."""
@@ -90,7 +111,7 @@ class Record:
             while not self._writes.empty():
                 batch.append(self._writes.get())
             over = None in batch
-            self._write([entry for entry in batch if entry is not None])
+            self._write([write for write in batch if write is not None])
         self._shut()
 
     def _open(self) -> None:
@@ -111,62 +132,33 @@ class Record:
             except LedgerError as error:
                 self._trouble(str(error))
 
-    def _write(self, batch: list[_Guard | Callable[[Ledger], object]]) -> None:
-        from .ledger import LedgerError
+    def _write(self, batch: list[_Write]) -> None:
+        from .ledger import LedgerError, UnknownRun
 
-        if self._ledger is None and any(isinstance(entry, _Guard) for entry in batch):
+        if self._ledger is None and any(write.done is not None for write in batch):
             self._open()
-        guards: list[_Guard] = []
-        for entry in batch:
-            if isinstance(entry, _Guard):
-                guards.append(entry)
-                continue
-            self._flush(guards)
-            # One by one: what fails for one run must not cost another its `done`, or a later reap would cancel its job.
-            try:
-                if self._ledger is not None:
-                    entry(self._ledger)
-            except LedgerError as error:
-                self._trouble(str(error))
-        self._flush(guards)
-
-    def _flush(self, guards: list[_Guard]) -> None:
-        from .ledger import LedgerError
-
         try:
-            self._write_guards(guards)
+            if self._ledger is not None and batch:
+                try:
+                    self._write_together(self._ledger, batch)
+                except UnknownRun:
+                    # What fails for one run must not cost another its `done`, or a later reap would cancel its job.
+                    for write in batch:
+                        try:
+                            self._write_together(self._ledger, [write])
+                        except UnknownRun as error:
+                            self._trouble(str(error))
         except LedgerError as error:
             self._trouble(str(error))
-        finally:
-            for entry in guards:
-                entry.written.set_result(None)
-            guards.clear()
+        for write in batch:
+            if write.done is not None:
+                write.done.set_result(None)
 
-    def _write_guards(self, guards: list[_Guard]) -> None:
-        if guards and self._ledger is not None:
-            from .ledger import Row
-            from .place import start_ticks
-
-            me = os.getpid()
-            mine = start_ticks(me)
-            self._ledger.intent(
-                *(
-                    Row(
-                        run=entry.run,
-                        place=self._ledger.place,
-                        pid=self._driver.pid,
-                        start_ticks=self._driver.start_ticks,
-                        watcher_pid=me,
-                        watcher_start_ticks=mine,
-                        tag=entry.tag,
-                        endpoint=entry.endpoint,
-                        instance=entry.instance,
-                        session=entry.session or None,
-                        session_owner=entry.owner,
-                    )
-                    for entry in guards
-                )
-            )
+    @staticmethod
+    def _write_together(ledger: Ledger, batch: list[_Write]) -> None:
+        with ledger.batch(durable=any(write.durable for write in batch)):
+            for write in batch:
+                write.do(ledger)
 
     def _trouble(self, text: str) -> None:
         if not self._complained:

@@ -8,9 +8,10 @@ Source of the interface: https://quantum.cloud.ibm.com/docs/api/qiskit-runtime-r
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0  # the official client has none: a server that stops answering would hold it for ever
 PAGE = 200  # the most that the service lists at once
+FAR_DOWN = 2  # pages beyond the fewest that could hold what is looked for
 CONNECTIONS = 4  # to one service, at most
+LONGEST_CLOSED = 60.0  # that one answer keeps all other requests from being tried
 LONGEST_RETRY_AFTER = 3600.0  # what is asked for beyond it is taken for a mistake; "inf" is a number too
 RAN_TOO_LONG = 1305  # reason code of a job that the service cancelled at its maximum execution time
 
@@ -174,6 +177,9 @@ class Remote:
         credentials: Where it is and how it is reached. The key in them is used by `Token` alone.
         authorization: Gives the `Authorization` header; raises `RemoteError` where there is none to be had.
         renew: Called after the service refused the header, before another try.
+
+    Attributes:
+        renewals: How often the token was renewed.
     """
 
     def __init__(
@@ -184,12 +190,34 @@ class Remote:
         self._verify = credentials.verify
         self._proxies = credentials.proxies
         self._authorization = authorization
-        self.renew = renew
+        self._renew = renew
+        self._renewing = threading.Lock()
+        self.renewals = 0
         self._lock = threading.Lock()
         self._session: requests.Session | None = None
+        self._closed_until = 0.0
 
     def __repr__(self) -> str:
         return f"Remote({self._endpoint!r})"
+
+    def renew(self, known: int | None = None) -> None:
+        """Get a new token.
+
+        Args:
+            known: `renewals` when the token was taken that is refused: if there is a newer one, nothing is done. Where
+                a token is void, a thousand requests may hear of it at the same moment.
+
+        Raises:
+            RemoteError: There is none to be had.
+        """
+        with self._renewing:
+            if known is None or known == self.renewals:
+                self._renew()
+                self.renewals += 1
+
+    def seconds_closed(self) -> float:
+        """For how long the service asked to be left alone, whoever of us was told so; 0 if it did not, or no longer."""
+        return max(0.0, self._closed_until - time.monotonic())
 
     def cancel(self, job: str) -> int:
         """Ask for a job's cancel: 204 accepted, 404 unknown, 409 can't be cancelled (any more)."""
@@ -213,27 +241,61 @@ class Remote:
         Raises:
             ValueError: If neither is named: all unfinished jobs of the account would be.
         """
+        return tuple(self._unfinished(tag, session))
+
+    def unfinished_states(self, tag: str) -> dict[str, JobState]:
+        """The states of all jobs under a tag that are not final."""
+        return {job: JobState.from_reply(item) for job, item in self._unfinished(tag, "").items()}
+
+    def unfinished_by_tag(self, tag: str) -> dict[str, tuple[str, ...]]:
+        """Under each tag of a job that has this tag too: the ids of those that are not final."""
+        found: dict[str, tuple[str, ...]] = {}
+        for job, item in self._unfinished(tag, "").items():
+            tags = item.get("tags")
+            if not isinstance(tags, list):
+                raise Transient("the service's list of jobs names no tags", 200)
+            for each in tags:
+                found[each] = (*found.get(each, ()), job)
+        return found
+
+    def states(self, tag: str, jobs: Collection[str]) -> dict[str, JobState]:
+        """The states of jobs that have a tag in common. One that is far down in the service's list may be missing."""
+        wanted = set(jobs)
+        found: dict[str, JobState] = {}
+        pages = len(wanted) // PAGE + FAR_DOWN
+        for page in itertools.islice(self._pages({"tags": tag}), pages):
+            found.update((item["id"], JobState.from_reply(item)) for item in page if item["id"] in wanted)
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def _unfinished(self, tag: str, session: str) -> dict[str, dict[str, Any]]:
         if not tag and not session:
             raise ValueError("neither a tag nor a session is named")
-        seen: dict[str, bool] = {}  # whether it is one of those asked for
+        query = {"pending": "true"} | ({"tags": tag} if tag else {}) | ({"session_id": session} if session else {})
+        seen: dict[str, dict[str, Any] | None] = {}  # None: it is not one of those asked for
+        for page in self._pages(query):
+            known = len(seen)
+            for item in page:
+                is_wanted = _is_wanted(item, tag, session) and not JobState.from_reply(item).is_final
+                seen[item["id"]] = item if is_wanted else None
+            # The list may shrink between two pages: what slid past us then is found by the next sweep.
+            if len(seen) == known:
+                break
+        return {job: item for job, item in seen.items() if item is not None}
+
+    def _pages(self, query: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
         offset = 0
         while True:
-            query: dict[str, Any] = {"exclude_params": "true", "pending": "true", "limit": PAGE, "offset": offset}
-            if tag:
-                query["tags"] = tag
-            if session:
-                query["session_id"] = session
-            page = self._object(self._request("GET", "/jobs", query)).get("jobs")
+            asked = {"exclude_params": "true", "limit": PAGE, "offset": offset, **query}
+            page = self._object(self._request("GET", "/jobs", asked)).get("jobs")
             # Nothing found is what ends a sweep: only a list says that.
             if not isinstance(page, list) or not all(_is_job(item) for item in page):
                 raise Transient("the service's answer was no list of jobs", 200)
-            known = len(seen)
-            for item in page:
-                seen[item["id"]] = _is_wanted(item, tag, session) and not JobState.from_reply(item).is_final
+            yield page
             offset += len(page)
-            # The list may shrink between two pages: what slid past us then is found by the next sweep.
-            if len(page) < PAGE or len(seen) == known:
-                return tuple(job for job, wanted in seen.items() if wanted)
+            if len(page) < PAGE:
+                return
 
     def _request(
         self, method: str, path: str, query: dict[str, Any] | None = None, accept: tuple[int, ...] = ()
@@ -261,7 +323,9 @@ class Remote:
             raise Refused(message, status)
         # A redirect is not the service's: a network's login page, for instance.
         if status in (408, 425, 429) or status >= 500 or status < 400:
-            raise Transient(message, status, retry_after(reply.headers.get("Retry-After")))
+            pause = retry_after(reply.headers.get("Retry-After"))
+            self._closed_until = max(self._closed_until, time.monotonic() + min(pause or 0.0, LONGEST_CLOSED))
+            raise Transient(message, status, pause)
         raise RemoteError(message, status)
 
     @staticmethod

@@ -12,10 +12,10 @@ it, less safe and not stopped.
 `file`    where the file is, and that nobody else can write to it
 `schema`  the tables, and how an older file becomes a newer one
 `store`   reading and writing
-`errors`  `LedgerError`
+`errors`  `LedgerError`, and nothing else is raised
 """
 
-from .errors import LedgerError
+from .errors import LedgerError, UnknownRun
 from .file import state_directory
 from .row import FINAL, UNFINISHED, Row, State, Verdict, judge, safe_endpoint
 from .store import Ledger
@@ -27,6 +27,7 @@ __all__ = [
     "LedgerError",
     "Row",
     "State",
+    "UnknownRun",
     "Verdict",
     "judge",
     "safe_endpoint",

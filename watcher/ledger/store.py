@@ -23,7 +23,7 @@ from typing import TypeVar
 from .. import place as places
 from ..place import INITIAL_PID_NAMESPACE, IsRunning, Place, Process
 from . import schema
-from .errors import LedgerError
+from .errors import LedgerError, UnknownRun
 from .file import File, prepare
 from .row import UNFINISHED, Row, State, safe_detail, safe_endpoint
 
@@ -164,10 +164,10 @@ class Ledger:
             self._update(run, state=state, detail=safe_detail(detail), sweep_until=sweep_until)
 
     @contextmanager
-    def batch(self) -> Iterator[None]:
+    def batch(self, *, durable: bool = True) -> Iterator[None]:
         """Make everything in the block one write: durable at its end and not before, or undone if it raises."""
         with _translated(self.path):
-            self._begin(durable=True)
+            self._begin(durable=durable)
         try:
             yield
             with _translated(self.path):
@@ -298,7 +298,7 @@ class Ledger:
             (*values.values(), run),
         ).rowcount
         if not changed:
-            raise LedgerError(f"The ledger {self.path} has no run {run}.")
+            raise UnknownRun(f"The ledger {self.path} has no run {run}.")
 
     def _read(self, query: str, *values: str | float) -> list[Row]:
         with _translated(self.path):

@@ -1,0 +1,169 @@
+"""A few threads for any number of runs, and the alarms that wake them.
+
+Work that is handed to a crew is done by so many threads at most; they come when there is work and go when there is
+none. They are daemons: the pools of `concurrent.futures` are waited for when a program ends, and a queue of a thousand
+submissions would keep it from ending.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+logger = logging.getLogger("qx_supervisor")
+
+IDLE_SECONDS = 10.0
+"""How long a thread without work stays."""
+
+Work = Callable[[], object]
+
+
+class Crew:
+    """Some threads.
+
+    Args:
+        name: What they are called in a debugger.
+        size: How many there are at most.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._size = size
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child, which has none of its parent's threads: begin anew."""
+        self._changed = threading.Condition()
+        self._work: deque[Work] = deque()
+        self._threads = self._idle = 0
+
+    def do(self, work: Work) -> None:
+        """Have one of the threads do something, as soon as one is free.
+
+        Raises:
+            RuntimeError: There is no thread, and none can be started.
+        """
+        with self._changed:
+            self._work.append(work)
+            if self._idle >= len(self._work):
+                self._changed.notify()
+            elif self._threads < self._size:
+                try:
+                    threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+                    self._threads += 1
+                except RuntimeError:
+                    if not self._threads:
+                        self._work.pop()
+                        raise
+
+    def after(self, seconds: float, work: Work) -> Alarm:
+        """Have it done after so many seconds."""
+        return clock.after(seconds, lambda: self.do(work))
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                if not self._work:
+                    self._idle += 1
+                    has_work = self._changed.wait_for(lambda: self._work, IDLE_SECONDS)
+                    self._idle -= 1
+                    if not has_work:
+                        self._threads -= 1
+                        return
+                work = self._work.popleft()
+            _do(work)
+            del work  # what it holds need not wait for the next
+
+
+class Alarm:
+    """Something to be done later, unless it is cancelled."""
+
+    __slots__ = ("work",)
+
+    def __init__(self, work: Work) -> None:
+        self.work: Work | None = work
+
+    def cancel(self) -> None:
+        """It is not to be done."""
+        self.work = None
+
+
+class Clock:
+    """A thread that does what is due. It must be quick: a crew takes what is not."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: begin anew."""
+        self._changed = threading.Condition()
+        self._alarms: list[tuple[float, int, Alarm]] = []
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._tidy_at = 64
+
+    def after(self, seconds: float, work: Work) -> Alarm:
+        """Do something after so many seconds."""
+        alarm = Alarm(work)
+        with self._changed:
+            if len(self._alarms) >= self._tidy_at:  # the timeouts of runs that are over
+                self._alarms = [each for each in self._alarms if each[2].work is not None]
+                heapq.heapify(self._alarms)
+                self._tidy_at = max(64, 2 * len(self._alarms))
+            heapq.heappush(self._alarms, (time.monotonic() + seconds, next(self._numbers), alarm))
+            if self._thread is None:
+                thread = threading.Thread(target=self._serve, name="qx-clock", daemon=True)
+                thread.start()
+                self._thread = thread
+            elif self._alarms[0][2] is alarm:
+                self._changed.notify()
+        return alarm
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while self._alarms and self._alarms[0][2].work is None:
+                    heapq.heappop(self._alarms)
+                if not self._alarms:
+                    if not self._changed.wait(IDLE_SECONDS) and not self._alarms:
+                        self._thread = None
+                        return
+                    continue
+                left = self._alarms[0][0] - time.monotonic()
+                if left > 0:
+                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
+                    continue
+                work = heapq.heappop(self._alarms)[2].work
+            if work is not None:
+                _do(work)
+            del work
+
+
+def _do(work: Work) -> None:
+    try:
+        work()
+    except BaseException:  # the thread has other work to do
+        if not sys.is_finalizing():  # then no thread can be started any more
+            logger.exception("a fault in qx_supervisor, which goes on; please report it")
+
+
+clock = Clock()
+submitting = Crew("qx-submit", 4)  # transpiles and submits; four POSTs on their way are as many as a minute allows
+asking = Crew("qx-ask", 4)  # reads states and fetches results, over as many connections
+ending = Crew("qx-end", 4)  # cancels and confirms
+telling = Crew("qx-tell", 16)  # calls `on_status` functions, which may take their time
+
+
+def _forget_all() -> None:
+    for each in (clock, submitting, asking, ending, telling):
+        each.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

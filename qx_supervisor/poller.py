@@ -1,0 +1,206 @@
+"""One reader of states for all runs of a process.
+
+Up to ten jobs are read one by one, each when it is due, as the official client reads them. More are listed together,
+200 at a time, by the tag that all jobs of this process have: what a thousand jobs cost is then a handful of requests
+for each interval, and none has to wait for the others' turn. A list shows only what is not final; a job that is not in
+it is read by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .crew import Alarm, asking, clock
+from .ours import cancel, remote
+
+SHORTEST_INTERVAL = 0.5
+"""Seconds between two lists, unless a run asks for shorter ones: the official client asks no more often."""
+
+LISTS_AGAIN = 900.0
+"""Seconds after which a service that refuses to list is asked for a list again."""
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Watched:
+    """A job whose state is read until that is enough.
+
+    Attributes:
+        job: Its id.
+        saw: Called with its state; returns the seconds until the next reading, or None to end.
+        missed: Called with what kept it from being read, most often a `RemoteError`; returns the same.
+        due: When it is to be read, by the monotonic clock; infinite while that happens.
+        interval: Seconds that `saw` asked for.
+    """
+
+    job: str
+    saw: Callable[[remote.JobState], float | None]
+    missed: Callable[[Exception], float | None]
+    due: float
+    interval: float = SHORTEST_INTERVAL
+
+
+class Poller:
+    """Reads the states of the jobs of one instance. Safe to use from any thread.
+
+    Args:
+        there: The instance.
+        tag: The tag that all jobs have.
+    """
+
+    def __init__(self, there: remote.Remote, tag: str) -> None:
+        self._there = there
+        self._tag = tag
+        self._lock = threading.Lock()
+        self._watched: set[Watched] = set()
+        self._alarm: Alarm | None = None
+        self._alarm_at = math.inf
+        self._lists = False
+        self._listed_at = -math.inf
+        self._list_from = -math.inf
+
+    def watch(
+        self,
+        job: str,
+        saw: Callable[[remote.JobState], float | None],
+        missed: Callable[[Exception], float | None],
+    ) -> Watched:
+        """Begin to read the state of a job; the functions are called by one thread at a time."""
+        watched = Watched(job, saw, missed, time.monotonic())
+        with self._lock:
+            self._watched.add(watched)
+            self._wake_at(watched.due)
+        return watched
+
+    def leave(self, watched: Watched) -> None:
+        """Read it no more."""
+        with self._lock:
+            self._watched.discard(watched)
+
+    def _wake_at(self, due: float) -> None:
+        """See that something is done by then. Called with the lock held."""
+        if due < self._alarm_at:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm_at = due
+            self._alarm = clock.after(max(0.0, due - time.monotonic()), lambda: asking.do(self._work))
+
+    def _work(self) -> None:
+        """Do what is due."""
+        with self._lock:
+            self._alarm, self._alarm_at = None, math.inf
+            now = time.monotonic()
+            due = [each for each in self._watched if each.due <= now]
+            listed: list[Watched] = []
+            if due and self._is_crowd(now):
+                if self._lists:
+                    return  # the end of the list looks again
+                shortest = min(SHORTEST_INTERVAL, *(each.interval for each in due))
+                if now >= self._listed_at + shortest:
+                    self._lists, self._listed_at = True, now
+                    listed = [each for each in self._watched if each.due < math.inf]
+                    due = []
+                else:
+                    self._wake_at(self._listed_at + shortest)
+                    return
+            for each in (*due, *listed):
+                each.due = math.inf
+            if not listed:
+                self._look_again()
+        for each in due:
+            asking.do(lambda each=each: self._read(each))  # type: ignore[misc]
+        if listed:
+            self._list(listed)
+
+    def _is_crowd(self, now: float) -> bool:
+        return len(self._watched) > cancel.SINGLY and now >= self._list_from
+
+    def _look_again(self) -> None:
+        """Wake when the next one is due. Called with the lock held."""
+        self._wake_at(min((each.due for each in self._watched), default=math.inf))
+
+    def _read(self, watched: Watched) -> None:
+        try:
+            state = ask(self._there, lambda: self._there.job(watched.job))
+        except Exception as error:  # noqa: BLE001 - whose run it is, judges
+            pause = watched.missed(error)
+        else:
+            pause = watched.saw(state)
+        with self._lock:
+            self._set(watched, pause)
+            self._wake_at(watched.due)
+
+    def _list(self, listed: list[Watched]) -> None:
+        pauses: dict[Watched, float | None] = {}
+        missing: list[Watched] = []
+        try:
+            states = ask(self._there, lambda: self._there.unfinished_states(self._tag))
+        except (remote.Transient, remote.Refused) as error:
+            pauses = {each: each.missed(error) for each in listed}
+        except Exception:  # noqa: BLE001 - what single readings say is told
+            with self._lock:
+                self._list_from = time.monotonic() + LISTS_AGAIN
+            missing = listed
+        else:
+            for each in listed:
+                state = states.get(each.job)
+                if state is None:
+                    missing.append(each)
+                else:
+                    pauses[each] = each.saw(state)
+        with self._lock:
+            self._lists = False
+            for each, pause in pauses.items():
+                self._set(each, pause)
+            self._look_again()
+        for each in missing:
+            asking.do(lambda each=each: self._read(each))  # type: ignore[misc]
+
+    def _set(self, watched: Watched, pause: float | None) -> None:
+        if pause is None:
+            self._watched.discard(watched)
+        else:
+            watched.due, watched.interval = time.monotonic() + pause, pause
+
+
+def ask(there: remote.Remote, question: Callable[[], T]) -> T:
+    """Ask the service, once more with a new token where the one at hand is refused.
+
+    Raises:
+        RemoteError: What stands in the way.
+    """
+    known = there.renewals
+    try:
+        return question()
+    except remote.Refused:
+        there.renew(known)
+        return question()
+
+
+_pollers: weakref.WeakValueDictionary[int, Poller] = weakref.WeakValueDictionary()
+_making = threading.Lock()
+
+
+def poller_of(there: remote.Remote, tag: str) -> Poller:
+    """The reader of an instance; there is one as long as anybody has it."""
+    with _making:
+        known = _pollers.get(id(there))
+        if known is None:
+            known = _pollers[id(there)] = Poller(there, tag)
+        return known
+
+
+def _begin_anew() -> None:
+    _pollers.clear()
+    _making._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_begin_anew)
