@@ -16,6 +16,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -23,6 +25,7 @@ IDLE_SECONDS = 10.0
 """How long a thread without work stays."""
 
 Work = Callable[[], object]
+T = TypeVar("T")
 
 
 class Crew:
@@ -62,6 +65,21 @@ class Crew:
                     if not self._threads:
                         self._work.pop()
                         raise
+
+    def begin(self, work: Callable[[], T]) -> Future[T]:
+        """Have it done; the future has what it returns or raises."""
+        future: Future[T] = Future()
+
+        def done() -> None:
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - it is raised where the future is asked
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.do(done)
+        return future
 
     def after(self, seconds: float, work: Work) -> Alarm:
         """Have it done after so many seconds."""
@@ -155,6 +173,7 @@ def _do(work: Work) -> None:
 
 
 clock = Clock()
+announcing = Crew("qx-announce", 4)  # waits for the watcher's word, while others prepare what is to be submitted
 submitting = Crew("qx-submit", 4)  # transpiles and submits; four POSTs on their way are as many as a minute allows
 asking = Crew("qx-ask", 4)  # reads states and fetches results, over as many connections
 ending = Crew("qx-end", 4)  # cancels and confirms
@@ -162,7 +181,7 @@ telling = Crew("qx-tell", 16)  # calls `on_status` functions, which may take the
 
 
 def _forget_all() -> None:
-    for each in (clock, submitting, asking, ending, telling):
+    for each in (clock, announcing, submitting, asking, ending, telling):
         each.forget()
 
 

@@ -15,16 +15,18 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-from multiprocess import Pipe
-from multiprocess.connection import Connection
+from typing import TYPE_CHECKING
 
 from .errors import WatcherError
 from .ours import FOLDER, ledger, place, protocol
+
+if TYPE_CHECKING:
+    from multiprocess.connection import Connection
 
 START_SECONDS = 30.0
 """How long a watcher may take to say that it is there: a loaded node and a cold file system take seconds."""
@@ -103,8 +105,21 @@ def _mark_of(number: int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def launch() -> WatcherProcess:
-    """Start a watcher for this process and wait until it is there.
+@dataclass
+class Starting:
+    """A watcher that was started and has not said that it is there.
+
+    Attributes:
+        ours: Our end of the pipe.
+        child: What was started; its own fork is the watcher, and it ends at once.
+    """
+
+    ours: socket.socket
+    child: subprocess.Popen[bytes]
+
+
+def start() -> Starting:
+    """Start a watcher for this process; that takes some milliseconds.
 
     Raises:
         WatcherError: If it can't be started; the text says why, and what to do.
@@ -114,7 +129,8 @@ def launch() -> WatcherProcess:
     ticks = place.start_ticks(me)
     if ticks is None:
         raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
-    ours, theirs = Pipe(duplex=True)
+    folders = _package_folders()
+    ours, theirs = socket.socketpair()
     pidfd = pidfd_of(me)
     passed: list[int] = []
     try:
@@ -124,11 +140,11 @@ def launch() -> WatcherProcess:
             "pidfd": None if pidfd is None else passed[1],
             "pid": me,
             "start_ticks": ticks,
-            "path": _package_folders(),
+            "path": folders,
             "state": _state_directory(),
             "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
         }
-        _spawn([executable, "-I", str(FOLDER / "boot.py"), json.dumps(order)], passed)
+        return Starting(ours, _spawn([executable, "-I", "-S", str(FOLDER / "boot.py"), json.dumps(order)], passed))
     except OSError as error:
         ours.close()
         raise WatcherError("config", f"the watcher could not be started: {error}") from None
@@ -136,7 +152,19 @@ def launch() -> WatcherProcess:
         theirs.close()
         for each in (*passed, *([] if pidfd is None else [pidfd])):
             os.close(each)
-    return _welcome(ours)
+
+
+def launch(begun: Starting | None = None) -> WatcherProcess:
+    """Wait until a watcher is there: the one that was started, or another one.
+
+    Raises:
+        WatcherError: If it can't be started; the text says why, and what to do.
+    """
+    from multiprocess.connection import Connection  # 40 ms, for which no caller needs to wait
+
+    starting = begun or start()
+    starting.child.wait()
+    return _welcome(Connection(starting.ours.detach()))
 
 
 def _above_streams(descriptor: int) -> int:
@@ -181,12 +209,12 @@ def _package_folders() -> list[str]:
     return list(dict.fromkeys(folders))
 
 
-def _spawn(command: list[str], passed: list[int]) -> None:
+def _spawn(command: list[str], passed: list[int]) -> subprocess.Popen[bytes]:
     # A Ctrl-C at the terminal reaches the whole foreground group: blocked, it can't end the child before it has a
     # session of its own. The mask that comes back is the one that was there.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     try:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -198,7 +226,6 @@ def _spawn(command: list[str], passed: list[int]) -> None:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-    child.wait()  # its own fork is the watcher; this one ends at once
 
 
 def _welcome(connection: Connection) -> WatcherProcess:

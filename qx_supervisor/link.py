@@ -17,11 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from multiprocess.connection import wait
-
 from . import placement
 from .errors import WatcherError
-from .launch import START_SECONDS, WatcherProcess, launch
+from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
 from .ours import ledger, protocol
 
 logger = logging.getLogger("qx_supervisor")
@@ -86,6 +84,7 @@ class Guarded:
 @dataclass
 class _Question:
     asked_of: WatcherProcess
+    seq: int = 0
     answer: dict[str, Any] | None = None
     answered: threading.Event = field(default_factory=threading.Event)
 
@@ -115,23 +114,40 @@ class Link:
     # What a run says
 
     def prepare(self) -> None:
-        """Begin to start the watcher, unless there is one; returns at once."""
+        """Begin to start the watcher, unless there is one; that takes some milliseconds."""
         with self._lock:
             self._idle_since = time.monotonic()
             if self._process is None and self._thread is None:
                 self._failure = None
-                self._thread = threading.Thread(target=self._serve, name="qx-watcher-link", daemon=True)
                 try:
-                    self._thread.start()
-                except RuntimeError as error:  # too many threads, or the interpreter is ending
-                    self._thread = None
-                    self._failure = WatcherError("config", f"the watcher could not be started: {error}")
+                    # Here, and not in the thread, which would have to wait for the interpreter's lock again and again
+                    # while the caller builds its circuits.
+                    begun = start()
+                    thread = threading.Thread(target=self._serve, args=(begun,), name="qx-watcher-link", daemon=True)
+                    thread.start()
+                    self._thread = thread
+                except Exception as error:  # noqa: BLE001 - too many threads, for one; who needs the watcher hears of it
+                    self._failure = _as_watcher_error(error)
 
     @property
     def watcher_pid(self) -> int | None:
         """The watcher's process id, or None where there is none."""
         process = self._process
         return process.pid if process else None
+
+    def is_armed(self, account: str) -> bool:
+        """Whether there is a watcher that is ready for an account."""
+        with self._lock:
+            return self._process is not None and account in self._armed
+
+    def arm(self, account: str, source: CredentialsSource) -> None:
+        """Have the watcher ready for an account, so that an announcement takes no longer than it must.
+
+        Raises:
+            WatcherError: If there can be none.
+        """
+        with contextlib.suppress(_Died):  # an announcement tries again
+            self._arm(account, source, source())
 
     def announce(self, guarded: Guarded, source: CredentialsSource) -> None:
         """Tell the watcher that a POST of this run is about to leave; returns when it has acknowledged that.
@@ -162,6 +178,27 @@ class Link:
             else:
                 return
         raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
+
+    def announce_early(self, guarded: Guarded, source: CredentialsSource) -> Callable[[], None] | None:
+        """Announce a run to a watcher that is there and armed, and do not wait.
+
+        Returns:
+            What waits for the acknowledgement, and raises what `announce` does; None if there is no such watcher.
+        """
+        with self._lock:
+            if not self.is_armed(guarded.account):
+                return None
+            self._runs[guarded.run] = guarded
+            kind, content = guarded.intent()
+            question = self._put(kind, **content)
+
+        def wait() -> None:
+            try:
+                self._await(question, ANSWER_SECONDS)
+            except (_Died, WatcherError):
+                self.announce(guarded, source)  # it died, or was leaving
+
+        return wait
 
     def job(self, run: str, job: str) -> None:
         """The id of a job of the run is known."""
@@ -253,14 +290,24 @@ class Link:
     def _ask(self, kind: str, seconds: float = ANSWER_SECONDS, **content: Any) -> dict[str, Any]:
         until = time.monotonic() + seconds
         with self._lock:
-            process = self._running(seconds if kind == "cancel" else START_SECONDS + 5)
-            question = _Question(process)
-            seq = self._tell(kind, **content)
-            self._questions[seq] = question
-        if not question.answered.wait(max(0.0, until - time.monotonic()) if kind == "cancel" else seconds):
+            self._running(seconds if kind == "cancel" else START_SECONDS + 5)
+            question = self._put(kind, **content)
+        return self._await(question, max(0.0, until - time.monotonic()) if kind == "cancel" else seconds)
+
+    def _put(self, kind: str, **content: Any) -> _Question:
+        """Send a question to the watcher that runs. Called with the lock held."""
+        assert self._process is not None
+        question = _Question(self._process)
+        question.seq = self._tell(kind, **content)
+        self._questions[question.seq] = question
+        return question
+
+    def _await(self, question: _Question, seconds: float) -> dict[str, Any]:
+        if not question.answered.wait(seconds):
             with self._lock:
-                self._questions.pop(seq, None)
-            raise WatcherError("config", f"the watcher (pid {process.pid}) did not answer within {seconds:.0f} s")
+                self._questions.pop(question.seq, None)
+            pid = question.asked_of.pid
+            raise WatcherError("config", f"the watcher (pid {pid}) did not answer within {seconds:.0f} s")
         if question.answer is None:
             raise _Died
         if question.answer["kind"] == "nack":
@@ -299,16 +346,17 @@ class Link:
 
     # The link's thread
 
-    def _serve(self) -> None:
+    def _serve(self, begun: Starting | None) -> None:
         if not self._advised:
             self._advised = True
             threading.Thread(target=placement.warn, name="qx-placement", daemon=True).start()
         while True:
             try:
-                process = launch()
+                process = launch(begun)
             except Exception as error:  # noqa: BLE001 - whatever it is, the runs that wait must hear of it
-                self._give_up(error if isinstance(error, WatcherError) else WatcherError("config", repr(error)))
+                self._give_up(_as_watcher_error(error))
                 return
+            begun = None
             with self._lock:
                 self._process = process
                 self._replay()
@@ -368,6 +416,8 @@ class Link:
 
     def _listen(self, process: WatcherProcess) -> None:
         """Hear the watcher until it is gone."""
+        from multiprocess.connection import wait
+
         watched: list[Any] = [process.connection]
         if process.pidfd is not None:
             watched.append(process.pidfd)
@@ -430,6 +480,12 @@ class Link:
             while self._process is leaving and leaving is not None:
                 if not self._changed.wait(deadline - time.monotonic()):
                     return
+
+
+def _as_watcher_error(error: Exception) -> WatcherError:
+    if isinstance(error, WatcherError):
+        return error
+    return WatcherError("config", f"the watcher could not be started: {error} ({type(error).__name__})")
 
 
 def _write_down(guarded: Guarded) -> None:

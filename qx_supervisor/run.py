@@ -6,7 +6,6 @@ threads, so that a signal is always answered at once.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -253,6 +252,8 @@ class Run:
         return self._wait().__await__()
 
     async def _wait(self) -> RunResult:
+        import asyncio  # 40 ms, which only those who await need to spend
+
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
 

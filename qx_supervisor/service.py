@@ -7,7 +7,6 @@ every POST of a job passes, and the decoders of a job's results.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import threading
@@ -223,6 +222,8 @@ def _by_name(service: Any, name: str) -> Any:
             raise RunError(
                 "backend", f"the backend {name!r} could not be read; the log of qiskit_ibm_runtime says why"
             ) from None
+        import difflib
+
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
         raise ConfigError("backend", f"there is no backend {name!r} for this account; {hint}") from None

@@ -30,7 +30,7 @@ from .errors import (
     SubmitError,
     WatcherError,
 )
-from .link import Guarded, link
+from .link import CredentialsSource, Guarded, link
 from .ours import cancel, remote
 from .patience import Patience
 from .poller import ask, poller_of
@@ -104,7 +104,10 @@ class Worker:
         self._abandoned: Future[CancelOutcome] | None = None
         self._gave_up = False  # `abandon` could not wait for the answer to the POST
         self._detached = False
+        self._armed: Future[None] | None = None
         self._guarded = False
+        self._announced: Future[None] | None = None  # in another thread
+        self._acknowledged: Callable[[], object] = lambda: None
         self._protected = False  # a watcher has acknowledged it
         self._retried = False
         self._finished = False  # the job is, though the run may have ended before
@@ -131,6 +134,8 @@ class Worker:
         """
         if self.request.timeout is not None:
             self._alarm = crew.ending.after(min(self.request.timeout, threading.TIMEOUT_MAX), self._time_out)
+        if _may_be_remote(self.request):
+            link.prepare()  # its start overlaps what follows
         # In a copy of the caller's context: what it holds decides, such as the session of a `with Session(...)`.
         begin(functools.partial(contextvars.copy_context().run, self._doing(self._begin)))
 
@@ -216,12 +221,14 @@ class Worker:
         return "confirmed"
 
     def _hand_over(self) -> CancelOutcome:
-        if self._guarded and link.hand_over(self.run_id, HAND_OVER_SECONDS):
+        if link.hand_over(self.run_id, HAND_OVER_SECONDS):
             return "handed over"
         return "unconfirmed"
 
     def _stand_down(self) -> None:
-        if self._guarded:
+        if self._announced is not None:  # if that is under way, the watcher will know of the run in a moment
+            self._announced.add_done_callback(lambda _: link.stand_down(self.run_id))
+        elif self._guarded:
             link.stand_down(self.run_id)
 
     def stand_down(self) -> None:
@@ -281,12 +288,14 @@ class Worker:
 
     def _begin(self) -> None:
         request = self.request
-        if _may_be_remote(request):
-            link.prepare()  # its start overlaps what follows
         self._pause_if_stopped()
         self._say("backend", "connecting")
         target = self._target = service.find_target(request.backend, request.service, request.primitive, request.width)
         self._say("backend", "chosen", target.name)
+        if not target.is_local:
+            account, source = self._account(target.client)
+            if not link.is_armed(account):
+                self._armed = crew.announcing.begin(lambda: link.arm(account, source))
         pubs = request.pubs
         foreign = service.not_isa(pubs, target)
         if foreign:
@@ -303,6 +312,7 @@ class Worker:
             return
         reap_in_background(target.client)
         self._say("submit", "preparing")
+        self._announce(target.client)  # while the client prepares
         job = service.submit(primitive, pubs, request.kind, request.shots, self)
         self._decoders = service.decoders_of(job)
         # A thousand jobs in flight need not keep their circuits.
@@ -436,7 +446,7 @@ class Worker:
         if in_doubt:
             link.posted(self.run_id, clean=False)
         elif self.job_id is None:
-            self._stand_down()  # the intent may have been announced after `abandon` had looked
+            self._stand_down()  # it may have been announced after `abandon` had looked
 
     def _fail_submission(self, error: BaseException) -> None:
         refused = not self._retried and not service.is_ambiguous(error)
@@ -468,22 +478,14 @@ class Worker:
         """Nothing is to be done: `_work` sees how it went."""
 
     def before_post(self) -> None:
-        """Arm: the watcher acknowledges the intent before the POST leaves."""
+        """The watcher acknowledges the intent before the POST leaves."""
         self._pause_if_stopped()
         assert self._target is not None
-        self._announce(self._target.client)
-        self._say("submit", "submitting", f"to {self._target.name}")
-        self._begin_post()
-
-    def _announce(self, client: Any) -> None:
-        guarded = Guarded(self.run_id, service.account_name(client), self.tag, self._hear, driver_tag())
-        self._guarded = True
         try:
-            link.announce(guarded, functools.partial(service.credentials, client))
+            self._acknowledged()
             self._protected = True
         except WatcherError as error:
             if self.request.on_unprotected == "raise":
-                self._stand_down()
                 raise WatcherError(
                     "submit",
                     f"nothing was submitted, because the watcher can't protect this run: {error.reason}; "
@@ -491,6 +493,30 @@ class Worker:
                 ) from None
             logger.warning("this run is not protected: %s", error.reason)
             self._say("submit", "not protected", error.reason)
+        self._say("submit", "submitting", f"to {self._target.name}")
+        self._begin_post()
+
+    def _announce(self, client: Any) -> None:
+        """Tell the watcher that a POST will leave; `_acknowledged` waits for its word."""
+        account, source = self._account(client)
+        guarded = Guarded(self.run_id, account, self.tag, self._hear, driver_tag())
+        self._guarded = True
+        waits = link.announce_early(guarded, source)
+        if waits is not None:
+            self._acknowledged = waits
+            return
+
+        def announce() -> None:
+            if self._armed is not None:
+                self._armed.result()
+            link.announce(guarded, source)
+
+        self._announced = crew.announcing.begin(announce)
+        self._acknowledged = self._announced.result
+
+    @staticmethod
+    def _account(client: Any) -> tuple[str, CredentialsSource]:
+        return service.account_name(client), functools.partial(service.credentials, client)
 
     def before_retry(self) -> None:
         """A 5xx: the client is about to send the POST again, which may make a second job."""
@@ -552,7 +578,7 @@ class Worker:
 
     def _say(self, stage: Stage, state: str, detail: str = "") -> None:
         name = self._target.name if self._target else ""
-        watcher = link.watcher_pid if self._guarded else None
+        watcher = link.watcher_pid if self._protected else None
         self.status = Status(stage, state, self.job_id, name, detail, watcher)
         self._tell(self.status)
 

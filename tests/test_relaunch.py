@@ -102,7 +102,7 @@ def test_another_start_is_tried_where_there_are_runs_to_guard(queued: Queued, mo
     tried = threading.Event()
     launch = links.launch
 
-    def refuse() -> Any:
+    def refuse(_begun: Any = None) -> Any:
         monkeypatch.setattr(links, "launch", launch)
         tried.set()
         raise WatcherError("config", "not now")

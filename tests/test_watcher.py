@@ -192,8 +192,8 @@ def test_killed_again_and_again_ends_in_a_warning(ibm, fork):
         logging.basicConfig(level=logging.WARNING)
         from qx_supervisor import launch, link as links
         real, started = links.launch, []
-        def doomed():
-            process = real()
+        def doomed(begun=None):
+            process = real(begun)
             started.append(process.pid)
             if queued.is_set():
                 os.kill(process.pid, signal.SIGKILL)
@@ -226,8 +226,8 @@ def test_a_stopped_watcher_is_an_error_before_the_submission(ibm, fork):
         from qx_supervisor import link as links
         links.ANSWER_SECONDS = 0.2
         real = links.launch
-        def stopped():
-            process = real()
+        def stopped(begun=None):
+            process = real(begun)
             os.kill(process.pid, signal.SIGSTOP)
             return process
         links.launch = stopped

@@ -42,6 +42,9 @@ TOKEN_RETRY = 60.0
 LEDGER_SECONDS = 1.0
 """How long an answer, or the end, waits for the ledger: a disk that hangs must not keep a run from being submitted."""
 
+LOAD_PSUTIL_AFTER = 0.5
+"""Before the first poll, and after the caller has what it waits for."""
+
 LOAD_TOKENS_AFTER = 2.0
 """IBM's token library takes 0.2 s to load. Not at the start, when a caller waits; and not at the first need, which is
 hours later, when an upgrade may have taken its files away."""
@@ -89,8 +92,11 @@ class Watcher:
     def run(self) -> None:
         """Watch until nothing is left to do."""
         self._pool.submit(_load_http)
+        self._after(LOAD_PSUTIL_AFTER, lambda: self._pool.submit(_load_psutil))
         self._after(LOAD_TOKENS_AFTER, lambda: self._pool.submit(_load_tokens))
-        next_poll = 0.0
+        next_poll = time.monotonic() + POLL_SECONDS
+        if self._parent.is_dead():
+            self._bury()
         while not self._over:
             now = time.monotonic()
             if now >= next_poll:
@@ -434,6 +440,10 @@ def _taken_from(waiting: deque[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 def _load_http() -> None:
     import requests  # noqa: F401 - while the caller transpiles
+
+
+def _load_psutil() -> None:
+    import psutil  # noqa: F401
 
 
 def _load_tokens() -> None:

@@ -11,8 +11,6 @@ import select
 import signal
 from dataclasses import dataclass
 
-import psutil
-
 from .place import is_running, start_ticks
 
 
@@ -37,6 +35,8 @@ def lives(identity: Identity) -> bool:
     and the process works on. What can't be seen is not called dead: a process that is hidden or forbidden, or a `/proc`
     that can't be read now, as where this process has run out of descriptors.
     """
+    import psutil  # 20 ms, for which no caller needs to wait
+
     try:
         status = psutil.Process(identity.pid).status()
     except (psutil.AccessDenied, OSError):

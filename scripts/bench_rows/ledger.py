@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from qx_supervisor import local
 from qx_supervisor.ours import ledger, place
 
 from .overhead import later
+from .programs import environment
 from .table import OURS, Measure
 
 EMPTY = f"{OURS}, empty ledger"
@@ -55,7 +55,7 @@ def _list(directory: Path) -> float:
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "qx_supervisor", "ps"],
-        env={**os.environ, "QX_STATE_DIR": str(directory)},
+        env=environment(directory),
         stdout=subprocess.DEVNULL,
         check=True,
     )

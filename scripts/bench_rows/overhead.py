@@ -12,10 +12,11 @@ from pathlib import Path
 
 from qx_supervisor import local
 
-from .programs import Program, started, tick
+from .programs import Program, environment, started, tick
 from .table import OURS, Measure
 
 CLIENT = "official client"
+THREAD = "official client, in a thread"
 
 WHOLE = """
 from qx_supervisor import run
@@ -55,6 +56,7 @@ else:
 """
 
 LATER = """
+from concurrent.futures import ThreadPoolExecutor
 from qx_supervisor import submit
 from qiskit_ibm_runtime.executor_sampler import Sampler
 isa, backend = make_isa(), service.backend("ibm_brisbane")
@@ -63,13 +65,18 @@ def ours():
     return submit([isa], primitive=primitive, service=service, poll_interval=30)
 def theirs():
     return primitive.run([isa])
-ours(), theirs()
-held = []
+pool = ThreadPoolExecutor(1)
+def in_a_thread():
+    return pool.submit(theirs).result()
+ours(), theirs(), in_a_thread()
 while True:
-    for work in (ours, theirs):
+    for work in (ours, theirs, in_a_thread):
         sys.stdin.readline()
         print(time.monotonic_ns(), flush=True)
-        held.append(work())
+        made = work()
+        sys.stdin.readline()
+        made.cancel()  # with a thousand in flight it is the server that would be measured
+        print("cancelled", flush=True)
 """
 
 
@@ -118,16 +125,19 @@ def later_runs(ibm: local.Service, folder: Path, tries: int) -> Measure:
     fsync = statistics.median(_fsyncs(folder, tries))
     more = made.median() - made.median(CLIENT)
     made.notes.append(f"one write and fsync(2) in the same folder: {fsync:.2f} ms, median")
-    return made.judge(f"{more:+.2f} ms ({more - fsync:+.2f} ms beside the fsync)", is_met=more - fsync <= 1)
+    beside = made.median() - made.median(THREAD)
+    return made.judge(
+        f"{more:+.2f} ms; {beside:+.2f} ms against the client in a thread", is_met=more <= 1 + fsync
+    )
 
 
 def later(ibm: local.Service, folder: Path, tries: int) -> dict[str, list[float]]:
     """By whose it was: milliseconds from each of so many later calls until its POST arrived."""
     ibm.hold("queued")
-    values: dict[str, list[float]] = {CLIENT: [], OURS: []}
+    values: dict[str, list[float]] = {CLIENT: [], THREAD: [], OURS: []}
     with started(ibm, LATER, folder) as driver:
-        ibm.wait_for("POST", "/api/v1/jobs", count=2, answered=True)
-        for _, whose in itertools.product(range(tries), (OURS, CLIENT)):
+        ibm.wait_for("POST", "/api/v1/jobs", count=3, answered=True)
+        for _, whose in itertools.product(range(tries), (OURS, CLIENT, THREAD)):
             values[whose].append(_call_to_post(ibm, driver))
     ibm.hold(None)
     ibm.reset()
@@ -139,6 +149,8 @@ def _call_to_post(ibm: local.Service, driver: Program) -> float:
     driver.tell()
     called = int(driver.line()[0])
     [post] = ibm.wait_for("POST", "/api/v1/jobs", after=after, answered=True)
+    driver.tell()
+    driver.line()
     time.sleep(0.05)  # what follows an answer, ours or the client's, is not the next call's
     return (post.arrived - called) / 1e6
 
@@ -157,6 +169,7 @@ def _fsyncs(folder: Path, tries: int) -> list[float]:
 def imports(tries: int) -> list[Measure]:
     """Milliseconds that `import qx_supervisor` takes, by itself and after the official client."""
     alone, client, both = [], [], []
+    _import("qiskit_ibm_runtime", "qx_supervisor")  # its bytecode is kept from now on
     for _ in range(tries):
         alone.append(_import("qx_supervisor"))
         client.append(_import("qiskit_ibm_runtime"))
@@ -175,5 +188,5 @@ def imports(tries: int) -> list[Measure]:
 
 def _import(*modules: str) -> float:
     code = f"import time; began = time.perf_counter(); import {', '.join(modules)}; print(time.perf_counter() - began)"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, env=environment())
     return float(done.stdout) * 1e3

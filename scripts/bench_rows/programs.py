@@ -82,7 +82,7 @@ def started(ibm: local.Service, code: str, folder: Path, *words: object, plain: 
     script.write_text(COMMON + code if plain else code)
     with subprocess.Popen(
         [sys.executable, str(script), str(ibm.pid), str(ibm.port), *map(str, words)],
-        env={**os.environ, "QX_STATE_DIR": str(folder / "state")},
+        env=environment(folder / "state"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -91,6 +91,12 @@ def started(ibm: local.Service, code: str, folder: Path, *words: object, plain: 
             yield Program(process)
         finally:
             process.kill()
+
+
+def environment(state: Path | None = None) -> dict[str, str]:
+    """Variables for a program: with bytecode kept, as users have it, and a ledger of its own."""
+    made = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return made if state is None else {**made, "QX_STATE_DIR": str(state)}
 
 
 def tick() -> None:
