@@ -234,8 +234,8 @@ def orders() -> Iterator[tuple[psutil.Process, dict[str, Any]]]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = process.cmdline()
-            if len(command) == 4 and command[2] == BOOT:
-                yield process, json.loads(command[3])
+            if command[-2:-1] == [BOOT]:
+                yield process, json.loads(command[-1])
 
 
 def watchers_of(pid: int) -> list[psutil.Process]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import requests
 from circuits import BACKEND, ones
 from conftest import RUN
 from qiskit_ibm_runtime import QiskitRuntimeService
@@ -661,7 +662,7 @@ def test_a_watcher_without_a_token(
     of_the_driver = ours._token
 
     def refuse(manager: Any) -> str:
-        raise RuntimeError("there is no token to hand over")
+        raise requests.ConnectionError("there is no token to hand over")
 
     running = Running(tokens.service("a key of its own"))
     running().result()
@@ -671,18 +672,17 @@ def test_a_watcher_without_a_token(
         monkeypatch.setattr(ours, "_token", refuse)
 
     unknown = Running(tokens.service("a key that is withdrawn"))
+    withdraw()
     with pytest.raises(RunError, match=r"nothing was submitted.*the token service answered 400") as caught:
-        unknown({"preparing": withdraw}).result()
+        unknown().result()
     assert type(caught.value).__name__ == "WatcherError"
     assert posted(tokens) == 1
     monkeypatch.setattr(ours, "_token", of_the_driver)
     tokens.auth(reject_tokens=False)
 
     unprotected = Running(tokens.service("another key that is withdrawn"))
-    acts: Acts = {
-        "preparing": withdraw,
-        "not protected": lambda: monkeypatch.setattr(ours, "_token", of_the_driver),
-    }
+    withdraw()
+    acts: Acts = {"not protected": lambda: monkeypatch.setattr(ours, "_token", of_the_driver)}
     with caplog.at_level(logging.WARNING, "qx_supervisor"):
         assert unprotected(acts, on_unprotected="warn").result().counts == {"1": 16}
     assert "this run is not protected: the token service answered 400" in caplog.text

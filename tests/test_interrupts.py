@@ -28,9 +28,15 @@ except BaseException as error:
 
 TOOLS = """
 def join():
+    # Our threads have done all that they will ever do, but for what the caller does.
+    from qx_supervisor import crew
     for thread in threading.enumerate():
         if thread.name.startswith("qx-run"):
-            thread.join()  # it has done all that it will ever do
+            thread.join()
+    for each in (crew.announcing, crew.asking, crew.ending):
+        with each._changed:
+            while each._work or each._idle < each._threads:
+                each._changed.wait(0.01)
 def slow_down(place, name, word=None):
     # Have a function of ours wait for `gate`, at a place where a signal is to find it.
     function, gate = getattr(place, name), threading.Event()
@@ -594,6 +600,7 @@ def test_while_the_watcher_is_told(ibm, fork):
         script(
             """
             from qx_supervisor.link import link
+            link.announce_early = lambda *_: None  # as in a process whose watcher is not there yet
             gate = slow_down(link, "announce", "announcing")
             """,
             caught(),

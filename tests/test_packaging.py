@@ -175,7 +175,7 @@ def test_a_script_far_from_the_checkout(ibm: local.Service, installed: Path, dri
     assert "qx_supervisor" not in modules
     job, pid = driver.line("queued ")
     watcher = psutil.Process(int(pid))
-    assert watcher.cmdline()[2] == str(installed / "watcher" / "boot.py")
+    assert watcher.cmdline()[-2] == str(installed / "watcher" / "boot.py")
     assert driver.kill() == -signal.SIGKILL
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
     wait_for_end(watcher)

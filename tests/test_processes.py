@@ -104,7 +104,7 @@ def test_foreign_modules_of_the_watchers_name(ibm, start, tmp_path):
     modules = driver.line("modules ")
     assert {"watcher.policy", "watcher.cancel", "watcher.remote"} <= set(modules)
     [watcher] = watchers_of(driver.pid)
-    assert watcher.cmdline()[2] == str(FOLDER / "boot.py")
+    assert watcher.cmdline()[-2] == str(FOLDER / "boot.py")
     driver.kill()
     wait_for_end(watcher)
     assert_cancelled_once(ibm, job)

@@ -1,0 +1,95 @@
+"""A few threads for any amount of work, and alarms."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import pytest
+
+from qx_supervisor.crew import Clock, Crew
+
+DEADLINE = 60
+
+
+def test_never_more_than_its_size_at_a_time():
+    crew = Crew("test", 3)
+    begun, release = threading.Semaphore(0), threading.Event()
+    working = []
+
+    def work() -> str:
+        working.append(threading.get_ident())
+        begun.release()
+        assert release.wait(DEADLINE)
+        return "done"
+
+    futures = [crew.begin(work) for _ in range(10)]
+    for _ in range(3):
+        assert begun.acquire(timeout=DEADLINE)
+    assert len(working) == 3
+    release.set()
+    assert [future.result(DEADLINE) for future in futures] == ["done"] * 10
+    assert len(set(working)) == 3
+
+
+def test_one_after_the_other_by_the_same_thread():
+    crew = Crew("test", 3)
+    assert len({crew.begin(threading.get_ident).result(DEADLINE) for _ in range(20)}) <= 2
+
+
+def test_what_is_raised_is_in_the_future():
+    with pytest.raises(ZeroDivisionError):
+        Crew("test", 1).begin(lambda: 1 // 0).result(DEADLINE)
+
+
+def test_a_fault_costs_no_thread(caplog):
+    crew = Crew("test", 1)
+    with caplog.at_level(logging.ERROR, "qx_supervisor"):
+        crew.do(lambda: 1 // 0)
+        assert crew.begin(lambda: "goes on").result(DEADLINE) == "goes on"
+    assert "please report it" in caplog.text
+
+
+def test_alarms_in_their_order():
+    clock, done, over = Clock(), [], threading.Event()
+    clock.after(0.02, lambda: (done.append("third"), over.set()))
+    clock.after(0.0, lambda: done.append("first"))
+    clock.after(0.01, lambda: done.append("second"))
+    assert over.wait(DEADLINE)
+    assert done == ["first", "second", "third"]
+
+
+def test_a_cancelled_alarm_does_nothing_and_is_not_kept():
+    clock, done, over = Clock(), [], threading.Event()
+    for _ in range(1000):
+        clock.after(3600, lambda: done.append("never")).cancel()
+    assert len(clock._alarms) < 100
+    clock.after(0.0, over.set)
+    assert over.wait(DEADLINE)
+    assert done == []
+
+
+def test_a_forked_child_has_threads_of_its_own():
+    """The parent's are not there, and what they were to do is the parent's."""
+    from qx_supervisor import crew
+
+    release = threading.Event()
+    reader, writer = os.pipe()
+    busy = [crew.ending.begin(lambda: release.wait(DEADLINE)) for _ in range(6)]
+    child = os.fork()
+    if not child:
+        try:
+            crew.ending.begin(lambda: os.write(writer, b"crew ")).result(DEADLINE)
+            over = threading.Event()
+            crew.clock.after(0.0, over.set)
+            os.write(writer, b"clock" if over.wait(DEADLINE) else b"")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    release.set()
+    for each in busy:
+        assert each.result(DEADLINE)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(reader, 100) == b"crew clock"
+    os.close(reader)

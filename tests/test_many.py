@@ -1,0 +1,200 @@
+"""Many runs at once: what they cost does not grow with their number, and a death deals with all of them together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from circuits import BACKEND, ones
+from conftest import Driver, wait_for_end, watchers_of
+
+from qx_supervisor import Run, RunError, Status, local, submit
+from qx_supervisor.ours import cancel, remote
+
+JOBS = "/api/v1/jobs"
+ONE_JOB = JOBS + "/" + "?" * 20
+CANCEL = JOBS + "/*/cancel"
+MANY = cancel.SINGLY + 4
+
+Begin = Callable[..., list[Run]]
+
+
+@pytest.fixture
+def begin(ibm: local.Service, service: Any) -> Iterator[Begin]:
+    """Begins so many runs, whose jobs are queued when it returns."""
+    runs: list[Run] = []
+    backend = service.backend(BACKEND)
+
+    def made(number: int = MANY, **arguments: Any) -> list[Run]:
+        ibm.hold("queued")
+        arguments = {"service": service, "shots": 8, "poll_interval": 0.1, **arguments}
+        runs.extend(submit(ones(), backend, **arguments) for _ in range(number))
+        ibm.wait_for("POST", JOBS, count=len(runs), answered=True)
+        return runs
+
+    yield made
+    ibm.hold(None)
+    for each in runs:
+        each.cancel()
+
+
+def lists(ibm: local.Service, after: int = 0) -> list[Any]:
+    return ibm.journal(method="GET", path=JOBS, after=after)
+
+
+def test_more_than_ten_are_listed_together(ibm: local.Service, begin: Begin) -> None:
+    runs = begin()
+    after = ibm.wait_for("GET", JOBS, count=2)[-1].seq  # the first may have missed the last jobs
+    latest = ibm.wait_for("GET", JOBS, count=3, after=after)[-1]
+    assert {tuple(entry.query["tags"]) for entry in lists(ibm)} == {tuple(ibm.jobs()[0].tags[-1:])}
+    read = [entry for entry in ibm.journal(method="GET", path=ONE_JOB, after=after) if entry.seq < latest.seq]
+    assert read == []
+    ibm.hold(None)
+    assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
+    assert [job.cancel_requests for job in ibm.jobs()] == [0] * MANY
+
+
+def test_up_to_ten_are_read_one_by_one(ibm: local.Service, begin: Begin) -> None:
+    begin(cancel.SINGLY)
+    ibm.wait_for("GET", ONE_JOB, count=5 * cancel.SINGLY)
+    assert not lists(ibm)
+
+
+def test_one_of_many_that_ends_is_noticed(ibm: local.Service, begin: Begin) -> None:
+    """Completed, failed or cancelled by someone: it is in the list no more, and is read by itself."""
+    ibm.scenario({"next_jobs": [{"outcome": "failed", "reason": "luck"}]})
+    runs = begin()
+    ibm.wait_for("GET", JOBS, count=2)
+    ibm.service().job(ibm.jobs()[1].id).cancel()
+    ibm.hold(None)
+    assert sorted(map(end_of, runs)) == ["Completed"] * (MANY - 2) + ["JobCancelled", "JobFailed"]
+
+
+def end_of(held: Run) -> str:
+    try:
+        held.result(60)
+    except RunError as error:
+        return type(error).__name__
+    return "Completed"
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_a_service_that_refuses_to_list(ibm: local.Service, begin: Begin, status: int) -> None:
+    ibm.scenario({"http_faults": [{"method": "GET", "path": JOBS, "status": status}]})
+    runs = begin()
+    after = ibm.wait_for("GET", JOBS)[0].seq
+    ibm.wait_for("GET", ONE_JOB, count=5 * MANY, after=after)
+    ibm.hold(None)
+    assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
+    assert len(lists(ibm)) == 1
+
+
+@pytest.mark.parametrize("way", [{"status": 503}, {"status": 429, "retry_after": 1}, {"drop_connection": True}])
+def test_a_list_that_fails_ends_nothing(ibm: local.Service, begin: Begin, way: dict[str, Any]) -> None:
+    ibm.scenario({"http_faults": [{"method": "GET", "path": JOBS, **way}] * 2})
+    heard: list[Status] = []
+    runs = begin(on_status=heard.append)
+    ibm.wait_for("GET", JOBS, count=3, answered=True)
+    ibm.hold(None)
+    assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
+    assert {"connection lost, retrying", "connection back"} <= {status.state for status in heard}
+
+
+def test_a_void_token_is_renewed_once_for_all(ibm: local.Service, begin: Begin) -> None:
+    runs = begin()
+    ibm.wait_for("GET", JOBS, count=2)
+    ibm.expire_tokens()
+    after = ibm.cursor()
+    ibm.hold(None)
+    assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
+    assert len(ibm.journal(path="/identity/token", after=after)) == 1
+
+
+def test_the_threads_are_few(ibm: local.Service, begin: Begin) -> None:
+    before = threading.active_count()
+    begin(40)
+    ibm.wait_for("GET", JOBS, count=2)
+    few = threading.active_count()
+    begin(40)
+    ibm.wait_for("GET", JOBS, count=2, after=ibm.cursor())
+    assert threading.active_count() <= max(few, before + 16)
+
+
+def test_an_abandoned_one_is_read_no_more(ibm: local.Service, begin: Begin) -> None:
+    [held] = begin(1)
+    ibm.wait_for("GET", ONE_JOB, count=2)
+    assert held.cancel() == "confirmed"
+    after = ibm.cursor()
+    begin(1)  # another one, which is read meanwhile
+    other = ibm.jobs()[-1].id
+    ibm.wait_for("GET", f"{JOBS}/{other}", count=5, after=after)
+    assert not ibm.journal(path=f"{JOBS}/{held.job_id}", after=after)
+
+
+def test_an_on_status_that_does_not_return_keeps_no_other_waiting(ibm: local.Service, begin: Begin) -> None:
+    gate = threading.Event()
+    stuck = begin(2, on_status=lambda status: gate.wait())
+    fine = begin(3)[2:]
+    ibm.hold(None)
+    assert [each.result(60).counts for each in fine] == [{"1": 8}] * 3
+    assert stuck[0].done() or ibm.wait_idle(60)
+    gate.set()
+    assert stuck[0].result(60).counts == {"1": 8}
+
+
+# The death of a driver with many in flight ------------------------------------------------------------------------
+
+FLEET = f"""
+from circuits import ones
+backend = service().backend("{BACKEND}")
+mine = service()
+runs = [submit(ones(), backend, service=mine, shots=8, poll_interval=30) for _ in range({MANY})]
+while any(each.status().state != "queued" for each in runs):
+    time.sleep(0.01)
+say("all queued")
+signal.pause()
+"""
+
+
+def killed(ibm: local.Service, driver: Driver) -> int:
+    """The cursor at the kill, once the watcher has ended."""
+    driver.line("all queued")
+    after = ibm.cursor()
+    [watcher] = watchers_of(driver.pid)
+    driver.kill()
+    wait_for_end(watcher)
+    return after
+
+
+def test_each_is_cancelled_once_and_they_are_read_together(ibm: local.Service, fork: Any) -> None:
+    ibm.hold("queued")
+    after = killed(ibm, fork(FLEET))
+    assert [(job.status, job.cancel_requests) for job in ibm.jobs()] == [("Cancelled", 1)] * MANY
+    seen = ibm.journal(after=after)
+    assert len({entry.connection for entry in seen}) <= remote.CONNECTIONS
+    # Some may be read singly, at the end of the crowd.
+    assert len(seen) < 2 * MANY
+
+
+def test_the_pace_is_the_services(ibm: local.Service, fork: Any) -> None:
+    """What is asked for by one answer is kept by all requests."""
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"path": CANCEL, "status": 429, "retry_after": 1}] * 3})
+    after = killed(ibm, fork(FLEET))
+    assert [job.status for job in ibm.jobs()] == ["Cancelled"] * MANY
+    seen = ibm.journal(after=after)
+    refused = [entry for entry in seen if entry.status == 429]
+    assert len(refused) == 3
+    # Three at a time may be on their way when the first answer comes.
+    first = min(entry.answered for entry in refused)
+    patient = [entry for entry in seen if first + 0.2e9 < entry.arrived < first + 0.9e9]
+    assert patient == []
+
+
+def test_a_slow_end_is_confirmed_for_all(ibm: local.Service, fork: Any) -> None:
+    ibm.hold("running", 0.3)
+    after = killed(ibm, fork(FLEET.replace('"queued"', '"running"')))
+    assert [(job.status, job.cancel_requests) for job in ibm.jobs()] == [("Cancelled", 1)] * MANY
+    assert len(ibm.journal(method="GET", path=ONE_JOB, after=after)) < 10 * MANY
