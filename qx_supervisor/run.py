@@ -147,7 +147,8 @@ def submit(
 ) -> Run:
     """Begin a run and return at once.
 
-    Takes what `run` takes; `on_status` is called in another thread, and the panel is silent unless one is asked for.
+    Takes what `run` takes; `on_status` is called in another thread, for sixteen runs at a time at most, and the panel
+    is silent unless one is asked for. Any number of runs share a few threads, connections and requests for their state.
     No signal handlers are installed: after a Ctrl-C the job goes on, guarded, until this process ends.
 
     Returns:

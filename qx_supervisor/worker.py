@@ -313,6 +313,7 @@ class Worker:
         reap_in_background(target.client)
         self._say("submit", "preparing")
         self._announce(target.client)  # while the client prepares
+        self._pause_if_stopped()  # `abandon` may have looked just before
         job = service.submit(primitive, pubs, request.kind, request.shots, self)
         self._decoders = service.decoders_of(job)
         # A thousand jobs in flight need not keep their circuits.
