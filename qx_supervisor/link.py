@@ -347,9 +347,6 @@ class Link:
     # The link's thread
 
     def _serve(self, begun: Starting | None) -> None:
-        if not self._advised:
-            self._advised = True
-            threading.Thread(target=placement.warn, name="qx-placement", daemon=True).start()
         while True:
             try:
                 process = launch(begun)
@@ -361,6 +358,9 @@ class Link:
                 self._process = process
                 self._replay()
                 self._changed.notify_all()
+            if not self._advised:
+                self._advised = True
+                threading.Thread(target=placement.warn, name="qx-placement", daemon=True).start()
             self._listen(process)
             with self._lock:
                 self._process = None

@@ -152,7 +152,7 @@ class Poller:
         else:
             for each in listed:
                 state = states.get(each.job)
-                if state is None:
+                if state is None or not state.status:
                     missing.append(each)
                 else:
                     pauses[each] = each.saw(state)

@@ -310,11 +310,13 @@ class Worker:
         if target.is_local:
             self._end(self._run_locally(primitive, pubs))
             return
-        reap_in_background(target.client)
         self._say("submit", "preparing")
         self._announce(target.client)  # while the client prepares
         self._pause_if_stopped()  # `abandon` may have looked just before
-        job = service.submit(primitive, pubs, request.kind, request.shots, self)
+        try:
+            job = service.submit(primitive, pubs, request.kind, request.shots, self)
+        finally:
+            reap_in_background(target.client)  # not before: it would compete for the interpreter
         self._decoders = service.decoders_of(job)
         # A thousand jobs in flight need not keep their circuits.
         self.request = dataclasses.replace(request, pubs=[], primitive=None, options=None, backend=None, service=None)
