@@ -33,23 +33,24 @@ Work = Callable[[local.Service, Path], list[Measure]]
 
 def plan(tries: int, chance: random.Random) -> dict[str, Work]:
     """What is measured, by name; so many tries of what is quick enough, and fewer of what is not."""
-    few, some = max(1, tries // 20), max(2, tries // 10)
+    few, some, half = max(1, tries // 60), max(2, tries // 16), max(2, tries // 2)
+    is_long = tries >= 20
     return {
         "kill": lambda ibm, folder: kills.kill_to_cancel(ibm, folder, tries, chance),
         "terminate": lambda ibm, folder: [kills.terminate_to_proof(ibm, folder, some, chance)],
-        "relaunch": lambda ibm, folder: [kills.watcher_to_watcher(ibm, folder, max(1, few // 2))],
+        "relaunch": lambda ibm, folder: [kills.watcher_to_watcher(ibm, folder, few)],
         "run": lambda ibm, folder: [overhead.whole_run(ibm, folder, some)],
         "first": lambda ibm, folder: [
             overhead.first_run(ibm, folder, some, transpiles=transpiles) for transpiles in (True, False)
         ],
-        "later": lambda ibm, folder: [overhead.later_runs(ibm, folder, tries)],
+        "later": lambda ibm, folder: [overhead.later_runs(ibm, folder, half)],
         "import": lambda _ibm, _folder: overhead.imports(some),
-        "idle": lambda ibm, folder: idle.idle_watcher(ibm, folder, 60.0 if tries >= 20 else 2.0),
-        "flight": lambda ibm, folder: many.in_flight(ibm, folder, (1, 10, 100, 1000) if tries >= 20 else (1, 20)),
+        "idle": lambda ibm, folder: idle.idle_watcher(ibm, folder, 60.0 if is_long else 2.0),
+        "flight": lambda ibm, folder: many.in_flight(ibm, folder, (1, 10, 100, 1000) if is_long else (1, 20)),
         "death": lambda ibm, folder: [
-            many.death(ibm, folder, 1000 if tries >= 20 else 20, limited=limited) for limited in (False, True)
+            many.death(ibm, folder, 1000 if is_long else 20, limited=limited) for limited in (False, True)
         ],
-        "ledger": lambda ibm, folder: ledger.long_ledger(ibm, folder, 100_000 if tries >= 20 else 100, max(3, tries)),
+        "ledger": lambda ibm, folder: ledger.long_ledger(ibm, folder, 100_000 if is_long else 100, max(3, tries // 3)),
     }
 
 

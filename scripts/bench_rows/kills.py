@@ -90,7 +90,7 @@ def kill_to_cancel(ibm: local.Service, folder: Path, tries: int, chance: random.
     And from the moment at which anybody can know of it: first the kernel takes the driver's memory apart.
     """
     ibm.hold("queued")
-    programs = {"bare": (BARE, tries // 2), "textbook": (TEXTBOOK, tries // 10), OURS: (RUNS, tries)}
+    programs = {"bare": (BARE, tries // 4), "textbook": (TEXTBOOK, tries // 16), OURS: (RUNS, tries)}
     values: dict[str, list[float]] = {whose: [] for whose in programs}
     since_seen: dict[str, list[float]] = {whose: [] for whose in programs}
     # In turns: what else the machine does meets all of them.
