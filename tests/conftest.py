@@ -68,6 +68,15 @@ def service(running_service: local.Service) -> QiskitRuntimeService:
     return running_service.service()
 
 
+@pytest.fixture
+def tokens(ibm: local.Service, service: QiskitRuntimeService) -> Iterator[local.Service]:
+    """The embedded service, for tests that void tokens: afterwards the client that all tests share gets a new one."""
+    yield ibm
+    ibm.auth(reject_tokens=False)
+    for client in [service._active_api_client, *service._api_clients.values()]:
+        client._session.auth.tm.expire_time = client._session.auth.tm.request_time = 0
+
+
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state directory of the test's own, which every watcher that it causes names in its command line."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -91,15 +91,6 @@ def faults(ibm: local.Service) -> Callable[..., None]:
         ibm.scenario({"http_faults": [{"path": path, "method": method, **way} for way in ways], **scenario})
 
     return install
-
-
-@pytest.fixture
-def tokens(ibm: local.Service, service: QiskitRuntimeService) -> Iterator[local.Service]:
-    """For tests that void tokens: afterwards the client that all tests share gets a new one."""
-    yield ibm
-    ibm.auth(reject_tokens=False)
-    for client in [service._active_api_client, *service._api_clients.values()]:
-        client._session.auth.tm.expire_time = client._session.auth.tm.request_time = 0
 
 
 def posted(ibm: local.Service) -> int:

@@ -46,7 +46,7 @@ def lists(ibm: local.Service, after: int = 0) -> list[Any]:
 
 def test_more_than_ten_are_listed_together(ibm: local.Service, begin: Begin) -> None:
     runs = begin()
-    after = ibm.wait_for("GET", JOBS, count=2)[-1].seq  # the first may have missed the last jobs
+    after = ibm.wait_for("GET", JOBS, count=3)[-1].seq  # the first may have missed the last jobs
     latest = ibm.wait_for("GET", JOBS, count=3, after=after)[-1]
     assert {tuple(entry.query["tags"]) for entry in lists(ibm)} == {tuple(ibm.jobs()[0].tags[-1:])}
     read = [entry for entry in ibm.journal(method="GET", path=ONE_JOB, after=after) if entry.seq < latest.seq]
@@ -102,14 +102,14 @@ def test_a_list_that_fails_ends_nothing(ibm: local.Service, begin: Begin, way: d
     assert {"connection lost, retrying", "connection back"} <= {status.state for status in heard}
 
 
-def test_a_void_token_is_renewed_once_for_all(ibm: local.Service, begin: Begin) -> None:
+def test_a_void_token_is_renewed_once_for_all(tokens: local.Service, begin: Begin) -> None:
     runs = begin()
-    ibm.wait_for("GET", JOBS, count=2)
-    ibm.expire_tokens()
-    after = ibm.cursor()
-    ibm.hold(None)
+    tokens.wait_for("GET", JOBS, count=2)
+    tokens.expire_tokens()
+    after = tokens.cursor()
+    tokens.hold(None)
     assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
-    assert len(ibm.journal(path="/identity/token", after=after)) == 1
+    assert len(tokens.journal(path="/identity/token", after=after)) == 1
 
 
 def test_the_threads_are_few(ibm: local.Service, begin: Begin) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import queue
+import select
 import signal
 import socket
 import sys
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiprocess.connection import Connection, wait
+from multiprocess.connection import Connection
 
 from . import policy as p
 from .cancel import GIVE_UP, Cancellation, Closing, Crowd, Effort
@@ -105,21 +107,21 @@ class Watcher:
                     self._bury()
                     continue
             until = min(next_poll, self._timers[0][0] if self._timers else next_poll)
-            watched: list[Any] = [self._wake_reader]
+            watched = [self._wake_reader.fileno()]
             if self._connection is not None:
-                watched.append(self._connection)
+                watched.append(self._connection.fileno())
             if self._policy.caller_alive:
                 if self._parent.pidfd is not None:
                     watched.append(self._parent.pidfd)
             else:
                 next_poll = float("inf")
                 until = self._timers[0][0] if self._timers else now + 3600
-            ready = wait(watched, max(0.0, min(until - now, 3600.0)))  # poll(2) takes no centuries
+            ready = _ready(watched, max(0.0, min(until - now, 3600.0)))  # poll(2) takes no centuries
             if self._policy.caller_alive and self._parent.pidfd in ready and self._parent.is_dead():
                 self._bury()
-            if self._connection in ready:
+            if self._connection is not None and self._connection.fileno() in ready:
                 self._listen()
-            if self._wake_reader in ready:
+            if self._wake_reader.fileno() in ready:
                 self._drain_wake()
             self._hear()
             self._fire()
@@ -425,7 +427,6 @@ class Watcher:
             "modules": sorted(sys.modules),
             "environment": sorted(os.environ),
             "pss_kb": pss,
-            "cpu_seconds": time.process_time(),
             "dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),  # PR_GET_DUMPABLE: prctl(2)
             "runs": {run.id: sorted({*run.held, *run.cancels}) for run in self._policy.runs.values()},
         }
@@ -436,6 +437,14 @@ def _taken_from(waiting: deque[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     with contextlib.suppress(IndexError):
         while True:
             yield waiting.popleft()
+
+
+def _ready(descriptors: list[int], seconds: float) -> set[int]:
+    """Which of them have something to read, or are closed, within so many seconds."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(math.ceil(seconds * 1000))}
 
 
 def _load_http() -> None:
@@ -458,8 +467,6 @@ def _target(link: Path) -> str:
 
 
 def _is_writable(connection: Connection) -> bool:
-    import select
-
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLOUT)
     return bool(poll.poll(0))

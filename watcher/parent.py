@@ -7,11 +7,16 @@ where the kernel has no pidfd: beside one it never declares a death, because a f
 
 from __future__ import annotations
 
+import functools
 import select
 import signal
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .place import is_running, start_ticks
+
+if TYPE_CHECKING:
+    import psutil
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def lives(identity: Identity) -> bool:
     import psutil  # 20 ms, for which no caller needs to wait
 
     try:
-        status = psutil.Process(identity.pid).status()
+        status = _process(identity.pid).status()
     except (psutil.AccessDenied, OSError):
         return True
     except psutil.NoSuchProcess:
@@ -46,6 +51,15 @@ def lives(identity: Identity) -> bool:
     if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
         return is_running(identity.pid, identity.start_ticks)
     return start_ticks(identity.pid) in (identity.start_ticks, None)
+
+
+@functools.lru_cache(maxsize=1)
+def _process(pid: int) -> psutil.Process:
+    # Made once: that reads the boot time and more, and takes most of what a poll would. It does not tell a pid that is
+    # used again; the start time does.
+    import psutil
+
+    return psutil.Process(pid)
 
 
 class Parent:

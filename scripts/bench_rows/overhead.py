@@ -120,7 +120,7 @@ def first_run(ibm: local.Service, folder: Path, tries: int, *, transpiles: bool)
 
 def later_runs(ibm: local.Service, folder: Path, tries: int) -> Measure:
     """Milliseconds from a later call until its POST arrives."""
-    values = later(ibm, folder, tries)
+    values = _later(ibm, folder, tries)
     made = Measure("later run: call → POST", "ms", values, "≤ 1 ms and one fsync more")
     fsync = statistics.median(_fsyncs(folder, tries))
     more = made.median() - made.median(CLIENT)
@@ -131,8 +131,7 @@ def later_runs(ibm: local.Service, folder: Path, tries: int) -> Measure:
     )
 
 
-def later(ibm: local.Service, folder: Path, tries: int) -> dict[str, list[float]]:
-    """By whose it was: milliseconds from each of so many later calls until its POST arrived."""
+def _later(ibm: local.Service, folder: Path, tries: int) -> dict[str, list[float]]:
     ibm.hold("queued")
     values: dict[str, list[float]] = {CLIENT: [], THREAD: [], OURS: []}
     with started(ibm, LATER, folder) as driver:
