@@ -10,7 +10,7 @@ import pytest
 from circuits import BACKEND, ones
 from conftest import Driver, wait_for_end, watchers_of
 
-from qx_supervisor import Run, RunError, Status, local, submit
+from qx_supervisor import Run, RunError, Status, local, poller, submit
 from qx_supervisor.ours import cancel, remote
 
 JOBS = "/api/v1/jobs"
@@ -24,6 +24,7 @@ Begin = Callable[..., list[Run]]
 @pytest.fixture
 def begin(ibm: local.Service, service: Any) -> Iterator[Begin]:
     """Begins so many runs, whose jobs are queued when it returns."""
+    poller._pollers.clear()  # one that was refused its lists remembers that for a while
     runs: list[Run] = []
     backend = service.backend(BACKEND)
 
