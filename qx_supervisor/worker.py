@@ -293,7 +293,8 @@ class Worker:
         target = self._target = service.find_target(request.backend, request.service, request.primitive, request.width)
         self._say("backend", "chosen", target.name)
         if not target.is_local:
-            account, source = self._account(target.client)
+            account = service.account_name(target.client)
+            source = functools.partial(service.credentials, target.client)
             if not link.is_armed(account):
                 self._armed = crew.announcing.begin(lambda: link.arm(account, source))
         pubs = request.pubs
@@ -311,7 +312,7 @@ class Worker:
             self._end(self._run_locally(primitive, pubs))
             return
         self._say("submit", "preparing")
-        self._announce(target.client)  # while the client prepares
+        self._announce(account, source)  # while the client prepares
         self._pause_if_stopped()  # `abandon` may have looked just before
         try:
             job = service.submit(primitive, pubs, request.kind, request.shots, self)
@@ -499,9 +500,8 @@ class Worker:
         self._say("submit", "submitting", f"to {self._target.name}")
         self._begin_post()
 
-    def _announce(self, client: Any) -> None:
+    def _announce(self, account: str, source: CredentialsSource) -> None:
         """Tell the watcher that a POST will leave; `_acknowledged` waits for its word."""
-        account, source = self._account(client)
         guarded = Guarded(self.run_id, account, self.tag, self._hear, driver_tag())
         self._guarded = True
         waits = link.announce_early(guarded, source)
@@ -516,10 +516,6 @@ class Worker:
 
         self._announced = crew.announcing.begin(announce)
         self._acknowledged = self._announced.result
-
-    @staticmethod
-    def _account(client: Any) -> tuple[str, CredentialsSource]:
-        return service.account_name(client), functools.partial(service.credentials, client)
 
     def before_retry(self) -> None:
         """A 5xx: the client is about to send the POST again, which may make a second job."""

@@ -28,8 +28,11 @@ from drivers import (  # noqa: F401 - the tests take them from here
     Driver,
     Forked,
     Zygote,
+    assert_cancelled_once,
+    end,
     orders,
     wait_for_end,
+    wait_for_watchers,
     watchers_of,
 )
 

@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from qx_supervisor.ours import FOLDER
+
+if TYPE_CHECKING:
+    from qx_supervisor import local
 
 DEADLINE = 60.0
 """Seconds for anything to happen: generous, because the machine may be loaded."""
@@ -254,3 +257,22 @@ def wait_for_end(process: psutil.Process) -> None:
             assert select.select([pidfd], [], [], DEADLINE)[0], f"{process} still runs"
     finally:
         os.close(pidfd)
+
+
+def wait_for_watchers(pid: int) -> None:
+    """Wait until no request can come any more for a process."""
+    for watcher in watchers_of(pid):
+        wait_for_end(watcher)
+
+
+def end(driver: Driver) -> int:
+    """The driver's return code, once its watcher has ended too: no request can come any more."""
+    code = driver.end()
+    wait_for_watchers(driver.pid)
+    return code
+
+
+def assert_cancelled_once(ibm: local.Service, *jobs: str) -> None:
+    """These jobs there are, and no others, and each was cancelled by one request."""
+    made = sorted((job.id, job.status, job.cancel_requests) for job in ibm.jobs())
+    assert made == sorted((job, "Cancelled", 1) for job in jobs)

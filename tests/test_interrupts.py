@@ -8,7 +8,7 @@ import textwrap
 import time
 
 import pytest
-from conftest import RUN, Driver, wait_for_end, watchers_of
+from conftest import RUN, assert_cancelled_once, end, wait_for_end, wait_for_watchers
 
 from qx_supervisor import local
 
@@ -63,25 +63,8 @@ def caught(run: str = RUN) -> str:
     return CATCH.format(run=run)
 
 
-def wait_for_watchers(pid: int) -> None:
-    """Wait until no request can come any more."""
-    for watcher in watchers_of(pid):
-        wait_for_end(watcher)
-
-
-def end(driver: Driver) -> int:
-    """The driver's return code, once its watcher has ended too."""
-    code = driver.end()
-    wait_for_watchers(driver.pid)
-    return code
-
-
 def fault(ibm: local.Service, path: str, times: int = 1, **what: object) -> None:
     ibm.scenario({"http_faults": [{"method": "POST", "path": path, "times": times, **what}]})
-
-
-def assert_cancelled_once(ibm: local.Service, job: str) -> None:
-    assert [(made.id, made.status, made.cancel_requests) for made in ibm.jobs()] == [(job, "Cancelled", 1)]
 
 
 # What the caller gets ---------------------------------------------------------------------------------------------

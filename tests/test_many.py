@@ -151,9 +151,13 @@ FLEET = f"""
 from circuits import ones
 backend = service().backend("{BACKEND}")
 mine = service()
-runs = [submit(ones(), backend, service=mine, shots=8, poll_interval=30) for _ in range({MANY})]
-while any(each.status().state != "queued" for each in runs):
-    time.sleep(0.01)
+queued = threading.Semaphore(0)
+def note(status):
+    if status.state == "queued":
+        queued.release()
+runs = [submit(ones(), backend, service=mine, shots=8, poll_interval=30, on_status=note) for _ in range({MANY})]
+for _ in runs:
+    queued.acquire()
 say("all queued")
 signal.pause()
 """

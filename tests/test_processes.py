@@ -9,25 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import RUN, Driver, wait_for_end, watchers_of
+from conftest import RUN, assert_cancelled_once, end, wait_for_end, watchers_of
 
-from qx_supervisor import local
 from qx_supervisor.ours import FOLDER
 
 CANCEL = "/api/v1/jobs/*/cancel"
-
-
-def end(driver: Driver) -> int:
-    """The driver's return code, once its watcher has ended too: no request can come any more."""
-    code = driver.end()
-    for watcher in watchers_of(driver.pid):
-        wait_for_end(watcher)
-    return code
-
-
-def assert_cancelled_once(ibm: local.Service, *jobs: str) -> None:
-    made = sorted((job.id, job.status, job.cancel_requests) for job in ibm.jobs())
-    assert made == sorted((job, "Cancelled", 1) for job in jobs)
 
 
 # The ways to start ------------------------------------------------------------------------------------------------

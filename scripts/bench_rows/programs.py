@@ -69,18 +69,17 @@ class Program:
 
 
 @contextmanager
-def started(ibm: local.Service, code: str, folder: Path, *words: object, plain: bool = True) -> Iterator[Program]:
+def started(ibm: local.Service, code: str, folder: Path, *words: object) -> Iterator[Program]:
     """Run a program on the embedded service; it is killed at the end of the block.
 
     Args:
         ibm: The service.
-        code: The program, after `COMMON` if it is plain.
+        code: The program, after `COMMON`.
         folder: Where it is written, and its ledger kept.
         *words: More arguments.
-        plain: Whether `COMMON` comes first.
     """
     script = folder / "driver.py"
-    script.write_text(COMMON + code if plain else code)
+    script.write_text(COMMON + code)
     with subprocess.Popen(
         [sys.executable, str(script), str(ibm.pid), str(ibm.port), *map(str, words)],
         env=environment(folder / "state"),
