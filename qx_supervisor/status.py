@@ -21,6 +21,12 @@ class Status:
         detail: More words, or "".
         watcher: Process id of the watcher that protects the run, or None.
         time: When, in seconds since the epoch.
+        shots: How often each circuit is executed, where the call or its PUBs say so; None: the primitive's default.
+        queue_position: The job's place in the queue, 1 for the next one; None where IBM Quantum does not tell.
+        estimated_start: When IBM Quantum expects the job to start, in seconds since the epoch, or None.
+        qpu_seconds_estimated: QPU time that IBM Quantum expects the job to take, in seconds, or None.
+        qpu_seconds: QPU time that is charged, in seconds; None while that is pending.
+        url: The job's page at IBM Quantum, or "".
     """
 
     stage: Stage
@@ -30,6 +36,12 @@ class Status:
     detail: str = ""
     watcher: int | None = None
     time: float = field(default_factory=time.time)
+    shots: int | None = None
+    queue_position: int | None = None
+    estimated_start: float | None = None
+    qpu_seconds_estimated: float | None = None
+    qpu_seconds: float | None = None
+    url: str = ""
 
     def __repr__(self) -> str:
         shown = f"stage={self.stage!r}, state={self.state!r}, job_id={self.job_id!r}"
