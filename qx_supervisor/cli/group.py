@@ -1,0 +1,31 @@
+"""A group of commands that are imported when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, ClassVar
+
+import click
+
+
+class LazyGroup(click.Group):
+    """Commands by name, each with the place of its object: "module:name" in this package.
+
+    `--help` imports them all, for their first lines; so none imports Qiskit before it is called.
+    """
+
+    places: ClassVar[dict[str, str]] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order in which they are shown."""
+        return [*self.places, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name."""
+        place = self.places.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = place.partition(":")
+        command: Any = getattr(importlib.import_module(f".{module}", __package__), name)
+        assert isinstance(command, click.Command)
+        return command
