@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -66,19 +67,21 @@ def reap(service: Any = None) -> list[Reaped]:
     Raises:
         QxError: If the ledger can't be read, or there are orphans and no account can be used.
     """
+    return reap_with(lambda: service if service is not None else qiskit_service.default_service())
+
+
+def reap_with(connect: Callable[[], Any]) -> list[Reaped]:
+    """`reap`, with a service that is made only if there is something to reap.
+
+    Raises:
+        QxError: If the ledger can't be read, or by `connect`.
+    """
     try:
-        return _reap_here(service)
+        with ledger.Ledger.open(ledger.state_directory()) as book:
+            is_needed = any(ledger.judge(row, book.place) == "orphan" for row in book.rows(ledger.UNFINISHED))
+            return _reap(book, qiskit_service.clients_of(connect()) if is_needed else [])
     except ledger.LedgerError as error:
         raise QxError(str(error)) from None
-
-
-def _reap_here(service: Any) -> list[Reaped]:
-    with ledger.Ledger.open(ledger.state_directory()) as book:
-        if not any(ledger.judge(row, book.place) == "orphan" for row in book.rows(ledger.UNFINISHED)):
-            clients: list[Any] = []
-        else:
-            clients = qiskit_service.clients_of(service if service is not None else qiskit_service.default_service())
-        return _reap(book, clients)
 
 
 _begun = threading.Lock()

@@ -185,19 +185,20 @@ def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> 
         pub = SamplerPub.coerce(item, shots) if kind == "sampler" else EstimatorPub.coerce(item)
     except Exception as error:  # noqa: BLE001 - Qiskit raises of many kinds here
         raise _refuse(f"the PUB does not fit a{'n' if kind == 'estimator' else ''} {kind}{which}: {error}") from None
-    if kind == "sampler" and not _measures(pub.circuit):
+    if kind == "sampler" and not measures(pub.circuit):
         raise _refuse(f"the circuit measures nothing{which}; add circuit.measure_all()")
     return pub
 
 
-def _measures(circuit: Any) -> bool:
+def measures(circuit: Any) -> bool:
+    """Whether a circuit measures anything, in its blocks and gates too."""
     for instruction in circuit.data:
         if instruction.operation.name == "measure":
             return True
-        if any(_measures(block) for block in getattr(instruction.operation, "blocks", ())):
+        if any(measures(block) for block in getattr(instruction.operation, "blocks", ())):
             return True
         body = getattr(instruction.operation, "definition", None) if instruction.clbits else None
-        if body is not None and _measures(body):
+        if body is not None and measures(body):
             return True
     return False
 

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from .errors import ConfigError, RunError
 from .ours import ledger, protocol, remote
@@ -85,8 +86,11 @@ _default_lock = threading.Lock()
 _default: tuple[Any, Any] | None = None  # what it was made from, the service
 
 
-def default_service() -> Any:
+def default_service(instance: str | None = None) -> Any:
     """The user's saved account, as a `QiskitRuntimeService`; made once, and anew when the saved accounts change.
+
+    Args:
+        instance: The instance to use, instead of the saved one.
 
     Raises:
         RunError: If there is none, or if it can't be used.
@@ -98,11 +102,12 @@ def default_service() -> Any:
     global _default  # noqa: PLW0603 - one per process, under a lock
     saved = Path(_DEFAULT_ACCOUNT_CONFIG_JSON_FILE)
     stamp = saved.stat().st_mtime_ns if saved.exists() else 0
-    made_from = (os.getpid(), stamp, tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("QISKIT_IBM"))))
+    environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("QISKIT_IBM")))
+    made_from = (os.getpid(), stamp, environment, instance)
     with _default_lock:
         if _default is None or _default[0] != made_from:
             try:
-                _default = (made_from, qiskit_ibm_runtime.QiskitRuntimeService())
+                _default = (made_from, qiskit_ibm_runtime.QiskitRuntimeService(instance=instance))
             except AccountNotFoundError:
                 raise ConfigError(
                     "config",
@@ -112,6 +117,35 @@ def default_service() -> Any:
             except Exception as error:  # noqa: BLE001 - the client raises of many kinds
                 raise RunError("auth", f"the saved IBM Quantum account can't be used: {describe(error)}") from None
         return _default[1]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What may be shown of the user's account: its key is not in it.
+
+    Attributes:
+        source: "environment" or "file".
+        channel: The channel.
+        url: IBM Cloud's address, as the account has it.
+        instance: The instance's CRN or name, or "" where none is chosen.
+    """
+
+    source: str
+    channel: str
+    url: str
+    instance: str
+
+
+def saved_account() -> Account | None:
+    """The account that `default_service` would use, without asking anybody; None if there is none."""
+    from qiskit_ibm_runtime.accounts import AccountManager, AccountNotFoundError
+
+    try:
+        found = AccountManager.get()
+    except AccountNotFoundError:
+        return None
+    source = "environment" if os.environ.get("QISKIT_IBM_TOKEN") else "file"
+    return Account(source, found.channel, found.url, found.instance or "")
 
 
 def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Target:
@@ -267,6 +301,12 @@ def account_name(client: Any) -> str:
     way = (auth.tm.url, repr(session.proxies), repr(session.verify))
     with _naming:
         return _accounts.setdefault((session.base_url, auth.crn or "", auth.api_key, *way), f"a{len(_accounts)}")
+
+
+def job_url(client: Any, job_id: str) -> str:
+    """A job's page, for people; "" where the service is not IBM's own."""
+    host = urlsplit(client._session.base_url).hostname or ""
+    return f"https://quantum.cloud.ibm.com/jobs/{job_id}" if host.endswith("cloud.ibm.com") else ""
 
 
 def clients_of(service: Any) -> list[Any]:
@@ -494,6 +534,14 @@ def decoders_of(job: Any) -> Sequence[Any]:
     """What `job.result()` decodes the job's results with; the job itself need not be kept for that."""
     decoders: Sequence[Any] = job._result_decoders
     return decoders
+
+
+def decoders_for(program: str) -> Sequence[Any]:
+    """What the results of a job of a program are decoded with, where the job was not submitted here."""
+    from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
+    from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
+
+    return DEFAULT_DECODERS.get(program) or [ResultDecoder]
 
 
 def decode(decoders: Sequence[Any], text: str) -> Any:

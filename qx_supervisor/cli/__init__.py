@@ -1,26 +1,80 @@
-"""The command `qx-supervisor`. Results go to stdout, talk to stderr."""
+"""The command `qx-supervisor`. Results go to stdout, talk to stderr.
+
+`group`    commands that are imported when they are asked for
+`exits`    how a command ends: exit codes, sentences for errors, a real death by the signal
+`output`   lines and JSON objects on stdout, which may be closed at any time
+`account`  whose jobs: the saved account, or the embedded service
+`files`    circuits from OpenQASM and QPY files
+`results`  what a run came to, as a table or as JSON
+`jobs`     jobs that are named by their ids
+
+Each other module is one command. None imports Qiskit before it is called: `--help` and completion are to be quick.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import click
 
-from .group import LazyGroup
+from . import exits
+from .group import LazyGroup, debug_option
+
+NAME = "qx-supervisor"
 
 
 class Commands(LazyGroup):
-    """All commands."""
+    """All commands, and how each of them ends."""
 
     places: ClassVar[dict[str, str]] = {
+        "run": "run:run_command",
         "ps": "ps:ps_command",
+        "status": "status:status_command",
+        "wait": "wait:wait_command",
+        "cancel": "cancel:cancel_command",
         "reap": "reap:reap_command",
-        "local": "local:local_command",
         "demo": "demo:demo_command",
+        "local": "local:local_command",
+        "completion": "completion:completion_command",
     }
 
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Carry out a command line, and end the process as that ends."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        words = list(sys.argv[1:] if args is None else args)
 
-@click.group(cls=Commands)
-@click.version_option(package_name="qx-supervisor")
+        def work() -> object:
+            self._main_shell_completion(extra, NAME, complete_var)
+            with self.make_context(NAME, words, **extra) as context:
+                return self.invoke(context)
+
+        sys.exit(exits.conclude(work))
+
+
+EPILOG = """\b
+Exit codes:
+  0  done
+  1  the job failed, or the command did
+  2  usage: a bad file or option, no such backend or job
+  3  the job was cancelled, though not by this command
+  4  authentication: no account, or one that is not accepted
+  5  the --timeout passed
+  6  a cancel could not be confirmed
+After Ctrl-C, SIGTERM and SIGHUP the command dies of that signal."""
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+@click.version_option(package_name=NAME)
+@debug_option
 def main() -> None:
     """Jobs on IBM Quantum that do not outlive the program that submitted them."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import click
 
+from .group import debug_option
+
 
 @click.command("demo")
+@debug_option
 def demo_command() -> None:
     """Run a circuit, then kill a driver and see its job cancelled; on this machine alone."""
     from ..demo import show

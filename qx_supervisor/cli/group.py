@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import click
 
+from . import exits
+
 
 class LazyGroup(click.Group):
     """Commands by name, each with the place of its object: "module:name" in this package.
@@ -29,3 +31,15 @@ class LazyGroup(click.Group):
         command: Any = getattr(importlib.import_module(f".{module}", __package__), name)
         assert isinstance(command, click.Command)
         return command
+
+
+def _remember(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    exits.tracebacks |= value
+
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_remember, help="Show the traceback of an error."
+)
+"""For every command: it may stand before its name or after it."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

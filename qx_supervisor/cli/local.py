@@ -4,39 +4,65 @@ from __future__ import annotations
 
 import click
 
+from ..errors import QxError
+from . import account, output
+from .group import debug_option, json_option
+
+FIELDS = """\b
+--json prints one object:
+  url  its address
+  pid  its process"""
+
 
 @click.group("local")
 def local_command() -> None:
-    """The embedded IBM Quantum service, for trying things out."""
+    """The embedded IBM Quantum service, for trying things out.
+
+    Commands with --local speak to it, and programs by qx_supervisor.local.find().service(). No request leaves this
+    machine.
+    """
 
 
-@local_command.command()
+@local_command.command(epilog=FIELDS)
 @click.option("--port", default=0, help="Port on 127.0.0.1; 0 takes a free one.")
-def start(port: int) -> None:
-    """Start it, to run until it is stopped."""
-    from .. import local as embedded
+@click.option("--backend", "backends", metavar="NAME", multiple=True, help="A backend that it offers; several times.")
+@json_option
+@debug_option
+def start(port: int, backends: tuple[str, ...], as_json: bool) -> None:
+    """Start it, to run until it is stopped, and print its address.
 
-    running = embedded.find() or embedded.start(port=port, register=True)
-    click.echo(running.url)
+    If one runs already, it is left as it is.
+    """
+    running = account.find()
+    if running is None:
+        running = account.start(port=port, register=True, **({"backends": backends} if backends else {}))
+    elif port not in (0, running.port) or backends:
+        output.say("it runs already, and goes on as it is; for another, first: qx-supervisor local stop")
+    if as_json:
+        output.record(url=running.url, pid=running.pid)
+    else:
+        output.line(running.url)
 
 
 @local_command.command()
+@debug_option
 def stop() -> None:
-    """Stop it."""
-    from .. import local as embedded
-
-    running = embedded.find()
+    """Stop it; its jobs are gone then."""
+    running = account.find()
     if running is None:
-        raise click.ClickException("no embedded service is running; start one with: qx-supervisor local start")
+        raise QxError(account.NO_SERVICE)
     running.stop()
 
 
-@local_command.command()
-def status() -> None:
+@local_command.command(epilog=FIELDS)
+@json_option
+@debug_option
+def status(as_json: bool) -> None:
     """Say where it runs."""
-    from .. import local as embedded
-
-    running = embedded.find()
+    running = account.find()
     if running is None:
-        raise click.ClickException("no embedded service is running; start one with: qx-supervisor local start")
-    click.echo(f"{running.url} pid {running.pid}")
+        raise QxError(account.NO_SERVICE)
+    if as_json:
+        output.record(url=running.url, pid=running.pid)
+    else:
+        output.line(f"{running.url} pid {running.pid}")

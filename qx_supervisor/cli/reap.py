@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import click
 
+from . import account, exits, output
+from .group import debug_option, json_option
 
-@click.command("reap")
-def reap_command() -> None:
-    """Cancel what dead drivers left behind on this machine, with the saved account."""
-    from ..errors import QxError
-    from ..reap import reap
+EPILOG = """\b
+--json prints an object for each run that was left behind:
+  run        the run's id
+  fate       "cancelled", "nothing left", "pending" (look again in some
+             minutes), "expired" (not resolved for a day), "other
+             account" or "elsewhere" (another machine or container)
+  jobs       the jobs that were cancelled, or are known
+  detail     more words, or an empty string
+  host, pid  where the driver ran"""
 
-    try:
-        found = reap()
-    except QxError as error:
-        raise click.ClickException(str(error)) from None
+
+@click.command("reap", epilog=EPILOG)
+@account.account_options
+@json_option
+@debug_option
+def reap_command(local: bool, instance: str | None, as_json: bool) -> int:
+    """Cancel what dead drivers left behind on this machine.
+
+    Whose driver or watcher lives is never touched. The exit code is 6 if something could not be resolved: "pending", or
+    "expired".
+    """
+    from ..reap import reap_with
+
+    account.check(local, instance)
+    unresolved = False
+    found = reap_with(lambda: account.connect(local, instance))
     for reaped in found:
-        jobs = " ".join(reaped.jobs) or "-"
-        click.echo(f"{reaped.fate:13}  {reaped.host}:{reaped.pid}  {jobs}  {reaped.detail}".rstrip())
+        unresolved |= reaped.fate in ("pending", "expired")
+        if as_json:
+            output.record(
+                run=reaped.run,
+                fate=reaped.fate,
+                jobs=list(reaped.jobs),
+                detail=reaped.detail,
+                host=reaped.host,
+                pid=reaped.pid,
+            )
+        else:
+            jobs = " ".join(reaped.jobs) or "-"
+            output.line(f"{reaped.fate:13}  {reaped.host}:{reaped.pid}  {jobs}  {reaped.detail}".rstrip())
     if not found:
-        click.echo("Nothing is left behind.", err=True)
+        output.say("nothing is left behind")
+    return exits.UNCONFIRMED if unresolved else exits.DONE

@@ -22,7 +22,13 @@ _INSTALL = "pip install 'qx-supervisor[local]'"
 _NEEDED = ("localqpu", "qiskit_ibm_runtime", "qiskit", "qiskit_aer", "platformdirs")
 
 
-def start(*, backends: Sequence[str] = ("ibm_brisbane",), port: int = 0, register: bool = False) -> Service:
+def start(
+    *,
+    backends: Sequence[str] = ("ibm_brisbane",),
+    port: int = 0,
+    register: bool = False,
+    linger: float | None = None,
+) -> Service:
     """Start the embedded service.
 
     It takes connections when this returns, in a fraction of a second, and loads its engine while the caller imports
@@ -32,6 +38,8 @@ def start(*, backends: Sequence[str] = ("ibm_brisbane",), port: int = 0, registe
         backends: The backends it offers, of those that ``qiskit_ibm_runtime.fake_provider`` has snapshots of.
         port: Port on 127.0.0.1; 0 for a free one.
         register: Write a state file, by which ``find`` finds it. One service at a time can be registered.
+        linger: If not None, it ends by itself when the calling process has ended and after that nobody has been
+            connected for so many seconds. A watcher that cleans up after the caller is connected until it is done.
 
     Returns:
         The handle; as a context manager it stops the service.
@@ -42,7 +50,8 @@ def start(*, backends: Sequence[str] = ("ibm_brisbane",), port: int = 0, registe
     """
     if importlib.util.find_spec("localqpu") is None:
         raise ImportError(f"The embedded service needs localqpu: {_INSTALL}", name="localqpu")
-    settings = {"port": port, "backends": list(backends), "register": register, "path": _folders()}
+    settings: dict[str, object] = {"port": port, "backends": list(backends), "register": register, "path": _folders()}
+    settings |= {"starter": os.getpid(), "linger": linger}
     command = [_interpreter(), "-I", str(Path(__file__).with_name("boot.py")), json.dumps(settings)]
     read, write = os.pipe()
     try:

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import socket
 import sys
@@ -56,6 +57,8 @@ class _Server:
         self.port: int = self._listener.getsockname()[1]
         self.state = state
         self.connections = itertools.count(1)
+        self._open = 0  # connections
+        self._latest = time.monotonic()  # when one was opened or closed
 
     def serve(self) -> None:
         """Take connections from now on."""
@@ -72,6 +75,7 @@ class _Server:
         while True:
             connection, address = self._listener.accept()
             with self._lock:
+                self._count(+1)
                 self._waiting -= 1
                 scarce = self._waiting < _SPARE // 2
             if scarce:
@@ -83,9 +87,24 @@ class _Server:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             with self._lock:
+                self._count(-1)
                 if self._waiting >= _SPARE:
                     return
                 self._waiting += 1
+
+    def _count(self, change: int) -> None:
+        self._open += change
+        self._latest = time.monotonic()
+
+    def wait_until_alone(self, seconds: float) -> None:
+        """Wait until for so many seconds, from now on, nobody has been connected."""
+        began = time.monotonic()
+        while True:
+            with self._lock:
+                left = seconds if self._open else max(self._latest, began) + seconds - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(left)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -224,12 +243,19 @@ def _tags(body: bytes) -> list[str]:
     return []
 
 
-def main(*, port: int, backends: Sequence[str], register: bool) -> None:
+def main(*, port: int, backends: Sequence[str], register: bool, starter: int, linger: float | None) -> None:
     """Serve until the process is ended.
 
     To whoever reads standard output it says ``port N`` once connections are taken, which is long before the engine has
     been loaded: the caller imports Qiskit meanwhile. Then nothing more, and the stream ends. If the engine can't be
     loaded, the reason is written and the process ends with it.
+
+    Args:
+        port: Where to listen; 0 for a free port.
+        backends: Names of the backends.
+        register: Whether `find` is to find it.
+        starter: The process that starts it.
+        linger: Seconds for which nobody has been connected, after the starter's end, when it ends by itself; or None.
     """
     _restore_signals()
     _check_backends(backends)
@@ -258,7 +284,25 @@ def main(*, port: int, backends: Sequence[str], register: bool) -> None:
     # A thread that simulates keeps the interpreter for this long before an arrival is looked at. The default is 5 ms.
     sys.setswitchinterval(0.0005)
     state.install(engine)
-    threading.Event().wait()
+    if linger is None:
+        threading.Event().wait()
+    else:
+        _wait_for_end(starter)
+        server.wait_until_alone(linger)
+        registry.forget(os.getpid())
+
+
+def _wait_for_end(starter: int) -> None:
+    """Wait for the end of the process that started this one."""
+    try:
+        pidfd = os.pidfd_open(starter)
+    except ProcessLookupError:
+        return
+    if os.getppid() == starter:  # else it has ended, and its pid may be another's by now
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll()
+    os.close(pidfd)
 
 
 def _restore_signals() -> None:

@@ -1,0 +1,89 @@
+"""Whose jobs a command is about: those of the saved account, or of the embedded service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..errors import ConfigError, QxError, RunError
+
+if TYPE_CHECKING:
+    from ..local import Service
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+NO_SERVICE = "no embedded service is running; start one with: qx-supervisor local start"
+
+
+def account_options(command: Command) -> Command:
+    """Add `--local` and `--instance` to a command."""
+    instance = click.option("--instance", metavar="CRN", help="An instance of the account other than the saved one.")
+    here = click.option("--local", is_flag=True, help="The embedded service on this machine, instead of the account.")
+    return instance(here(command))
+
+
+def connect(local: bool, instance: str | None) -> Any:
+    """The service of a command's options.
+
+    Raises:
+        click.UsageError: If the options contradict each other.
+        RunError: If there is no account, or it can't be used.
+        QxError: If no embedded service is running.
+    """
+    check(local, instance)
+    if local:
+        running = find()
+        if running is None:
+            raise QxError(NO_SERVICE)
+        return running.service()
+    from ..service import default_service
+
+    try:
+        return default_service(instance)
+    except ConfigError:
+        raise RunError(
+            "auth",
+            "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., "
+            "instance=...), or use the embedded service with --local",
+        ) from None
+
+
+def check(local: bool, instance: str | None) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        click.UsageError: If they do.
+    """
+    if local and instance:
+        raise click.UsageError("--local has one instance only; leave --instance away", click.get_current_context())
+
+
+def find() -> Service | None:
+    """The registered embedded service, if one runs."""
+    try:
+        from .. import local
+    except ImportError as error:
+        raise _not_installed(error) from None
+    return local.find()
+
+
+def start(**settings: Any) -> Service:
+    """Start an embedded service.
+
+    Raises:
+        ConfigError: If what it needs is not installed, or it can't be started as asked.
+    """
+    from .. import local
+
+    try:
+        return local.start(**settings)
+    except ImportError as error:
+        raise _not_installed(error) from None
+    except local.ServiceError as error:
+        raise ConfigError("config", str(error)) from None
+
+
+def _not_installed(error: ImportError) -> ConfigError:
+    return ConfigError("config", str(error))

@@ -1,0 +1,113 @@
+"""How a command ends: with an exit code, a sentence on stderr, or by the signal that it was sent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import click
+
+from ..errors import ConfigError, Interrupted, JobCancelled, QxError, RunError, RunTimeout
+from ..ours import ledger, remote
+from . import output
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+CANCELLED = 3
+AUTH = 4
+TIMEOUT = 5
+UNCONFIRMED = 6
+
+tracebacks = False
+"""Whether `--debug` was given."""
+
+
+class UnknownJob(QxError):
+    """There is no such job, or what was given can't be a job's id."""
+
+
+def conclude(work: Callable[[], object]) -> int:
+    """Do a command's work, and say how it ended.
+
+    Args:
+        work: Returns the exit code, or anything else for 0.
+
+    Returns:
+        The exit code. A command that was ended by a signal does not return: it dies of it.
+    """
+    global tracebacks  # noqa: PLW0603 - set by an option, wherever on the line that stands
+    tracebacks = False
+    try:
+        code = work()
+        return code if type(code) is int else DONE
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except Interrupted as error:
+        _tell(error)
+        die(error.signum)
+    except (KeyboardInterrupt, click.Abort):
+        die(signal.SIGINT)
+    except Exception as error:  # noqa: BLE001 - an error is a sentence, whatever it is
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            output.close()  # whoever read it has had enough
+            return DONE
+        _tell(error)
+        return code_of(error)
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code that an error stands for."""
+    match error:
+        case click.ClickException():
+            return error.exit_code
+        case RunError(stage="auth") | remote.Refused():
+            return AUTH
+        case ConfigError() | UnknownJob():
+            return USAGE
+        case JobCancelled():
+            return CANCELLED
+        case RunTimeout():
+            return TIMEOUT
+    return FAILED
+
+
+def die(number: int) -> NoReturn:
+    """Die of a signal, so that a shell's loop stops as it should."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # process 1 of a container can't be ended so
+
+
+def _tell(error: BaseException) -> None:
+    if tracebacks:
+        traceback.print_exception(error)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    output.say(_sentence(error))
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, click.UsageError):
+        text = error.format_message().rstrip(".")
+        return f"{text}; see {error.ctx.command_path} --help" if error.ctx is not None else text
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, QxError | Interrupted | remote.RemoteError | ledger.LedgerError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    told = " ".join(str(error).split())
+    return f"{type(error).__name__}: {told}; --debug shows where"

@@ -1,0 +1,62 @@
+"""Jobs that are named by their ids."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from .. import service as qiskit_service
+from ..ours import ledger, remote
+from ..poller import ask
+from .exits import UnknownJob
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,127}")
+
+
+def check(job_id: str) -> None:
+    """Refuse what can't be a job's id, before it becomes a part of an address.
+
+    Raises:
+        UnknownJob: If it can't be one.
+    """
+    if job_id.startswith(("qxs-", "qxd-")):
+        raise UnknownJob(f"{job_id} is a tag and not a job's id; qx-supervisor ps lists ids beside tags")
+    if not _ID.fullmatch(job_id):
+        raise UnknownJob(f"{job_id!r} can't be a job's id; qx-supervisor ps lists the ids of this machine's jobs")
+
+
+def unknown(job_id: str) -> UnknownJob:
+    """For an id that the service does not know."""
+    return UnknownJob(f"there is no job {job_id} in this account; check the id, or give its --instance")
+
+
+def find(service: Any, job_id: str) -> tuple[Any, remote.JobState]:
+    """Find a job in the instances of an account.
+
+    Returns:
+        The REST client of its instance, and its state.
+
+    Raises:
+        UnknownJob: If there is none of this id.
+        RemoteError: If the service can't be asked.
+    """
+    for client in qiskit_service.clients_of(service):
+        there = qiskit_service.remote_of(client)
+        try:
+            return client, ask(there, lambda there=there: there.job(job_id))  # type: ignore[misc]
+        except remote.RemoteError as error:
+            if error.status not in (400, 404):
+                raise
+    raise unknown(job_id)
+
+
+def completions(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The ids that the ledger knows, for the shell's completion."""
+    try:
+        with ledger.Ledger.open(ledger.state_directory()) as book:
+            known = [job for row in book.rows(None) for job in row.jobs]
+    except ledger.LedgerError:
+        return []
+    return [job for job in known if job.startswith(incomplete)]

@@ -1,0 +1,65 @@
+"""What commands write: results to stdout, a line at a time, and talk to stderr."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import math
+import os
+import sys
+from typing import Any
+
+import click
+
+
+def line(text: str = "") -> None:
+    """Write a line of a result.
+
+    Where stdout is closed, as by `| head`, this and all that follows is written to nowhere: the command goes on to its
+    end, and its exit code says how that was.
+    """
+    try:
+        click.echo(text)
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        close()
+
+
+def record(**fields: Any) -> None:
+    """Write a result as one JSON object on a line of its own."""
+    line(json.dumps({name: _plain(value) for name, value in fields.items()}))
+
+
+def say(text: str) -> None:
+    """Say something on stderr."""
+    try:
+        click.echo(f"qx-supervisor: {text}", err=True)
+    except OSError:
+        pass  # a terminal that has hung up, a closed pipe
+
+
+def time_of(seconds: float | None) -> str | None:
+    """A time in seconds since the epoch, in the form that all results have it: 2026-01-31T12:00:00Z."""
+    if seconds is None:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def close() -> None:
+    """Let whatever is still to be written to stdout go to nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: it knows neither arrays nor what is no number."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,106 @@
+"""What a job came to, as people and programs read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import Interrupted, JobCancelled, JobFailed, RunError, RunTimeout
+from ..result import RunResult
+from . import output
+
+FIELDS = """\b
+--json prints an object for each circuit:
+  job_id       the job's id
+  backend      where it ran
+  state        "done"
+  index        number of the circuit in the job, from 0
+  name         the circuit's name, or null where that is not known
+  qpu_seconds  QPU time charged, or null while that is not known
+  shots, counts
+               for a sampler: how often it was executed, and
+               {bit string: count}
+  expectation_values, standard_errors
+               for an estimator: nested lists in the PUB's shape
+and where there is no result, one object:
+  job_id       the job's id, or null if there is none
+  state        "failed", "cancelled", "timeout", "interrupted", "error"
+  stage        where: config, auth, backend, transpile, submit, poll,
+               timeout, job or results; null after a signal
+  reason       why, in a sentence"""
+"""For the help of the commands that print results."""
+
+
+def show(result: RunResult, names: Sequence[str | None], *, as_json: bool) -> None:
+    """Print a result.
+
+    Args:
+        result: The result.
+        names: The circuits' names.
+        as_json: As JSON objects, or as a table.
+    """
+    try:
+        found = [_values(result, index) for index in range(len(names))]
+    except (AttributeError, TypeError) as error:  # of another program, or of a kind that has no counts
+        output.say(f"job {result.job_id} is done; its result can't be printed here: {error}")
+        found = [{}] * len(names)
+    for index, (values, name) in enumerate(zip(found, names, strict=True)):
+        if as_json:
+            output.record(
+                job_id=result.job_id,
+                backend=result.backend,
+                state="done",
+                index=index,
+                name=name,
+                qpu_seconds=result.qpu_seconds,
+                **values,
+            )
+            continue
+        if index:
+            output.line()
+        parts = [f"job {result.job_id}", result.backend]
+        parts += [f"{values['shots']} shots"] if "shots" in values else []
+        parts += [name] if name is not None and len(names) > 1 else []
+        output.line("  ".join(parts))
+        _table(values)
+
+
+def _values(result: RunResult, index: int) -> dict[str, Any]:
+    alone = RunResult([result[index]], result.job_id, result.backend)
+    if "evs" in alone[0].data:
+        return {"expectation_values": alone.expectation_values, "standard_errors": alone.standard_errors}
+    counts = alone.counts
+    return {"shots": sum(counts.values()), "counts": counts}
+
+
+def _table(values: dict[str, Any]) -> None:
+    if "counts" in values:
+        counts, shots = values["counts"], values["shots"]
+        width = len(str(max(counts.values(), default=0)))
+        for bits, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            output.line(f"{bits}  {count:{width}}  {100 * count / shots:6.2f} %")
+    if "expectation_values" in values:
+        import numpy
+
+        evs = numpy.atleast_1d(values["expectation_values"])
+        stds = numpy.broadcast_to(values["standard_errors"], evs.shape)
+        for value, error in zip(evs.flat, stds.flat, strict=True):
+            output.line(f"{value:+.6f}  +- {error:.6f}")
+
+
+def show_failure(error: RunError | Interrupted) -> None:
+    """Print, as JSON, what there is instead of a result."""
+    match error:
+        case Interrupted():
+            state = "interrupted"
+        case JobFailed():
+            state = "failed"
+        case JobCancelled():
+            state = "cancelled"
+        case RunTimeout():
+            state = "timeout"
+        case _:
+            state = "error"
+    stage = error.stage if isinstance(error, RunError) else None
+    reason = error.reason if isinstance(error, RunError) else str(error)
+    output.record(job_id=error.job_id, state=state, stage=stage, reason=reason)

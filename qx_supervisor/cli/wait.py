@@ -1,0 +1,148 @@
+"""`qx-supervisor wait`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import account, jobs, output
+from .group import debug_option, json_option
+from .results import FIELDS
+
+if TYPE_CHECKING:
+    from ..ours import remote
+
+T = TypeVar("T")
+
+SHORTEST_LOOK, LONGEST_LOOK, LOOK_SHARE = 0.5, 15.0, 0.02
+"""Between two readings of the state: as `run` does, late by 2 % of the wait at most."""
+
+
+@click.command("wait", epilog=FIELDS)
+@click.argument("job_id", metavar="ID", shell_complete=jobs.completions)
+@account.account_options
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer; the job goes on.")
+@json_option
+@debug_option
+def wait_command(job_id: str, local: bool, instance: str | None, timeout: float | None, as_json: bool) -> None:
+    """Wait for a job's end, and print its result.
+
+    The job is somebody else's: neither Ctrl-C here nor --timeout cancels it. The exit code says how it ended. Of a job
+    whose result is neither counts nor expectation values, only that it is done is said.
+    """
+    jobs.check(job_id)
+    from ..errors import RunError
+    from . import results
+
+    end = None if timeout is None else time.monotonic() + timeout
+    try:
+        service = account.connect(local, instance)
+        client, state = jobs.find(service, job_id)
+        state = _final(_Patient(job_id, timeout, end), client, state)
+        _raise_for(state, job_id)
+        result = _fetch(_Patient(job_id, timeout, end), client, state)
+    except RunError as error:
+        if as_json:
+            results.show_failure(error)
+        raise
+    except KeyboardInterrupt:
+        output.say(f"the job {job_id} goes on")
+        raise
+    results.show(result, [None] * len(result), as_json=as_json)
+
+
+class _Patient:
+    """Asks, and asks again, until there is an answer or the time is up."""
+
+    def __init__(self, job_id: str, timeout: float | None, end: float | None) -> None:
+        self.job_id = job_id
+        self.began = time.monotonic()
+        self._timeout = timeout
+        self._end = end
+
+    def ask(self, stage: Any, there: remote.Remote, question: Callable[[], T]) -> T:
+        """Ask, whatever may stand in the way for a while."""
+        from ..ours import remote
+        from ..patience import Patience
+        from ..poller import ask
+
+        patience = Patience(stage, self.job_id, self._say)
+        while True:
+            try:
+                answer = ask(there, question)
+            except remote.RemoteError as error:
+                self.sleep(patience.failed(error))
+            else:
+                patience.answered()
+                return answer
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, no longer than there is time.
+
+        Raises:
+            RunTimeout: If the time is up.
+        """
+        left = seconds if self._end is None else self._end - time.monotonic()
+        time.sleep(max(0.0, min(seconds, left)))
+        if left <= seconds and self._end is not None:
+            from ..errors import RunTimeout
+
+            reason = f"job {self.job_id} is not over after {self._timeout:g} s; it goes on"
+            raise RunTimeout("timeout", reason, self.job_id)
+
+    def _say(self, _stage: Any, state: str, detail: str) -> None:
+        output.say(f"job {self.job_id}: {state}{f' ({detail})' if detail else ''}")
+
+
+def _final(patient: _Patient, client: Any, state: remote.JobState) -> remote.JobState:
+    """Wait until the job is final."""
+    from .. import service as qiskit_service
+
+    there = qiskit_service.remote_of(client)
+    said = ""
+    while not state.is_final:
+        if state.status != said:
+            said = state.status
+            output.say(f"job {patient.job_id}: {said.lower()}")
+        patient.sleep(min(LONGEST_LOOK, max(SHORTEST_LOOK, LOOK_SHARE * (time.monotonic() - patient.began))))
+        state = patient.ask("poll", there, lambda: there.job(patient.job_id))
+    return state
+
+
+def _raise_for(state: remote.JobState, job_id: str) -> None:
+    from ..errors import JobCancelled, JobFailed
+    from ..ours import remote
+    from ..worker import _failure
+
+    if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
+        raise JobCancelled("job", f"the job was cancelled{f': {state.reason}' if state.reason else ''}", job_id)
+    if not state.is_completed:
+        raise JobFailed("job", _failure(state), job_id)
+
+
+def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
+    """The job's result, with what the job cost."""
+    from .. import details
+    from .. import service as qiskit_service
+    from ..errors import RunError
+    from ..ours import remote
+    from ..result import RunResult
+
+    there, job_id = qiskit_service.remote_of(client), patient.job_id
+    text = patient.ask("results", there, lambda: there.results(job_id))
+    program = state.reply.get("program")
+    try:
+        decoded = qiskit_service.decode(
+            qiskit_service.decoders_for(program.get("id", "") if isinstance(program, dict) else ""), text
+        )
+    except Exception as error:
+        reason = f"the results can't be read: {qiskit_service.describe(error)}; try service.job({job_id!r}).result()"
+        raise RunError("results", reason, job_id) from error
+    cost = None
+    with contextlib.suppress(remote.RemoteError):
+        cost = details.read(state.reply, there.metrics(job_id)).qpu_seconds
+    return RunResult(decoded, job_id, str(state.reply.get("backend") or ""), cost)
