@@ -69,13 +69,18 @@ def _kill_mode(unit: str, of_user: bool) -> str:
         return ""
 
 
-def warn() -> None:
-    """Look where this process is, and log the advice if there is any."""
+def here() -> str:
+    """The advice for this process, or ""."""
     try:
         cgroup = Path("/proc/self/cgroup").read_text()
     except OSError:
         cgroup = ""
-    told = advice(os.getpid(), os.environ, cgroup, at_terminal=_has_terminal(), kill_mode=_kill_mode)
+    return advice(os.getpid(), os.environ, cgroup, at_terminal=_has_terminal(), kill_mode=_kill_mode)
+
+
+def warn() -> None:
+    """Look where this process is, and log the advice if there is any."""
+    told = here()
     if told:
         logger.warning("the watcher may not outlive this driver: %s", told)
 

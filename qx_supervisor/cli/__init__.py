@@ -30,11 +30,13 @@ class Commands(LazyGroup):
 
     places: ClassVar[dict[str, str]] = {
         "run": "run:run_command",
+        "exec": "exec:exec_command",
         "ps": "ps:ps_command",
         "status": "status:status_command",
         "wait": "wait:wait_command",
         "cancel": "cancel:cancel_command",
         "reap": "reap:reap_command",
+        "doctor": "doctor:doctor_command",
         "demo": "demo:demo_command",
         "local": "local:local_command",
         "completion": "completion:completion_command",

@@ -69,8 +69,12 @@ def find() -> Service | None:
     return local.find()
 
 
-def start(**settings: Any) -> Service:
+def start(*, lingers: bool = False, **settings: Any) -> Service:
     """Start an embedded service.
+
+    Args:
+        lingers: Whether it ends by itself once nobody needs it.
+        **settings: As `local.start` takes them.
 
     Raises:
         ConfigError: If what it needs is not installed, or it can't be started as asked.
@@ -78,7 +82,7 @@ def start(**settings: Any) -> Service:
     from .. import local
 
     try:
-        return local.start(**settings)
+        return local.start(linger=local.LINGER if lingers else None, **settings)
     except ImportError as error:
         raise _not_installed(error) from None
     except local.ServiceError as error:

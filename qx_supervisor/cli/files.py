@@ -83,9 +83,7 @@ def _qasm2(text: str, file: str) -> Any:
     folder = "." if file == "-" else str(Path(file).parent)
     try:
         # With the gates that Qiskit's earlier exporters took for granted.
-        return qasm2.loads(
-            text, include_path=(folder,), custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS
-        )
+        return qasm2.loads(text, include_path=(folder,), custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
     except qasm2.QASM2ParseError as error:
         raise _refuse(file, f"the OpenQASM 2 can't be read: {_one_line(error)}") from None
 

@@ -12,9 +12,6 @@ from . import account, output
 from .group import debug_option, json_option
 from .results import FIELDS
 
-LINGER = 10.0
-"""Seconds that an embedded service stays when this command has died of it all, and its watcher has left too."""
-
 
 @click.command("run", epilog=FIELDS)
 @click.argument("file", type=click.Path(allow_dash=True))
@@ -98,6 +95,6 @@ def _service(local: bool, instance: str | None, backend: str | None) -> Iterator
         return
     output.say("no embedded service is running, so one is started for this run")
     # After a kill it is needed still, by the watcher: to be asked for the cancel, and whether that worked.
-    started = account.start(linger=LINGER, **({"backends": [backend]} if backend else {}))
+    started = account.start(lingers=True, **({"backends": [backend]} if backend else {}))
     yield started.service()
     started.stop()  # not where the run ended otherwise: the watcher may be at work

@@ -15,7 +15,7 @@ The simulation, the backends and the format of the API are localqpu's (``pip ins
 """
 
 from .handle import Service, ServiceError
-from .process import find, start
+from .process import LINGER, find, start
 from .records import Job, JournalEntry
 
-__all__ = ["Job", "JournalEntry", "Service", "ServiceError", "find", "start"]
+__all__ = ["LINGER", "Job", "JournalEntry", "Service", "ServiceError", "find", "start"]

@@ -15,6 +15,9 @@ from pathlib import Path
 from . import registry
 from .handle import Service, ServiceError
 
+LINGER = 10.0
+"""Seconds for ``linger``, for a service that is started for one run: a watcher asks it sooner than that."""
+
 _INSTALL = "pip install 'qx-supervisor[local]'"
 
 # Packages that the server imports. Where they are is told to it, since it runs without PYTHONPATH and the user's own

@@ -1,0 +1,29 @@
+"""Whether all is as it must be on this machine, in words, with what to do where it is not.
+
+`finding`  what a check found
+`machine`  the installation and the place: versions, kernel, state directory, container, settings
+`account`  the account, the way to the service, the clock
+`drill`    a driver killed for real, on the embedded service
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from . import account, drill, machine
+from .finding import Finding, Verdict
+
+__all__ = ["Finding", "Verdict", "examine"]
+
+
+def examine(*, with_drill: bool = True) -> Iterator[Finding]:
+    """Check one thing after the other.
+
+    Args:
+        with_drill: Whether a driver is killed, too; that takes some seconds.
+    """
+    checks: list[Callable[[], Iterator[Finding]]] = [machine.check, account.check]
+    if with_drill:
+        checks.append(drill.check)
+    for check in checks:
+        yield from check()

@@ -1,0 +1,169 @@
+"""The installation, and the place where it is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import placement
+from ..ours import FOLDER, ledger
+from .finding import Finding
+
+PACKAGE = "qx-supervisor"
+SHOWN = ("qiskit", "qiskit-ibm-runtime", "psutil")
+CLIENT = "0.51"
+"""The minor version of qiskit-ibm-runtime that `service` knows the inside of."""
+
+SETTINGS = {
+    "QX_STATE_DIR": "where the ledger is",
+    "QX_LOG_LEVEL": "what is logged to stderr",
+    "QX_SWEEP_WINDOW": "how long a dead driver's late jobs are looked for, in seconds",
+    "QX_KEEP_ON_EXIT": "of exec: jobs are kept after exit 0",
+    "QX_ON_UNPROTECTED": "of exec: what to do where no watcher can be had",
+}
+
+SPARE = 16 * 1024 * 1024
+"""Bytes that the ledger's disk should have."""
+
+
+def check() -> Iterator[Finding]:
+    """Look at all of it."""
+    yield _versions()
+    yield _pidfd()
+    yield from _state_directory()
+    yield _other_watcher()
+    yield _place()
+    yield _exec()
+    yield _settings()
+
+
+def _versions() -> Finding:
+    found = {name: _version(name) for name in (PACKAGE, *SHOWN)}
+    shown = [f"Python {platform.python_version()}", *(f"{name} {version}" for name, version in found.items())]
+    text = ", ".join([*shown, f"{platform.system()} {platform.release()}"])
+    if not sys.platform.startswith("linux"):
+        return Finding("versions", "fault", text, "run drivers on Linux; on Windows, WSL 2 will do")
+    if not found["qiskit-ibm-runtime"].startswith(f"{CLIENT}."):
+        return Finding("versions", "fault", text, f"pip install 'qiskit-ibm-runtime=={CLIENT}.*'")
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return Finding("versions", "warning", text, "use Python 3.11, 3.12 or 3.13, with which this is tested")
+    return Finding("versions", "ok", text)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _pidfd() -> Finding:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or "Python was built without it"
+        return Finding(
+            "pidfd",
+            "warning",
+            f"the kernel gives no pidfd ({reason}): a death is noticed by a look each second, and not at once",
+            "use Linux 5.3 or later, and a container runtime that allows pidfd_open",
+        )
+    return Finding("pidfd", "ok", "the kernel tells the watcher of a death at once")
+
+
+def _state_directory() -> Iterator[Finding]:
+    try:
+        directory = ledger.state_directory()
+        with ledger.Ledger.open(directory) as book:
+            verdicts = [ledger.judge(row, book.place) for row in book.rows(ledger.UNFINISHED)]
+            kind = "on a local disk" if book.path.name == "ledger.db" else "on a network file system: a file per host"
+        mode, room = directory.stat().st_mode & 0o777, os.statvfs(directory)
+    except (ledger.LedgerError, OSError) as error:
+        yield Finding(
+            "state directory",
+            "fault",
+            f"{error} If driver and watcher die together, nobody will know of their jobs",
+            "set QX_STATE_DIR to a directory of your own",
+        )
+        return
+    text = f"{directory}, mode {mode:04o}, writable, {kind}"
+    if room.f_bavail * room.f_frsize < SPARE:
+        yield Finding("state directory", "warning", f"{text}; its disk is full", "make room, or set QX_STATE_DIR")
+    else:
+        yield Finding("state directory", "ok", text)
+    live, left, elsewhere = (verdicts.count(verdict) for verdict in ("live", "orphan", "elsewhere"))
+    text = f"{live} live, {left} left behind, {elsewhere} of other machines or containers"
+    if left:
+        yield Finding("guarded runs", "warning", text, "cancel what was left behind: qx-supervisor reap")
+    else:
+        yield Finding("guarded runs", "ok", text)
+
+
+def _other_watcher() -> Finding:
+    others = set(importlib.metadata.packages_distributions().get("watcher", ())) - {PACKAGE}
+    if others:
+        names = ", ".join(sorted(others))
+        return Finding(
+            "other watcher",
+            "fault",
+            f"{names} installs a package named watcher too, and one has overwritten files of the other",
+            f"use an environment of its own for each, or: pip uninstall {names}, then reinstall {PACKAGE}",
+        )
+    harmless = "it does no harm: this one is loaded by its place and not by its name"
+    here = [Path.cwd() / "watcher.py", Path.cwd() / "watcher" / "__init__.py"]
+    for file in here:
+        if file.exists() and file.parent.resolve() != FOLDER:
+            return Finding("other watcher", "ok", f"{file} has the same name; {harmless}")
+    try:
+        spec = importlib.util.find_spec("watcher")
+    except (ImportError, ValueError):
+        spec = None
+    origin = spec.origin if spec is not None else None
+    if origin and Path(origin).resolve().parent != FOLDER:
+        return Finding("other watcher", "ok", f"{origin} has the same name; {harmless}")
+    return Finding("other watcher", "ok", "no other package of the name is in sight")
+
+
+def _place() -> Finding:
+    told = placement.here()
+    if told:
+        text, _, remedy = told.rpartition(". ")
+        return Finding("place", "warning", text, remedy)
+    if _in_container():
+        return Finding(
+            "place",
+            "warning",
+            "in a container: when its process 1 ends, driver and watcher die together",
+            "let process 1 be a shell that outlives the driver: sh -c 'python driver.py; qx-supervisor reap'",
+        )
+    return Finding("place", "ok", "nothing here is known to kill a watcher along with its driver")
+
+
+def _in_container() -> bool:
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
+    return any(mark.exists() for mark in marks)
+
+
+def _exec() -> Finding:
+    return Finding(
+        "exec",
+        "ok",
+        "qx-supervisor exec guards what runs as `python driver.py`, in child processes too; not python -I, -E or -S, "
+        "which ignore what it sets",
+    )
+
+
+def _settings() -> Finding:
+    inside = {name: value for name, value in os.environ.items() if name.startswith("QX_")}
+    known = [f"{name}={value} ({SETTINGS[name]})" for name, value in inside.items() if name in SETTINGS]
+    unknown = sorted(set(inside) - set(SETTINGS))
+    text = ", ".join(known) or "none of QX_*"
+    if unknown:
+        told = f"{text}; unknown: {', '.join(unknown)}"
+        return Finding("settings", "warning", told, f"there are: {', '.join(SETTINGS)}")
+    return Finding("settings", "ok", text)

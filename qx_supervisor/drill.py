@@ -1,0 +1,112 @@
+"""A driver that is killed with SIGKILL on the embedded service, and what became of its job.
+
+For the demonstration and for the doctor: both show on this very machine that it works.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .errors import QxError
+from .local import Service
+
+PATIENCE = 60.0
+"""Seconds for the driver to come so far that it can be killed, and for all that follows."""
+
+DRIVER = """
+import sys
+from qiskit import QuantumCircuit
+from qx_supervisor import local, run
+
+circuit = QuantumCircuit(2)
+circuit.h(0)
+circuit.cx(0, 1)
+circuit.measure_all()
+service = local.Service(int(sys.argv[1]), int(sys.argv[2])).service()
+def tell(status):
+    print(status.state, status.watcher, status.job_id, flush=True)
+run(circuit, "ibm_brisbane", service=service, on_status=tell, panel="plain")
+"""
+
+
+class DrillError(QxError):
+    """The drill did not come to its end."""
+
+
+@dataclass(frozen=True)
+class Drilled:
+    """What became of a killed driver's job.
+
+    Attributes:
+        job_id: The job.
+        status: How it ended, in the service's words: "Cancelled", if all is well.
+        cancel_requests: How often its cancel was asked for.
+        milliseconds: From the kill to the arrival of the first such request.
+    """
+
+    job_id: str
+    status: str
+    cancel_requests: int
+    milliseconds: float
+
+
+def drill(ibm: Service, *, is_quiet: bool = False, before_kill: Callable[[int], None] = lambda _: None) -> Drilled:
+    """Start a driver, kill it while its job is in the queue, and wait for what its watcher does.
+
+    Args:
+        ibm: A service for this alone: its jobs are held in the queue.
+        is_quiet: Whether the driver's own lines on stderr are kept back.
+        before_kill: Called with the driver's pid before it is killed.
+
+    Raises:
+        DrillError: If the driver did not start, or its job was not cancelled.
+    """
+    ibm.hold("queued")
+    command = [sys.executable, "-c", DRIVER, str(ibm.pid), str(ibm.port)]
+    errors = subprocess.PIPE if is_quiet else None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as driver:
+        alarm = threading.Timer(PATIENCE, driver.kill)
+        alarm.daemon = True
+        alarm.start()
+        watcher, job = _queued(driver)
+        alarm.cancel()
+        before_kill(driver.pid)
+        killed = time.monotonic_ns()
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    try:
+        request = ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel", timeout=PATIENCE)[0]
+        ended = ibm.wait_job(job, timeout=PATIENCE)
+    except TimeoutError as error:
+        raise DrillError(f"the killed driver's job was not cancelled: {error}") from None
+    _wait_for_end(watcher)  # it confirms the cancel and looks for duplicates; the service stays for that
+    requests = ibm.job(job).cancel_requests
+    return Drilled(job, ended.status, requests, (request.arrived - killed) / 1e6)
+
+
+def _queued(driver: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait until the driver's job is queued; returns its watcher's pid and the job's id."""
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        state, watcher, job = line.strip().rsplit(" ", 2)
+        if state == "queued":
+            return int(watcher), job
+    said = driver.stderr.read().strip().splitlines() if driver.stderr is not None else []
+    raise DrillError(f"the driver ended before its job was queued{f': {said[-1]}' if said else ''}")
+
+
+def _wait_for_end(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    select.select([pidfd], [], [], PATIENCE)
+    os.close(pidfd)
