@@ -384,6 +384,25 @@ def remote_of(client: Any) -> remote.Remote:
     return known
 
 
+def server_clock(client: Any, seconds: float) -> float | None:
+    """The time at the service, in seconds since the epoch, to a second; None where it does not tell within so many."""
+    import email.utils
+
+    import requests
+
+    session = client._session
+    try:
+        asked = time.time()
+        reply = requests.head(
+            session.base_url, timeout=seconds, proxies=session.proxies, verify=session.verify, allow_redirects=False
+        )
+        took = time.time() - asked
+        then = email.utils.parsedate_to_datetime(reply.headers.get("Date", ""))
+    except (requests.RequestException, OSError, ValueError):
+        return None
+    return then.timestamp() + took / 2
+
+
 def _authorization(auth: Any) -> str:
     import ibm_cloud_sdk_core
     import requests
