@@ -266,6 +266,10 @@ class Link:
         with self._lock:
             return self._process is not None and run in self._runs
 
+    def all_guarded(self) -> list[Guarded]:
+        """What is guarded now. Takes no lock, so that the end of the interpreter can ask."""
+        return list(self._runs.values())
+
     def forget(self) -> None:
         """In a forked child: close the parent's pipe and know nothing. Takes no lock: its holder is not here."""
         process = self._process

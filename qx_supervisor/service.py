@@ -8,6 +8,7 @@ every POST of a job passes, and the decoders of a job's results.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,8 @@ from urllib.parse import urlsplit
 
 from .errors import ConfigError, RunError
 from .ours import ledger, protocol, remote
+
+logger = logging.getLogger("qx_supervisor")
 
 
 class Submission(Protocol):
@@ -661,7 +664,6 @@ def unwatch_session(session_id: str) -> None:
 
 _submission: ContextVar[Submission | None] = ContextVar("qx_submission", default=None)
 _hooking = threading.Lock()
-_hooked = False
 
 
 def _install_hooks() -> None:
@@ -673,12 +675,18 @@ def _install_hooks() -> None:
     from qiskit_ibm_runtime.api.client import RuntimeClient
     from qiskit_ibm_runtime.api.session import PostForcelistRetry
 
-    global _hooked  # noqa: PLW0603 - once per process, under a lock
-    with _hooking:
-        if not _hooked:
+    with _hooking:  # once per class: `importlib.reload` makes new ones
+        if not _is_hooked(RuntimeClient.program_run):
             RuntimeClient.program_run = _asking(RuntimeClient.program_run)
+        if not _is_hooked(PostForcelistRetry.increment):
             PostForcelistRetry.increment = _asking_before_retry(PostForcelistRetry.increment)
-            _hooked = True
+
+
+_HOOKED = "__qx_hooked__"
+
+
+def _is_hooked(method: Callable[..., Any]) -> bool:
+    return hasattr(method, _HOOKED)
 
 
 def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
@@ -688,6 +696,8 @@ def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
         if submission is not None:
             return _post(submission, functools.partial(program_run, client, *args), kwargs)
         keeper = _sessions.get(kwargs.get("session_id") or "")
+        if _adopter is not None:
+            keeper = _adopter.submission(client, len(kwargs.get("job_tags") or ()), keeper)
         if keeper is None:
             return program_run(client, *args, **kwargs)
         token = _submission.set(keeper)
@@ -696,6 +706,7 @@ def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _submission.reset(token)
 
+    setattr(asking, _HOOKED, True)
     return asking
 
 
@@ -734,9 +745,106 @@ def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
             submission.before_retry()
         return more
 
+    setattr(asking, _HOOKED, True)
     return asking
 
 
 def _retry_after(error: BaseException) -> float | None:
     response = getattr(error.__cause__ or error.__context__, "response", None)
     return remote.retry_after(response.headers.get("Retry-After")) if response is not None else None
+
+
+# What a driver that knows nothing of us does with Qiskit ----------------------------------------------------------
+
+
+class Adopter(Protocol):
+    """Guards all that a driver does with Qiskit itself. What it raises before a request keeps that from leaving."""
+
+    def submission(self, client: Any, tags: int, keeper: Submission | None) -> Submission:
+        """For a POST of a job that has so many tags, and that `guard` has this keeper for."""
+
+    def seen(self, job_id: str, reply: Any) -> None:
+        """The driver has read the state of a job."""
+
+    def cancelling(self, job_id: str) -> None:
+        """The driver is about to ask for the cancel of a job."""
+
+    def deleted(self, job_id: str) -> None:
+        """The driver has deleted a job."""
+
+    def opening(self, client: Any) -> None:
+        """The driver is about to open a session."""
+
+    def opened(self, client: Any, session_id: str) -> None:
+        """It has."""
+
+    def closed(self, session_id: str) -> None:
+        """The driver has closed a session."""
+
+
+_adopter: Adopter | None = None
+_clients: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def be_adopted(adopter: Adopter) -> None:
+    """Have the client tell `adopter` what it does, for good; called again, also a client that was loaded anew.
+
+    It makes no request of its own: what is known of a job is what the driver itself asks for.
+    """
+    from qiskit_ibm_runtime.api.client import RuntimeClient
+
+    global _adopter  # noqa: PLW0603 - one per process
+    _install_hooks()
+    with _hooking:
+        _adopter = adopter
+        if _is_hooked(RuntimeClient.job_get):
+            return
+        # Where nothing of ours is called for, the driver makes its requests with the parent's connections otherwise.
+        _around(RuntimeClient, "__init__", after=lambda client, _, *__, **___: _clients.add(client))
+        _around(RuntimeClient, "job_get", after=lambda _, reply, job_id, *__, **___: adopter.seen(job_id, reply))
+        _around(RuntimeClient, "jobs_get", after=lambda _, reply, *__, **___: _seen_all(adopter, reply))
+        _around(RuntimeClient, "job_cancel", before=lambda _, job_id: adopter.cancelling(job_id))
+        _around(RuntimeClient, "job_delete", after=lambda _, __, job_id: adopter.deleted(job_id))
+        _around(
+            RuntimeClient,
+            "create_session",
+            before=lambda client, *_, **__: adopter.opening(client),
+            after=lambda client, reply, *_, **__: adopter.opened(client, str(reply["id"])),
+        )
+        for name in ("close_session", "cancel_session"):
+            _around(RuntimeClient, name, after=lambda _, __, session_id: adopter.closed(session_id))
+
+
+def _around(
+    kind: type, name: str, *, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
+) -> None:
+    """Have a method of the client's tell what it is called with before, and that with its reply after."""
+    method = getattr(kind, name)
+
+    @functools.wraps(method)
+    def telling(client: Any, *args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(client, *args, **kwargs)
+        reply = method(client, *args, **kwargs)
+        if after is not None:
+            try:
+                after(client, reply, *args, **kwargs)
+            except Exception:  # the driver has its reply
+                logger.exception("a fault in qx_supervisor, which goes on; please report it")
+        return reply
+
+    setattr(telling, _HOOKED, True)
+    setattr(kind, name, telling)
+
+
+def _seen_all(adopter: Adopter, reply: Any) -> None:
+    for job in reply["jobs"]:
+        adopter.seen(job["id"], job)
+
+
+def _own_all_connections() -> None:
+    """In a forked child of an adopted driver: its requests must not be answered with its parent's."""
+    _own_connections(list(_clients))
+
+
+os.register_at_fork(after_in_child=_own_all_connections)  # after `_begin_anew`

@@ -1,0 +1,143 @@
+"""`qx-supervisor exec`: any driver, not a line of it changed, with every job that it submits guarded."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+INJECTED = Path(__file__).resolve().parent.parent / "injected"
+"""What Python imports a `sitecustomize` from, at its start."""
+
+_PYTHON = re.compile(r"(python|pypy)[0-9.]*t?")
+_TAKES_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
+_LEADERS = {"env", "nohup", "nice", "ionice", "time", "timeout", "setsid", "stdbuf", "taskset", "chrt", "numactl"}
+_SHEBANG = 256  # bytes, as the kernel reads
+
+
+class NotExecutable(click.ClickException):
+    """The command can't be started; the exit code is a shell's."""
+
+    exit_code = 126
+
+
+class NotFound(click.ClickException):
+    """There is no such command; the exit code is a shell's."""
+
+    exit_code = 127
+
+
+@click.command(
+    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}, no_args_is_help=True
+)
+@click.option("--keep-on-exit", is_flag=True, help="Spare the unfinished jobs of a process that ends with status 0.")
+@click.option(
+    "--on-unprotected",
+    type=click.Choice(["raise", "warn"]),
+    default="raise",
+    show_default=True,
+    help="What a submission does that can't be guarded: raise an error and submit nothing, or submit and say so.",
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="[--] COMMAND...")
+def exec_command(keep_on_exit: bool, on_unprotected: str, command: tuple[str, ...]) -> None:
+    r"""Run any Qiskit program, unchanged, with every job that it submits guarded.
+
+    \b
+      qx-supervisor exec -- python driver.py --shots 4096
+      qx-supervisor exec -- jupyter lab
+
+    The program takes this process's place: pid, signals and exit code are its own. Its jobs and those of its child
+    processes are cancelled when the process that submitted them ends, whatever ends it, and named if it can still
+    speak. Not for python -I, -E and -S.
+    """
+    program = _find(command[0])
+    option = unguardable(command) or _in_shebang(program)
+    if option:
+        raise click.UsageError(
+            f"python {option} keeps out what guards the jobs; leave {option} away, or call qx_supervisor.run in the "
+            "program itself"
+        )
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would go on to the program
+        signal.signal(number, signal.SIG_DFL)
+    its_environment = environment(os.environ, keep_on_exit=keep_on_exit, on_unprotected=on_unprotected)
+    try:
+        os.execve(program, command, its_environment)  # noqa: S606 - what the user names
+    except OSError as error:
+        if error.errno == errno.ENOEXEC:  # a shell would take it for a script of its own
+            reason = f"{command[0]} is no program; name what runs it: qx-supervisor exec -- python {command[0]}"
+        else:
+            reason = f"{command[0]} can't be started: {error.strerror}"
+        raise NotExecutable(reason) from None
+
+
+def environment(base: os._Environ[str] | dict[str, str], *, keep_on_exit: bool, on_unprotected: str) -> dict[str, str]:
+    """The environment of the program, in which each Python finds our `sitecustomize` first."""
+    made = {**base, "QX_ON_UNPROTECTED": on_unprotected}
+    others = [entry for entry in base.get("PYTHONPATH", "").split(os.pathsep) if entry != str(INJECTED)]
+    # An empty PYTHONPATH is none, but an empty entry in it is the working directory.
+    made["PYTHONPATH"] = os.pathsep.join([str(INJECTED), *(others if any(others) else [])])
+    made.pop("QX_KEEP_ON_EXIT", None)  # another exec's, further up
+    if keep_on_exit:
+        made["QX_KEEP_ON_EXIT"] = "1"
+    made.setdefault("QX_LOG_LEVEL", "WARNING")  # the program does not know what it would have to listen to
+    return made
+
+
+def unguardable(command: Sequence[str]) -> str:
+    """The option of Python's that keeps our `sitecustomize` out, such as "-I", or ""."""
+    words = list(command)
+    if Path(words[0]).name in _LEADERS:
+        while words and not _is_python(words[0]):
+            words.pop(0)
+    if not words or not _is_python(words[0]):
+        return ""
+    arguments = iter(words[1:])
+    for word in arguments:
+        if word in _TAKES_VALUE:
+            next(arguments, None)
+        elif not word.startswith("-") or word in ("-", "--"):
+            break
+        elif not word.startswith("--"):
+            for letter in word[1:]:
+                if letter in "IES":
+                    return f"-{letter}"
+                if letter in "cmWX":  # the rest is its value
+                    break
+            if re.match(r"-[^WX]*[cm]", word):
+                break
+    return ""
+
+
+def _is_python(word: str) -> bool:
+    return _PYTHON.fullmatch(Path(word).name) is not None
+
+
+def _in_shebang(program: str) -> str:
+    """What the first line of a script says of its Python."""
+    try:
+        with Path(program).open("rb") as file:
+            first = file.read(_SHEBANG).partition(b"\n")[0]
+    except OSError:
+        return ""
+    if not first.startswith(b"#!"):
+        return ""
+    words = first[2:].decode(errors="replace").split()
+    return unguardable(words) if words else ""
+
+
+def _find(name: str) -> str:
+    found = shutil.which(name)
+    if found is not None:
+        return found
+    path = Path(name)
+    if path.is_file() and path.suffix == ".py":
+        raise NotExecutable(f"{name} is not executable; try: qx-supervisor exec -- python {name}")
+    if path.exists() and os.sep in name:
+        raise NotExecutable(f"{name} is not executable; see chmod +x")
+    raise NotFound(f"{name} is not found; see whether it is installed and on PATH")

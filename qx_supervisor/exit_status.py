@@ -1,0 +1,95 @@
+"""With which status this program is about to end, asked in an `atexit` callback, where Python itself does not say.
+
+Zero is claimed only on proof: the program's outermost frame has returned, or the `SystemExit` that left it has said
+so. From Python 3.12 on the interpreter tells when an exception leaves a frame; before, only what `sys.exit` raised is
+known (`injected/qx_sys_exit.py`), and after `raise SystemExit(0)` nothing is.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import threading
+from types import CodeType, FrameType
+from typing import Any
+
+_RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
+
+_outermost: FrameType | None = None  # of the main thread
+
+
+def watch() -> None:
+    """Begin to look. Called while the program runs, in any thread."""
+    global _outermost  # noqa: PLW0603 - there is one program
+    if _outermost is not None:
+        return
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - the one way to it
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    _outermost = frame
+    if sys.version_info >= (3, 12):
+        _have_exits_told()
+
+
+def status() -> tuple[int | None, str]:
+    """The status, or None where it can't be known, and the reason in words."""
+    if hasattr(sys, "ps1") or sys.flags.interactive or sys.flags.inspect:
+        return None, "an interactive Python does not tell its exit status"
+    if not _can_write():
+        return 120, "exit status 120"  # as the interpreter will find in a moment
+    last = getattr(sys, "last_type", None)  # set by the interpreter when it prints what nobody has caught
+    if last is not None:
+        return 1, f"ended by {last.__name__}"
+    if _outermost is None:
+        return None, "Python does not tell its exit status here"
+    if _has_returned(_outermost):
+        return 0, "exit status 0"
+    found = _from_exit()
+    if found is None:
+        return None, "Python before 3.12 does not tell the exit status of `raise SystemExit`; use sys.exit"
+    return found, f"exit status {found}"
+
+
+def _can_write() -> bool:
+    stream = sys.stdout
+    try:
+        if stream is not None and not stream.closed:
+            stream.flush()
+    except AttributeError:
+        return True  # it is something of the program's own
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _has_returned(frame: FrameType) -> bool:
+    return frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] in _RETURNS
+
+
+if sys.version_info >= (3, 12):
+    _left: list[Any] = []  # the code of the SystemExit that left it
+
+    def _from_exit() -> int | None:
+        if not _left:
+            return None
+        code = _left[-1]
+        return 0 if code is None else code & 0xFF if isinstance(code, int) else 1
+
+    def _have_exits_told() -> None:
+        events = sys.monitoring
+        for tool in (4, 3):  # those that no kind of tool has reserved
+            if events.get_tool(tool) is None:
+                events.use_tool_id(tool, "qx_supervisor")
+                events.register_callback(tool, events.events.PY_UNWIND, _unwound)
+                events.set_events(tool, events.events.PY_UNWIND)
+                return
+
+    def _unwound(_code: CodeType, _offset: int, error: BaseException) -> None:
+        if isinstance(error, SystemExit) and sys._getframe().f_back is _outermost:  # noqa: SLF001 - as above
+            _left.append(error.code)
+
+else:
+
+    def _from_exit() -> int | None:
+        found: int | None = getattr(sys.modules.get("qx_sys_exit"), "status", None)
+        return found

@@ -1,0 +1,113 @@
+"""Has the import of Qiskit's client followed by `qx_supervisor.adopt`, which guards what the program submits.
+
+A finder on `sys.meta_path` lets the import go on as it would, and only has the module's own loader call back when the
+module has been executed: at its first import, in whatever thread, and at every `importlib.reload`. Where Qiskit's
+client is never imported, that is all there is.
+
+Where the jobs can't be guarded, as in a Python that has no `qx_supervisor`, none is submitted: the client refuses that,
+and nothing else. This file runs in any Python from 3.8 on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "qiskit_ibm_runtime"
+CLIENT = "qiskit_ibm_runtime.api.client"
+
+_adopt: Any = None  # the module `qx_supervisor.adopt`, once it is needed
+_told = False
+
+
+class Finder:
+    """Finds two modules, where the other finders find them."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """The module's spec, or None for any other module."""
+        if name not in (PACKAGE, CLIENT):
+            return None
+        for finder in sys.meta_path:
+            find = getattr(finder, "find_spec", None)
+            spec = None if find is None or finder is self else find(name, path, target)
+            if spec is not None:
+                _follow(spec.loader, name)
+                return spec
+        return None
+
+
+def _follow(loader: Any, name: str) -> None:
+    # On this loader object alone, which was made for this import. It stays the loader that it is: whoever asks it for
+    # the module's source or resources gets them.
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        if module.__name__ == name:
+            _arrived(name)
+
+    loader.exec_module = exec_module
+
+
+def _arrived(name: str) -> None:
+    global _adopt  # noqa: PLW0603 - the import system has locked the module's name
+    try:
+        if name == CLIENT:
+            from qx_supervisor import adopt
+
+            adopt.install()
+            _adopt = adopt
+        elif _adopt is None and not _told:
+            _refuse("this version of qiskit-ibm-runtime is not known; `qx-supervisor doctor` says which is")
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "qx_supervisor":
+            reason = f"qx_supervisor is not installed there; run {sys.executable} -m pip install qx-supervisor"
+        else:
+            reason = f"qx_supervisor can't be imported: {error}"
+        _refuse(reason)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the program goes on
+        _refuse(f"{type(error).__name__}: {error}")
+
+
+def _refuse(reason: str) -> None:
+    """See to it that nothing is submitted, and say why."""
+    global _told  # noqa: PLW0603 - as above
+    _told = True
+    text = f"jobs of {sys.executable} can't be guarded: {reason}"
+    if os.environ.get("QX_ON_UNPROTECTED") == "warn":
+        _say(f"{text}. They are submitted all the same")
+        return
+
+    def program_run(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"nothing was submitted: {text}; `qx-supervisor exec --on-unprotected warn` submits")
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{PACKAGE}.api."):
+            client = getattr(module, "RuntimeClient", None)
+            if client is not None:
+                client.program_run = program_run
+    _say(f"{text}. None is submitted")
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stderr.write(f"qx-supervisor: {text}\n")
+    except (AttributeError, OSError, ValueError):
+        pass
+
+
+def _at_exit() -> None:
+    if _adopt is not None:
+        _adopt.at_exit()
+
+
+def install() -> None:
+    """Begin."""
+    # The first to register is the last to be called: a program's own callbacks may still wait for its jobs.
+    atexit.register(_at_exit)
+    sys.meta_path.insert(0, Finder())
+    if os.environ.get("QX_KEEP_ON_EXIT") and sys.version_info < (3, 12):
+        __import__("qx_sys_exit").install()
