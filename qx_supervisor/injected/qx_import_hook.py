@@ -5,28 +5,28 @@ module has been executed: at its first import, in whatever thread, and at every 
 client is never imported, that is all there is.
 
 Where the jobs can't be guarded, as in a Python that has no `qx_supervisor`, none is submitted: the client refuses that,
-and nothing else. This file runs in any Python from 3.8 on.
+and nothing else. This file runs in any Python from 3.8 on, and imports nothing that takes time.
 """
-
-from __future__ import annotations
 
 import atexit
 import os
 import sys
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PACKAGE = "qiskit_ibm_runtime"
 CLIENT = "qiskit_ibm_runtime.api.client"
 
-_adopt: Any = None  # the module `qx_supervisor.adopt`, once it is needed
+_adopt: "Any" = None  # the module `qx_supervisor.adopt`, once it is needed
 _told = False
 
 
 class Finder:
     """Finds two modules, where the other finders find them."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
         """The module's spec, or None for any other module."""
         if name not in (PACKAGE, CLIENT):
             return None
@@ -39,12 +39,12 @@ class Finder:
         return None
 
 
-def _follow(loader: Any, name: str) -> None:
+def _follow(loader: "Any", name: str) -> None:
     # On this loader object alone, which was made for this import. It stays the loader that it is: whoever asks it for
     # the module's source or resources gets them.
     execute = loader.exec_module
 
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(module: "Any") -> None:
         execute(module)
         if module.__name__ == name:
             _arrived(name)
@@ -81,7 +81,7 @@ def _refuse(reason: str) -> None:
         _say(f"{text}. They are submitted all the same")
         return
 
-    def program_run(*_: Any, **__: Any) -> Any:
+    def program_run(*_: object, **__: object) -> object:
         raise RuntimeError(f"nothing was submitted: {text}; `qx-supervisor exec --on-unprotected warn` submits")
 
     for name, module in list(sys.modules.items()):
