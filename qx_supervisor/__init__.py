@@ -4,8 +4,7 @@ from qx_supervisor import run
 result = run(circuit, "ibm_brisbane", shots=4096)
 """
 
-import logging
-
+from . import talk
 from .errors import (
     ConfigError,
     Interrupted,
@@ -46,4 +45,4 @@ __all__ = [
     "try_run",
 ]
 
-logging.getLogger("qx_supervisor").addHandler(logging.NullHandler())
+talk.set_up()

@@ -51,6 +51,14 @@ class RunError(QxError):
     def __str__(self) -> str:
         return f"{self.reason} (job {self.job_id})" if self.job_id and self.job_id not in self.reason else self.reason
 
+    def _repr_html_(self) -> str:
+        from . import html
+
+        rows = [("stage", html.text(self.stage)), ("reason", html.text(self.reason))]
+        if self.job_id:
+            rows.append(("job", html.link("", self.job_id)))
+        return html.card("bad", html.text(type(self).__name__), rows)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.stage, self.reason, self.job_id)
 

@@ -67,6 +67,11 @@ class Poller:
         self._listed_at = -math.inf
         self._list_from = -math.inf
 
+    @property
+    def is_crowd(self) -> bool:
+        """Whether there are so many jobs that what concerns a single one is not asked for."""
+        return len(self._watched) > cancel.SINGLY
+
     def watch(
         self,
         job: str,

@@ -23,12 +23,17 @@ class RunResult:
         job_id: The job at IBM Quantum; for a local backend, Qiskit's own id.
         backend: The backend's name.
         primitive_result: Qiskit's result, whole.
+        qpu_seconds: QPU time that is charged, in seconds. None: not known, or pending still, which it may be for a
+            while after the job's end; it is asked for where a panel is shown.
     """
 
-    def __init__(self, primitive_result: PrimitiveResult[Any], job_id: str, backend: str) -> None:
+    def __init__(
+        self, primitive_result: PrimitiveResult[Any], job_id: str, backend: str, qpu_seconds: float | None = None
+    ) -> None:
         self.primitive_result = primitive_result
         self.job_id = job_id
         self.backend = backend
+        self.qpu_seconds = qpu_seconds
 
     def __getitem__(self, index: int) -> PubResult:
         return self.primitive_result[index]
@@ -40,8 +45,16 @@ class RunResult:
         return iter(self.primitive_result)
 
     def __repr__(self) -> str:
-        pubs = "1 PUB" if len(self) == 1 else f"{len(self)} PUBs"
-        return f"RunResult({pubs}, job_id={self.job_id!r}, backend={self.backend!r})"
+        return f"RunResult({_pubs(len(self))}, job_id={self.job_id!r}, backend={self.backend!r})"
+
+    def _repr_html_(self) -> str:
+        from . import html
+        from .panel.notebook import results
+
+        rows = [("job", html.link("", self.job_id)), ("backend", html.text(self.backend))]
+        if self.qpu_seconds is not None:
+            rows.append(("QPU", html.text(f"{self.qpu_seconds:g} s charged")))
+        return html.card("good", html.text(f"RunResult of {_pubs(len(self))}"), rows, results(self))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -61,7 +74,7 @@ class RunResult:
         Raises:
             AttributeError: For an estimator's result, and for measurements that are not bits.
         """
-        return self._each(_counts)
+        return self._each(counts_of)
 
     @property
     def expectation_values(self) -> Any:
@@ -89,7 +102,12 @@ class RunResult:
         return values[0] if len(values) == 1 else values
 
 
-def _counts(pub: PubResult) -> dict[str, int]:
+def _pubs(number: int) -> str:
+    return "1 PUB" if number == 1 else f"{number} PUBs"
+
+
+def counts_of(pub: PubResult) -> dict[str, int]:
+    """How often each bit string was measured in a PUB; raises as `RunResult.counts` does."""
     if not hasattr(pub, "join_data") or "evs" in pub.data:
         raise AttributeError("an estimator's result has no counts; see expectation_values")
     joined = pub.join_data()

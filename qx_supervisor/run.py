@@ -13,17 +13,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from typing import Any, Literal
 
 from . import crew, interrupts
 from .errors import CancelOutcome, Interrupted, QxError, RunError, interrupted
-from .panel import Panel, PanelName, open_panel
+from .panel import Panel, PanelName, Silent, close_panel, open_panel
 from .request import Request, check
 from .result import Err, Ok, RunResult
 from .status import Status
 from .worker import CANCEL_SECONDS, HAND_OVER_SECONDS, Worker
 
 logger = logging.getLogger("qx_supervisor")
+
+TICK = 0.5
+"""Seconds between two looks of a panel's at the clock."""
 
 Pubs = Any
 OnStatus = Callable[[Status], Any]
@@ -66,7 +70,8 @@ def run(
         optimization_level: The transpiler's, 0 to 3.
         seed_transpiler: The transpiler's seed.
         on_status: Called with every `Status`, in this thread. What it raises is logged by type and ends nothing.
-        panel: Where the status is shown: "auto" and "plain" write lines to stderr, None is silent.
+        panel: Where the status is shown. "auto": a panel on the terminal or in the notebook, else lines on stderr.
+            "terminal", "notebook": that one where it can be shown, else lines. "plain": lines. None: nowhere.
         timeout: Seconds from the call after which the job is cancelled. None: queues may take days.
         poll_interval: Seconds between two readings of the job's state, at least 0.1. None: 0.5 at first (0.1 in a
             session), and more while the job waits on.
@@ -104,7 +109,8 @@ def run(
         max_execution_time=max_execution_time,
         on_unprotected=on_unprotected,
     )
-    return _run(request, open_panel(panel))
+    is_main = threading.current_thread() is threading.main_thread()  # where alone signals are handled
+    return _run(request, open_panel(panel, interruptible=is_main))
 
 
 def try_run(pubs: Pubs, backend: Any = None, **arguments: Any) -> Ok[RunResult] | Err:
@@ -176,8 +182,12 @@ def submit(
     if on_status is None and panel is None:
         worker = Worker(request, lambda _: None)
     else:
-        letters = _Letters(_Told(request, open_panel(panel)))
-        worker = Worker(request, letters.status, letters.put)
+        told = _Told(request, open_panel(panel))
+        letters = _Letters(told)
+        worker = Worker(request, letters.status, letters.put, asks_details=told.is_shown)
+        worker.outcome.add_done_callback(told.close)
+        if told.is_shown:
+            letters.begin_to_tick()
     worker.start(crew.submitting.do)
     return Run(worker)
 
@@ -189,6 +199,17 @@ class Run:
         self._worker = worker
         self._process = os.getpid()
         self._detached = False
+
+    def _repr_html_(self) -> str:
+        from .panel.notebook import as_html
+        from .panel.view import View
+
+        view = View("run.cancel() cancels")
+        view.began = view.changed = self._worker.status.time
+        view.see(self._worker.status)
+        if self._worker.outcome.done():
+            view.end(self._worker.outcome.exception() or self._worker.outcome.result())
+        return as_html(view)
 
     def __repr__(self) -> str:
         return f"Run(state={self._worker.status.state!r}, job_id={self._worker.job_id!r})"
@@ -290,9 +311,28 @@ class _Told:
     def __init__(self, request: Request, panel: Panel) -> None:
         self._on_status = request.on_status
         self._panel = panel
+        self.is_shown = not isinstance(panel, Silent)
+        self.is_over = False
+
+    def tick(self) -> None:
+        """Time goes on."""
+        self._show(self._panel.tick)
+
+    def close(self, outcome: Future[RunResult] | BaseException) -> None:
+        """The run is over."""
+        self.is_over = True
+        ended = outcome if isinstance(outcome, BaseException) else outcome.exception() or outcome.result()
+        self._show(lambda: close_panel(self._panel, ended))
+
+    def _show(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception as error:  # noqa: BLE001 - what the run looks like is less than the run
+            self._panel = Silent()
+            logger.warning("the panel raised %s; the run goes on unseen", type(error).__name__)
 
     def __call__(self, status: Status) -> None:
-        self._panel.show(status)
+        self._show(lambda: self._panel.show(status))
         if self._on_status is not None:
             try:
                 self._on_status(status)
@@ -312,6 +352,12 @@ class _Letters:
     def status(self, status: Status) -> None:
         """Tell a status."""
         self.put(lambda: self._told(status))
+
+    def begin_to_tick(self) -> None:
+        """Tell now and then that time goes on, until the run is over."""
+        if not self._told.is_over:
+            self.put(self._told.tick)
+            crew.clock.after(TICK, self.begin_to_tick)
 
     def put(self, work: Callable[[], object]) -> None:
         """Call something, after everything before it."""
@@ -351,8 +397,9 @@ def _run(request: Request, panel: Panel) -> RunResult:
         def deliver() -> None:
             while news:
                 told(news.popleft())
+            told.tick()
 
-        worker = Worker(request, tell)
+        worker = Worker(request, tell, asks_details=told.is_shown)
         try:
             worker.outcome.add_done_callback(lambda _: wakeup.wake())
             worker.start(_in_a_thread)
@@ -371,10 +418,13 @@ def _run(request: Request, panel: Panel) -> RunResult:
                     break
                 wakeup.wait(interrupts.WAIT_LIMIT)
             deliver()
-        except BaseException:
+        except BaseException as raised:
             if error is None:  # else it was abandoned before, and the user's handler raised
                 _abandon(worker, wakeup, lambda: None)
+            if os.getpid() == process:
+                told.close(error or raised)
             raise
+        told.close(error or worker.outcome)
     if error is None:
         return worker.outcome.result()
     if dies_again:

@@ -7,6 +7,7 @@ it with `abandon`, which cancels the job; the threads themselves are never waite
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal
 
-from . import crew, service
+from . import crew, details, service
 from .errors import (
     CancelOutcome,
     JobCancelled,
@@ -48,6 +49,8 @@ HAND_OVER_SECONDS = 1.0
 
 _LONGEST_POLL = 15.0
 _POLL_SHARE = 0.02  # of the time that a job has taken so far: an hour in the queue is asked after every 15 s
+_DETAILS_PAUSE = 15.0  # between two readings of a queued job's place
+_COST_PATIENCE = 0.3  # seconds that a result waits for the word what it cost
 _RATE_LIMIT_PAUSE = 12.0  # 5 jobs a minute are allowed: what to wait where the answer does not say
 
 _driver_tag = (0, "")
@@ -77,6 +80,7 @@ class Worker:
         request: What is to be run.
         tell: Receives every `Status`, in any thread; it must be quick.
         then: Is given what sets `outcome`, to be called when every `Status` so far has been received.
+        asks_details: Whether the job's place in the queue and its cost are asked for, because somebody looks at them.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class Worker:
         request: Request,
         tell: Callable[[Status], None],
         then: Callable[[Callable[[], None]], None] = lambda work: work(),
+        *,
+        asks_details: bool = False,
     ) -> None:
         self.request = request
         self.run_id = uuid.uuid4().hex
@@ -119,6 +125,12 @@ class Worker:
         self._leave_poller: Callable[[], None] = lambda: None
         self._watched_since = 0.0
         self._seen = ""
+        self._asks_details = asks_details
+        self._details = details.Details()
+        self._details_due = 0.0
+        self._cost: Future[None] | None = None
+        self._shots = _shots(request)
+        self._saying = threading.RLock()
 
     @property
     def is_over(self) -> bool:
@@ -341,7 +353,7 @@ class Worker:
     def _watch(self) -> None:
         self._watched_since = time.monotonic()
         self._patience = Patience("poll", self.job_id, self._say)
-        poller = poller_of(self._there, driver_tag())
+        poller = self._poller = poller_of(self._there, driver_tag())
         watched = poller.watch(str(self.job_id), self._saw, self._missed)
         self._leave_poller = lambda: poller.leave(watched)
         if self._ended:
@@ -353,6 +365,8 @@ class Worker:
             return None
         self._patience.answered()
         if state.is_final:
+            if self._asks_details and not self._poller.is_crowd:
+                self._cost = crew.ending.begin(functools.partial(self._read_details, state))
             with self._lock:
                 self._phase = "final"
                 self._finished = not state.is_cancelled
@@ -361,10 +375,32 @@ class Worker:
         if state.status != self._seen:
             self._seen = state.status
             self._say("poll", state.status.lower())
+        if self._asks_details and state.status.lower() == "queued" and not self._poller.is_crowd:
+            now = time.monotonic()
+            if now >= self._details_due:
+                self._details_due = now + _DETAILS_PAUSE
+                crew.asking.do(functools.partial(self._read_details, state))
         # Noticed late by 2 % at most, and never more often than the official client asks.
         shortest = 0.1 if self._target is not None and self._target.in_session else 0.5
         pause = min(_LONGEST_POLL, max(shortest, _POLL_SHARE * (time.monotonic() - self._watched_since)))
         return self.request.poll_interval or pause
+
+    def _read_details(self, state: remote.JobState) -> None:
+        """Read the job's place in the queue and its cost, and tell them where they are news. No failure matters."""
+        try:
+            known = details.read(state.reply, self._there.metrics(str(self.job_id)))
+        except remote.RemoteError:
+            return
+        with self._saying:
+            is_news = known != self._details
+            self._details = known
+            if is_news and not state.is_final and self.status.state == state.status.lower():
+                self._say("poll", self.status.state)
+
+    def _wait_for_cost(self) -> None:
+        if self._cost is not None:
+            with contextlib.suppress(Exception):  # the result is what the run is about
+                self._cost.result(_COST_PATIENCE)
 
     def _missed(self, error: Exception) -> float | None:
         """The job's state could not be read; returns the seconds until the next try, or None."""
@@ -378,6 +414,8 @@ class Worker:
 
     def _conclude(self, state: remote.JobState) -> None:
         """The job is final."""
+        if not state.is_completed:
+            self._wait_for_cost()
         if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
             raise JobCancelled("job", "the job was cancelled, though not by this program", self.job_id)
         if not state.is_completed:
@@ -400,8 +438,9 @@ class Worker:
             reason = f"the results can't be read: {service.describe(error)}; try service.job({self.job_id!r}).result()"
             raise RunError("results", reason, self.job_id) from error
         assert self._target is not None
-        result = RunResult(decoded, str(self.job_id), self._target.name)
         self._stand_down()
+        self._wait_for_cost()
+        result = RunResult(decoded, str(self.job_id), self._target.name, self._details.qpu_seconds)
         self._say("results", "done")
         self._end(result)
 
@@ -576,10 +615,24 @@ class Worker:
             raise _Stopped
 
     def _say(self, stage: Stage, state: str, detail: str = "") -> None:
-        name = self._target.name if self._target else ""
-        watcher = link.watcher_pid if self._protected else None
-        self.status = Status(stage, state, self.job_id, name, detail, watcher)
-        self._tell(self.status)
+        target, known = self._target, self._details
+        with self._saying:  # what is told late is not told after what follows it
+            self.status = Status(
+                stage,
+                state,
+                self.job_id,
+                backend=target.name if target else "",
+                detail=detail,
+                watcher=link.watcher_pid if self._protected else None,
+                shots=self._shots,
+                queue_position=known.queue_position,
+                estimated_start=known.estimated_start,
+                qpu_seconds_estimated=known.qpu_seconds_estimated,
+                qpu_seconds=known.qpu_seconds,
+                url=service.job_url(target.client, self.job_id) if target and target.client and self.job_id else "",
+            )
+            logger.info("run %s: %s", self.run_id[:8], self.status)
+            self._tell(self.status)
 
 
 def _may_be_remote(request: Request) -> bool:
@@ -591,6 +644,15 @@ def _may_be_remote(request: Request) -> bool:
         return not getattr(request.service, "is_local", False)
     module = type(where).__module__
     return module.startswith("qiskit_ibm_runtime.") and not module.startswith("qiskit_ibm_runtime.fake_provider")
+
+
+def _shots(request: Request) -> int | None:
+    """How often each circuit is executed, where that is said anywhere, and the same for all."""
+    options = getattr(request.primitive, "options", None)
+    default = getattr(options, "default_shots", None)
+    said = {getattr(pub, "shots", None) or request.shots for pub in request.pubs} or {request.shots}
+    shots = said.pop() if len(said) == 1 else None
+    return shots or (default if type(default) is int else None)
 
 
 def _failure(state: remote.JobState) -> str:

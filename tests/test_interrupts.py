@@ -795,7 +795,7 @@ def test_the_panel_writes_to_stderr_only(ibm, fork):
     assert all(" qx: " in line for line in lines), lines
     assert any(f"queued · job {job.id}" in line for line in lines)
     assert sum("watched by pid" in line for line in lines) == 1
-    assert lines[-1].endswith(f"done · job {job.id}")
+    assert f"qx: done · job {job.id} · ibm_brisbane · 64 shots · " in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import psutil
 import pytest
 from conftest import DEADLINE, watchers_of
@@ -14,6 +19,7 @@ from drivers import wait_for_end
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
+from nbclient import NotebookClient
 
 CELL = """
 from qiskit import QuantumCircuit
@@ -43,6 +49,7 @@ class Notebook:
         self.manager = manager
         self.client = client
         self.text = ""
+        self.shown: list[tuple[str, dict[str, Any]]] = []
 
     @property
     def pid(self) -> int:
@@ -54,14 +61,17 @@ class Notebook:
             message = self.client.get_iopub_msg(timeout=DEADLINE)
             content = message["content"]
             self.text += content.get("text", "")
+            if message["msg_type"] in ("display_data", "update_display_data"):
+                self.shown.append((message["msg_type"], content))
+                self.text += f"{content['data']['text/plain']}\n"
             if wanted(message):
                 return dict(content)
 
     def job_in(self, state: str) -> str:
-        """Wait for the line of the panel that says so; returns the job's id."""
-        mark = f"qx: {state} · job "
-        self.wait(lambda _: mark in self.text)
-        return self.text.split(mark)[1].split()[0]
+        """Wait until the panel says so; returns the job's id."""
+        line = re.compile(rf"^{state} · .* · job (\w+)$", re.MULTILINE)
+        self.wait(lambda _: line.search(self.text))
+        return str(line.search(self.text)[1])
 
     def idle(self) -> None:
         """Wait until the cell is over."""
@@ -88,10 +98,65 @@ def notebook(tmp_path, monkeypatch) -> Iterator[Notebook]:
 
 
 def test_a_cell_to_its_result(ibm, notebook):
+    """There is one output, which is kept up to date and says in the end how it went."""
+    ibm.tell(queue_position=2, qpu_seconds=1.5)
+    ibm.hold("queued")
     notebook.client.execute(CELL.format(port=ibm.port))
+    job = notebook.job_in("queued")
+    notebook.wait(lambda _: "position 2" in notebook.shown[-1][1]["data"]["text/html"])
+    html = notebook.shown[-1][1]["data"]["text/html"]
+    assert re.search(r"watched by pid \d+ · interrupting the kernel cancels", html)
+    ibm.hold(None)
     shown = notebook.wait(lambda m: m["msg_type"] == "execute_result")
     assert shown["data"]["text/plain"] == "64"
-    assert "watched by pid" in notebook.text
+    kinds = [kind for kind, _ in notebook.shown]
+    assert kinds[0] == "display_data"
+    assert set(kinds[1:]) == {"update_display_data"}
+    assert len({content["transient"]["display_id"] for _, content in notebook.shown}) == 1
+    last = notebook.shown[-1][1]["data"]
+    assert last["text/plain"].startswith(f"done · job {job} · ibm_brisbane · 64 shots · ")
+    assert last["text/plain"].endswith("QPU 1.5 s charged")
+    assert job in last["text/html"]
+    assert ">00<" in last["text/html"]
+    assert ">11<" in last["text/html"]
+
+
+def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
+    """Executed as papermill and nbconvert do it: an output a cell, objects as HTML, and no secret anywhere."""
+    for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    made = nbformat.v4.new_notebook()
+    connect = f"service = connect({ibm.port}, 'a-secret-key')"
+    cells = [
+        f"{CELL.partition('result =')[0]}\nfrom qx_supervisor import submit, try_run\n{connect}",
+        'result = run(circuit, "ibm_brisbane", service=service, shots=64)\nresult',
+        'going = submit(circuit, "ibm_brisbane", service=service, shots=64, panel="notebook")\ngoing.result()\ngoing',
+        'try_run(circuit, "ibm_nowhere", service=service).error',
+        'run(circuit, "ibm_brisbane", service=service, shots=64, panel="plain").counts.keys() <= {"00", "11"}',
+    ]
+    made.cells = [nbformat.v4.new_code_cell(code) for code in cells]
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    client = NotebookClient(made, timeout=DEADLINE, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    saved = nbformat.writes(made)
+    del client
+    gc.collect()
+    for secret in ("a-secret-key", "Bearer", "eyJ"):
+        assert secret not in saved.replace(connect, "")
+    run_cell, submit_cell, error_cell, plain_cell = (cell.outputs for cell in made.cells[1:])
+    assert [output.output_type for output in run_cell] == ["display_data", "execute_result"]
+    assert "done · job" in run_cell[0]["data"]["text/plain"]
+    assert "RunResult of 1 PUB" in run_cell[1]["data"]["text/html"]
+    assert [output.output_type for output in submit_cell] == ["display_data", "execute_result"]
+    assert "done · job" in submit_cell[0]["data"]["text/plain"]
+    assert "done" in submit_cell[1]["data"]["text/html"]
+    html = error_cell[-1]["data"]["text/html"]
+    assert "ConfigError" in html
+    assert "there is no backend &#x27;ibm_nowhere&#x27;" in html
+    assert {output.output_type for output in plain_cell[:-1]} == {"stream"}
+    assert plain_cell[-1]["data"]["text/plain"] == "True"
+    if os.environ.get("QX_KEEP_NOTEBOOK"):  # to look at it in a browser
+        Path(os.environ["QX_KEEP_NOTEBOOK"]).write_text(saved)
 
 
 def test_interrupted(ibm, notebook):

@@ -227,6 +227,10 @@ class Remote:
         """Read a job."""
         return JobState.from_reply(self._object(self._request("GET", f"/jobs/{job}", {"exclude_params": "true"})))
 
+    def metrics(self, job: str) -> dict[str, Any]:
+        """Read what is told of a job's place in the queue and its cost."""
+        return self._object(self._request("GET", f"/jobs/{job}/metrics"))
+
     def results(self, job: str) -> str:
         """Fetch the results of a completed job, as the service encodes them."""
         return self._request("GET", f"/jobs/{job}/results").text

@@ -86,6 +86,11 @@ def _hold(state: State, _query: Query, body: Any) -> Reply:
     return Reply(204)
 
 
+def _tell(state: State, _query: Query, body: Any) -> Reply:
+    state.engine.tell(**body)
+    return Reply(204)
+
+
 def _auth(state: State, _query: Query, body: Any) -> Reply:
     state.tokens.reject(bool(body["reject_tokens"]))
     return Reply(204)
@@ -116,6 +121,7 @@ _ROUTES: dict[tuple[str, str], Callable[[State, Query, Any], Reply]] = {
     ("GET", "wait-idle"): _wait_idle,
     ("PUT", "scenario"): _scenario,
     ("PUT", "hold"): _hold,
+    ("PUT", "tell"): _tell,
     ("PUT", "auth"): _auth,
     ("PUT", "token-lifetime"): _token_lifetime,
     ("POST", "expire-tokens"): _expire_tokens,

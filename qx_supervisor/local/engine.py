@@ -18,7 +18,7 @@ from localqpu.ibm.session_routes import register_session_routes
 from localqpu.scenario import ScenarioError, ensure_known_backends, parse_scenario
 from localqpu.server import Request, Response, Router
 
-from .jobs import Jobs, Record
+from .jobs import Jobs, Record, Told
 from .messages import Call, Reply, problem
 from .tokens import Tokens
 
@@ -60,6 +60,10 @@ class Engine:
         self._context.scenario_state.set_scenario(scenario)
         return Reply(204)
 
+    def tell(self, **what: Any) -> None:
+        """Set what is told of every job's place in the queue and cost, as `Told` has it."""
+        self.jobs.told = Told(**what)
+
     def reset(self) -> None:
         """Forget jobs, sessions and the scenario."""
         self.jobs.reset()
@@ -71,6 +75,7 @@ class Engine:
         router.add("POST", "/identity/token", self._issue_token)
         router.add("GET", "/api/v1/jobs", self._list_jobs)
         router.add("GET", "/api/v1/jobs/{job_id}", self._get_job)
+        router.add("GET", "/api/v1/jobs/{job_id}/metrics", self._get_metrics)
         router.add("POST", "/api/v1/jobs/{job_id}/cancel", self._cancel_job)
         router.add("DELETE", "/api/v1/sessions/{session_id}/close", self._cancel_session)
         register_ibm_routes(router, self._context)
@@ -127,7 +132,31 @@ class Engine:
         record = self.jobs.get(params["job_id"])
         if record is None:
             return _refuse(404, f"Job {params['job_id']} not found.")
-        return Response(200, job_to_api(record))
+        reply = job_to_api(record)
+        if self.jobs.told.qpu_seconds_estimated is not None:
+            reply["estimated_running_time_seconds"] = self.jobs.told.qpu_seconds_estimated
+        return Response(200, reply)
+
+    def _get_metrics(self, _request: Any, params: Params) -> Any:
+        """What IBM tells of a job's place in the queue and its cost, as far as the scenario has it."""
+        record = self.jobs.get(params["job_id"])
+        if record is None:
+            return _refuse(404, f"Job {params['job_id']} not found.")
+        told = self.jobs.told
+        reply: dict[str, Any] = {
+            "timestamps": {"created": record.created, "running": record.running_at, "finished": record.ended_at},
+            "usage": {"status": "pending"},
+        }
+        if record.status == "Queued":
+            if told.queue_position is not None:
+                reply["position_in_queue"] = told.queue_position
+            if told.starts_in is not None:
+                start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=told.starts_in)
+                reply["estimated_start_time"] = start.isoformat().replace("+00:00", "Z")
+        elif record.is_final and told.qpu_seconds is not None:
+            charged = told.qpu_seconds if record.status == "Completed" else 0.0
+            reply["usage"] = {"status": "final", "quantum_seconds": charged, "qpu_charge_time_seconds": charged}
+        return Response(200, reply)
 
     def _cancel_job(self, _request: Any, params: Params) -> Any:
         job_id = params["job_id"]

@@ -227,6 +227,26 @@ class Service:
         """
         self._control("PUT", "hold", {"hold": where, "cancel_lag": cancel_lag})
 
+    def tell(
+        self,
+        *,
+        queue_position: int | None = None,
+        starts_in: float | None = None,
+        qpu_seconds_estimated: float | None = None,
+        qpu_seconds: float | None = 0.0,
+    ) -> None:
+        """Set what the service tells of a job's place in the queue and its cost. Each call sets all four.
+
+        Args:
+            queue_position: The place of a queued job, 1 for the next. None: not told, as at IBM in most cases.
+            starts_in: Seconds until a queued job is expected to start, or None.
+            qpu_seconds_estimated: QPU seconds that a job is expected to take, or None.
+            qpu_seconds: QPU seconds that a completed job is charged. None: that stays pending.
+        """
+        told = {"queue_position": queue_position, "starts_in": starts_in}
+        cost = {"qpu_seconds_estimated": qpu_seconds_estimated, "qpu_seconds": qpu_seconds}
+        self._control("PUT", "tell", told | cost)
+
     def auth(self, *, reject_tokens: bool) -> None:
         """Refuse to issue access tokens, as for a revoked API key, or stop refusing."""
         self._control("PUT", "auth", {"reject_tokens": reject_tokens})

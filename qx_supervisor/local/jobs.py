@@ -35,6 +35,23 @@ _FAILED_CODE = 9000  # reason codes of our own, apart from IBM's 1305 ("ran too 
 _CANCELLED_CODE = 9001
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the service tells of a job's place in the queue and its cost; None: nothing, as IBM often does.
+
+    Attributes:
+        queue_position: The place of a queued job.
+        starts_in: Seconds until a queued job is expected to start.
+        qpu_seconds_estimated: QPU seconds that a job is expected to take.
+        qpu_seconds: QPU seconds that a completed job is charged.
+    """
+
+    queue_position: int | None = None
+    starts_in: float | None = None
+    qpu_seconds_estimated: float | None = None
+    qpu_seconds: float | None = 0.0
+
+
 @dataclass
 class Record:
     """A job. The attributes up to ``metadata`` are those that localqpu's routes read, under its names."""
@@ -85,6 +102,7 @@ class Jobs:
         self._cancel_requests: Counter[str] = Counter()
         self._hold: Hold = None
         self._cancel_lag = 0.0
+        self.told = Told()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="simulation")
         self._due = threading.Event()
         threading.Thread(target=self._tick_for_ever, name="ticker", daemon=True).start()
@@ -226,6 +244,7 @@ class Jobs:
             self._live.clear()
             self._cancel_requests.clear()
             self._hold, self._cancel_lag = None, 0.0
+            self.told = Told()
             self._scenario_state.reset()
             # A simulation can't be stopped half-way: a new pool, so that it does not keep the next jobs waiting.
             self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,108 @@
+"""The notebook's panel: one output that is kept up to date, as HTML with plain text beside it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from .. import html
+from ..result import RunResult
+from ..status import Status
+from .view import View, histogram, values
+
+SHORTEST_PAUSE = 0.5
+"""Seconds between two updates, but for those that bring news: each of them is kept by whoever records the kernel."""
+
+
+class Notebook:
+    """Shows a run in the output of a cell."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._handle: Any = None
+        self._shown_at = 0.0
+
+    def show(self, status: Status) -> None:
+        """Show a change."""
+        if self._view.outcome is None:
+            self._update(now=self._view.see(status))
+
+    def tick(self) -> None:
+        """Let the clock go on."""
+        if self._view.status is not None and self._view.outcome is None:
+            self._update(now=False)
+
+    def notice(self, text: str) -> None:
+        """Show a warning, below."""
+        sys.stderr.write(f"qx: {text}\n")
+
+    def close(self, outcome: RunResult | BaseException) -> None:
+        """Leave how it ended."""
+        self._view.end(outcome)
+        self._update(now=True)
+
+    def _update(self, *, now: bool) -> None:
+        from IPython.display import display
+
+        moment = time.monotonic()
+        if not now and moment - self._shown_at < SHORTEST_PAUSE:
+            return
+        self._shown_at = moment
+        shown = _Shown(self._view)
+        if self._handle is None:
+            self._handle = display(shown, display_id=True)
+        else:
+            self._handle.update(shown)
+
+
+class _Shown:
+    """What is displayed: a snapshot."""
+
+    def __init__(self, view: View) -> None:
+        self._html = as_html(view)
+        self._text = as_text(view)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/html": self._html, "text/plain": self._text}
+
+
+def as_html(view: View) -> str:
+    """A run, as HTML."""
+    status = view.status
+    title = html.text(view.state)
+    if status is not None and status.detail and view.outcome is None:
+        title += f' <span style="opacity:.65;font-weight:normal">{html.text(status.detail)}</span>'
+    rows = [("backend", html.text(view.backend))] if view.backend else []
+    if view.job_id:
+        rows.append(("job", html.link(view.url, view.job_id)))
+    if view.shots():
+        rows.append(("shots", html.text(view.shots().removesuffix(" shots"))))
+    rows.append(("time", html.text(view.times())))
+    if view.outcome is None:
+        if view.job_id:
+            rows.append(("queue", html.text(view.queue())))
+        hint = f" · {view.hint}" if view.hint else ""
+        rows.append(("guard", html.text(view.protection() + hint)))
+    if view.job_id:
+        rows.append(("QPU", html.text(view.cost())))
+    if view.reason():
+        rows.append(("reason", html.text(view.reason())))
+    more = results(view.outcome) if isinstance(view.outcome, RunResult) else ""
+    return html.card(view.tone, title, rows, more)
+
+
+def results(result: RunResult) -> str:
+    """Counts or expectation values, as HTML."""
+    bars, more = histogram(result)
+    if bars:
+        return html.bars([(bar.name, bar.length, f"{bar.count}  ({100 * bar.share:.1f} %)") for bar in bars], more)
+    return "".join(f"<div>{html.text(line)}</div>" for line in values(result))
+
+
+def as_text(view: View) -> str:
+    """A run, as one or two lines of text."""
+    line = view.summary() if view.outcome is not None else f"{view.state} · {view.times()} · {view.protection()}"
+    if view.outcome is None and view.job_id:
+        line += f" · job {view.job_id}"
+    return f"{line}\n{view.reason()}" if view.reason() else line

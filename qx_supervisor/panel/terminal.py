@@ -1,0 +1,216 @@
+"""The terminal's panel: a block for one run, a table for several, and a summary of each that stays.
+
+All runs of the process share the screen; each has a `Terminal` of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from ..result import RunResult
+from ..status import Status
+from .screen import screen
+from .view import BARS, View, duration, histogram, values
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_STYLE = {"good": "green", "bad": "red", "warning": "yellow", "plain": "cyan"}
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_BAR_WIDTH = 32
+
+_open: dict[Terminal, View] = {}
+_turn = itertools.count()
+
+
+class Terminal:
+    """Shows a run on the terminal."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._is_many = False
+
+    def show(self, status: Status) -> None:
+        """Show a change."""
+        if self._view.outcome is not None:
+            return
+        is_news = self._view.see(status)
+        _open[self] = self._view
+        if len(_open) > 1:
+            for each in list(_open):
+                each._is_many = True  # noqa: SLF001 - its own kind
+        screen.start(_content)
+        screen.draw(now=is_news)
+
+    def tick(self) -> None:
+        """Let the clock go on."""
+        screen.draw(now=False)
+
+    def notice(self, text: str) -> None:
+        """Show a warning, which stays."""
+        from rich.text import Text
+
+        if _open:
+            screen.say(Text(f"qx: {text}", style="yellow"))
+        else:
+            from .plain import write
+
+            write(f"qx: {text}\n")
+
+    def close(self, outcome: RunResult | BaseException) -> None:
+        """Leave a summary."""
+        self._view.end(outcome)
+        if _open.pop(self, None) is not None:
+            screen.say(summary(self._view, with_results=not self._is_many))
+        if not _open:
+            screen.stop()
+
+
+def _content() -> RenderableType | None:
+    shown = list(_open.items())
+    if not shown:
+        return None
+    is_one = len(shown) == 1 and not shown[0][0]._is_many  # noqa: SLF001 - its own kind
+    return block(shown[0][1]) if is_one else table([view for _, view in shown])
+
+
+def block(view: View) -> RenderableType:
+    """One run, as it goes on."""
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    style = _STYLE[view.tone]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    spinner = _SPINNER[next(_turn) % len(_SPINNER)]
+    state = Text.assemble((f"{spinner} {view.state}", f"bold {style}"))
+    if view.status and view.status.detail:
+        state.append(f"  {view.status.detail}", style="dim")
+    grid.add_row("state", state)
+    grid.add_row("time", view.times())
+    if view.job_id:
+        grid.add_row("job", _job(view))
+        grid.add_row("queue", view.queue())
+    if view.shots():
+        grid.add_row("shots", view.shots().removesuffix(" shots"))
+    if view.job_id:
+        grid.add_row("QPU", view.cost())
+    protection = view.protection()
+    alarm = "bold red" if protection == "NOT WATCHED" else ""
+    last = Text.assemble((protection, alarm))
+    if view.hint:
+        last.append(f" · {view.hint}", style="dim")
+    grid.add_row("guard", last)
+    title = Text(view.backend or "IBM Quantum", style="bold")
+    return Panel(grid, title=title, title_align="left", border_style=style, expand=False)
+
+
+def table(views: list[View]) -> RenderableType:
+    """Several runs, those that need attention first; as many as the terminal has room for."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    room = max(3, shutil.get_terminal_size().lines - 6)
+    ranked = sorted(views, key=lambda view: (view.tone != "warning", view.began))
+    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    rows = [_row(view) for view in ranked]
+    common = []
+    for name in tuple(rows[0]):
+        said = {str(row[name]) for row in rows}
+        if name in ("backend", "shots") and len(said) == 1 and len(rows) > 1:
+            common += [f"{value} {name}".removesuffix(" backend") for value in said - {"–"}]
+            for row in rows:
+                del row[name]
+        else:
+            longest = max(map(len, said))
+            made.add_column(name, no_wrap=True, min_width=longest if name in ("job", "state") else None)
+    for row in rows[:room]:
+        made.add_row(*row.values())
+    counts = Counter(view.state for view in views)
+    said_of = [", ".join(f"{n} {state}" for state, n in counts.most_common()), *common]
+    if len(views) > room:
+        said_of.append(f"{len(views) - room} not shown")
+    watchers = sorted({view.status.watcher for view in views if view.status and view.status.watcher})
+    watched = f" · watched by pid {', '.join(map(str, watchers))}" if watchers else ""
+    unwatched = sum(view.protection() == "NOT WATCHED" for view in views)
+    watched += f" · {unwatched} NOT WATCHED" if unwatched else ""
+    hint = next((f" · {view.hint}" for view in views if view.hint), "")
+    return Group(made, Text(f"{len(views)} runs: {' · '.join(said_of)}{watched}{hint}", style="dim"))
+
+
+def _row(view: View) -> dict[str, Any]:
+    from rich.text import Text
+
+    position, _, start = view.queue().partition(", start ")
+    now = view.clock()
+    return {
+        "state": Text(view.state, style=_STYLE[view.tone]),
+        "job": _job(view),
+        "backend": view.backend or "–",
+        "shots": view.shots().removesuffix(" shots") or "–",
+        "time": duration(now - view.began),
+        "in state": duration(now - view.changed),
+        "queue": position.removeprefix("position "),
+        "start": start or "–",
+        "QPU": view.cost().removesuffix(", charge pending").removeprefix("charge ").removesuffix("imated"),
+    }
+
+
+def summary(view: View, *, with_results: bool) -> RenderableType:
+    """How a run ended."""
+    from rich.console import Group
+    from rich.text import Text
+
+    style = _STYLE[view.tone]
+    mark = "✔" if view.tone == "good" else "✘"
+    line = Text.assemble((f"{mark} {view.state}", f"bold {style}"))
+    rest = view.summary().removeprefix(view.state)
+    before, job, after = rest.partition(view.job_id) if view.job_id else (rest, "", "")
+    line.append(before, style="dim")
+    line.append(job, style=f"link {view.url}" if view.url else "")
+    line.append(after, style="dim")
+    rows: list[Any] = [line]
+    if view.reason():
+        rows.append(Text(f"  {view.reason()}", style=style))
+    if with_results and isinstance(view.outcome, RunResult):
+        rows.extend(_results(view.outcome))
+    return Group(*rows)
+
+
+def _results(result: RunResult) -> list[RenderableType]:
+    from rich.bar import Bar
+    from rich.table import Table
+    from rich.text import Text
+
+    bars, more = histogram(result)
+    rows: list[RenderableType] = []
+    if bars:
+        made = Table.grid(padding=(0, 1))
+        made.add_column(no_wrap=True)
+        made.add_column(width=_BAR_WIDTH)
+        made.add_column(justify="right")
+        made.add_column(justify="right", style="dim")
+        for bar in bars:
+            drawn = Bar(1.0, 0.0, bar.length, width=_BAR_WIDTH, color="cyan")
+            made.add_row(f"  {bar.name}", drawn, str(bar.count), f"{100 * bar.share:.1f} %")
+        rows.append(made)
+    rows.extend(Text(f"  {line}") for line in values(result)[: BARS + 1])
+    if more:
+        rows.append(Text(f"  {more}", style="dim"))
+    return rows
+
+
+def _job(view: View) -> RenderableType:
+    from rich.text import Text
+
+    return Text(view.job_id or "–", style=f"link {view.url}" if view.url else "")
+
+
+os.register_at_fork(after_in_child=_open.clear)

@@ -1,0 +1,250 @@
+"""One run as it is shown, in words: what all panels have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Interrupted, RunError
+from ..result import RunResult, counts_of
+from ..status import Status
+
+if TYPE_CHECKING:
+    from qiskit.primitives import PubResult
+
+LARGE = 200_000
+"""Shots, of all parameter sets, beyond which no histogram is made."""
+
+BARS = 8
+"""How many outcomes a histogram shows."""
+
+
+@dataclass
+class View:
+    """What is shown of a run.
+
+    Attributes:
+        hint: How to cancel it, or "".
+        clock: Gives the seconds since the epoch.
+        status: The latest status, or None before the first.
+        outcome: The result, or the error that it ended in; None while it goes on.
+    """
+
+    hint: str = ""
+    clock: Callable[[], float] = time.time
+    status: Status | None = None
+    outcome: RunResult | BaseException | None = None
+    began: float = field(init=False)
+    changed: float = field(init=False)
+    ended: float | None = None
+
+    def __post_init__(self) -> None:
+        """Begin to count."""
+        self.began = self.changed = self.clock()
+
+    def see(self, status: Status) -> bool:
+        """Take in a status; returns whether it says something new, and not only how the queue moves."""
+        before = self.status
+        self.status = status
+        if before is not None and _words(before) == _words(status):
+            return False
+        if before is None or before.state != status.state:
+            self.changed = status.time
+        return True
+
+    def end(self, outcome: RunResult | BaseException) -> None:
+        """The run is over."""
+        self.outcome = outcome
+        self.ended = self.clock()
+
+    # What is said of it
+
+    @property
+    def state(self) -> str:
+        """What is happening, or how it ended."""
+        if self.outcome is None:
+            return self.status.state if self.status else "starting"
+        if isinstance(self.outcome, RunResult):
+            return "done"
+        if isinstance(self.outcome, Interrupted):
+            return "interrupted"
+        return type(self.outcome).__name__
+
+    @property
+    def tone(self) -> str:
+        """How the state is to look: "good", "bad", "warning" or "plain"."""
+        if self.outcome is not None:
+            return "good" if isinstance(self.outcome, RunResult) else "bad"
+        if any(word in self.state for word in ("lost", "limited", "retrying", "cancelling", "not protected")):
+            return "warning"
+        return "plain"
+
+    @property
+    def job_id(self) -> str:
+        """The job's whole id, or ""."""
+        return (self.status and self.status.job_id) or ""
+
+    @property
+    def url(self) -> str:
+        """The job's page, or ""."""
+        return self.status.url if self.status else ""
+
+    @property
+    def backend(self) -> str:
+        """The backend's name, or ""."""
+        return self.status.backend if self.status else ""
+
+    def times(self) -> str:
+        """How long it is in this state, and in all."""
+        now = self.clock()
+        if self.ended is not None:
+            return f"{duration(self.ended - self.began)} in all"
+        return f"{duration(now - self.changed)} in this state, {duration(now - self.began)} in all"
+
+    def queue(self) -> str:
+        """Its place in the queue, and when it is expected to start."""
+        status = self.status
+        if status is None:
+            return "–"
+        position = "–" if status.queue_position is None else f"position {status.queue_position}"
+        return f"{position}, start {when(status.estimated_start, self.clock())}"
+
+    def cost(self) -> str:
+        """QPU time, estimated and charged."""
+        status = self.status
+        estimated = status.qpu_seconds_estimated if status else None
+        charged = status.qpu_seconds if status else None
+        if isinstance(self.outcome, RunResult) and self.outcome.qpu_seconds is not None:
+            charged = self.outcome.qpu_seconds
+        if charged is not None:
+            return f"{seconds(charged)} charged"
+        return "charge pending" if estimated is None else f"{seconds(estimated)} estimated, charge pending"
+
+    def protection(self) -> str:
+        """Who looks after it."""
+        status = self.status
+        if status is None:
+            return "nothing submitted yet"
+        if status.watcher is not None:
+            return f"watched by pid {status.watcher}"
+        if "unguarded" in status.detail:
+            return "simulated on this machine, nothing to guard"
+        return "NOT WATCHED" if status.job_id else "nothing submitted yet"
+
+    def summary(self) -> str:
+        """How it went, in a line."""
+        parts = [self.state]
+        if self.job_id:
+            parts.append(f"job {self.job_id}")
+        if self.backend:
+            parts.append(self.backend)
+        if self.shots():
+            parts.append(self.shots())
+        parts.append(self.times())
+        if self.job_id and not (self.status and "unguarded" in self.status.detail):
+            parts.append(f"QPU {self.cost()}")
+        return " · ".join(parts)
+
+    def shots(self) -> str:
+        """How often it is executed, or ""."""
+        return f"{self.status.shots} shots" if self.status and self.status.shots else ""
+
+    def reason(self) -> str:
+        """Why it ended without a result, or ""."""
+        if isinstance(self.outcome, RunError):
+            return self.outcome.reason
+        return str(self.outcome) if isinstance(self.outcome, Interrupted) else ""
+
+
+def _words(status: Status) -> tuple[Any, ...]:
+    return (status.stage, status.state, status.detail, status.job_id, status.watcher)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One outcome in a histogram.
+
+    Attributes:
+        name: The bit string, or what the bar stands for.
+        count: How often it was measured.
+        share: Of all shots, 0 to 1.
+        length: Of the longest bar, 0 to 1.
+    """
+
+    name: str
+    count: int
+    share: float
+    length: float
+
+
+def histogram(result: RunResult) -> tuple[list[Bar], str]:
+    """The most frequent outcomes of a sampler's first PUB, and what is not shown, in words.
+
+    Returns:
+        No bars for what is no sampler's result.
+    """
+    try:
+        counts = {} if _is_large(result[0]) else counts_of(result[0])
+    except Exception:  # noqa: BLE001 - an estimator's result, or bits in a form of the user's own
+        return [], ""
+    more = f"PUB 0 of {len(result)}" if len(result) > 1 else ""
+    total, longest = sum(counts.values()), max(counts.values(), default=0)
+    if not total:
+        return [], more
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    bars = [Bar(name, n, n / total, n / longest) for name, n in ranked[:BARS]]
+    if len(ranked) > BARS:
+        rest = total - sum(bar.count for bar in bars)
+        others = f"{len(ranked) - BARS} other outcomes, {100 * rest / total:.1f} %"
+        more = f"{others} ({more})" if more else others
+    return sorted(bars, key=lambda bar: bar.name), more
+
+
+def _is_large(pub: PubResult) -> bool:
+    """Whether to count its bits takes longer than a person who waits for the result would want."""
+    return sum(int(getattr(each, "num_shots", 0)) * int(getattr(each, "size", 1)) for each in pub.data.values()) > LARGE
+
+
+def values(result: RunResult) -> list[str]:
+    """An estimator's first expectation values with their standard errors, in words."""
+    import numpy as np
+
+    try:
+        found, errors = result.expectation_values, result.standard_errors
+    except Exception:  # noqa: BLE001 - a sampler's result
+        return []
+    pairs = zip(found, errors, strict=False) if isinstance(found, list) else [(found, errors)]
+    said = []
+    for pub, (value, error) in enumerate(pairs):
+        for index, each in np.ndenumerate(np.asarray(value)):
+            place = f"[{pub}]" if len(result) > 1 else ""
+            place += f"[{', '.join(map(str, index))}]" if index else ""
+            said.append(f"⟨O{place}⟩ = {each:.6g} ± {np.asarray(error)[index]:.2g}")
+            if len(said) > BARS:
+                return [*said[:BARS], "…"]
+    return said
+
+
+def duration(length: float) -> str:
+    """A length of time: 0:07, 12:05, 3:00:09, 2 d 3:00:09."""
+    whole = max(0, int(length))
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    clock = f"{hour}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+    return f"{days} d {clock}" if days else clock
+
+
+def seconds(length: float) -> str:
+    """Some seconds of QPU time."""
+    return f"{length:.3g} s" if length < 100 else f"{length:.0f} s"
+
+
+def when(moment: float | None, now: float) -> str:
+    """A moment by the local clock, with the date if that is not today; "–" for none."""
+    if moment is None:
+        return "–"
+    there, here = time.localtime(moment), time.localtime(now)
+    return time.strftime("%H:%M" if there[:3] == here[:3] else "%Y-%m-%d %H:%M", there)
