@@ -118,8 +118,21 @@ def default_service(instance: str | None = None) -> Any:
                     "instance=...), or pass service=...",
                 ) from None
             except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+                if _is_unreachable(error):
+                    raise RunError(
+                        "backend", "IBM Quantum can't be reached; check the network and its proxy, and try again"
+                    ) from None
                 raise RunError("auth", f"the saved IBM Quantum account can't be used: {describe(error)}") from None
         return _default[1]
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether a failure of the client's began with a connection that could not be made, or broke."""
+    import requests
+
+    while error is not None and not isinstance(error, requests.ConnectionError | requests.Timeout):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @dataclass(frozen=True)
