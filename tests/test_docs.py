@@ -1,0 +1,365 @@
+"""The documentation: every example runs, every command line parses, and it builds without a warning.
+
+A page's blocks run in order and in one namespace, as a reader would type them. The saved account is the embedded
+service of the tests, which is also what they get who start one. Three kinds of block go elsewhere: a program (it has a
+`__main__` part) is run by an interpreter of its own, a file of tests by pytest, and what awaits at the top level runs
+in an event loop, as a notebook's cell does.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import inspect
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from conftest import DEADLINE
+
+import qx_supervisor
+from qx_supervisor import local
+from qx_supervisor.cli import main
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DOCS = CHECKOUT / "docs"
+PAGES = [CHECKOUT / "README.md", *sorted(DOCS.glob("*.md"))]
+
+FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of code."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for found in FENCE.finditer(text):
+        line = text.count("\n", 0, found.start("code")) + 1
+        yield Block(page, line, found["language"], found["code"])
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+
+
+# Python -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def account(ibm: local.Service, service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The saved account is the embedded service, and what is saved goes to a file of the test's."""
+    import qiskit_ibm_runtime
+    from qiskit_ibm_runtime.accounts import management
+
+    class SavedAccount(qiskit_ibm_runtime.QiskitRuntimeService):
+        def __new__(cls) -> Any:
+            return service
+
+    class Service(local.Service):
+        """One for all who start it, as new; a watcher may have to ask it still when an example has ended."""
+
+        def stop(self) -> None: ...
+
+    saved = tmp_path / "qiskit-ibm.json"
+    monkeypatch.setattr(management, "_DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(saved))
+    monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", SavedAccount)
+    monkeypatch.setattr("qx_supervisor.service.default_service", lambda: service)
+
+    def start(**_: Any) -> local.Service:
+        ibm.reset()
+        return Service(ibm.pid, ibm.port)
+
+    monkeypatch.setattr(local, "start", start)
+    return saved
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=lambda page: page.name)
+def test_examples_run(ibm, account, page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__docs__"}
+    for block in PYTHON:
+        if block.page == page:
+            execute(block, namespace, ibm)
+    assert [job.status for job in ibm.wait_idle() if not job.is_final] == []
+
+
+def execute(block: Block, namespace: dict[str, Any], ibm: local.Service) -> None:
+    if '__name__ == "__main__"' in block.code:
+        assert_runs([sys.executable, script(block, ibm)])
+    elif re.search(r"^def test_", block.code, re.MULTILINE):
+        assert_runs([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", script(block, ibm)])
+    else:
+        # Tracebacks name the page and its line.
+        code = compile("\n" * (block.line - 1) + block.code, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if code.co_flags & inspect.CO_COROUTINE:
+            asyncio.run(eval(code, namespace))
+        else:
+            exec(code, namespace)
+
+
+BEFORE = """\
+import qx_supervisor.service
+from qx_supervisor import local
+class Service(local.Service):
+    def stop(self): ...
+def start():
+    service = Service({pid}, {port})
+    service.reset()
+    return service
+local.start = start
+qx_supervisor.service.default_service = Service({pid}, {port}).service
+"""
+"""The same for a program or a file of tests, and for the processes that import it."""
+
+
+def script(block: Block, ibm: local.Service) -> str:
+    file = Path(f"test_example_{block.line}.py").absolute()
+    file.write_text(BEFORE.format(pid=ibm.pid, port=ibm.port) + block.code)
+    return str(file)
+
+
+def assert_runs(command: list[str]) -> None:
+    output = Path("output")
+    with (
+        output.open("w") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as program,
+    ):
+        try:
+            code = program.wait(DEADLINE)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)  # and what it has started
+    assert code == 0, output.read_text()
+
+
+# Command lines ----------------------------------------------------------------------------------------------------
+
+COMMAND = "qx-supervisor"
+OPERATORS = {"&&", "||", "|", ";", "&", "(", ")", ";;", "{", "}"}
+REDIRECTION = re.compile(r"\d*[<>].*")
+KEYWORDS = {"then", "do", "else", "if", "while", "exec", "!"}
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The words of every command of a shell script, without redirections."""
+    text = text.replace("\\\n", " ")
+    for line in text.splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="();|&")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word in OPERATORS:
+                if words:
+                    yield words
+                words = []
+            elif not REDIRECTION.fullmatch(word):
+                words.append(word)
+
+
+def uses(words: list[str]) -> Iterator[list[str]]:
+    """The arguments of `qx-supervisor` in a command, also where another one, such as `srun`, starts it."""
+    for i, word in enumerate(words):
+        if word.rpartition("/")[2] == COMMAND:
+            yield words[i + 1 :]
+            return
+        if " " in word and COMMAND in word:  # sh -c '...'
+            for inner in commands_in(word):
+                yield from uses(inner)
+
+
+def mentions() -> Iterator[tuple[str, list[str]]]:
+    """Every use of the command in the documentation: in shell blocks, in other files, and in the text."""
+    for block in BLOCKS:
+        if block.language == "sh":
+            for words in commands_in(block.code):
+                yield from ((block.name, found) for found in uses(words))
+        elif block.language in ("ini", "yaml"):
+            for line in block.code.splitlines():
+                value = re.sub(r"^\s*(- |\w+\s*[=:]\s*)*", "", line)
+                if COMMAND in value:
+                    for words in commands_in(value):
+                        yield from ((block.name, found) for found in uses(words))
+    for page in PAGES:
+        for found in re.finditer(r"(?<!`)`([^`\n]*\bqx-supervisor [^`\n]*)`(?!`)", page.read_text()):
+            for words in commands_in(found[1]):
+                yield from ((f"{page.name}: {found[1]}", each) for each in uses(words))
+
+
+@pytest.mark.parametrize("where, arguments", list(mentions()))
+def test_command_lines_parse(where, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if ": " in where and is_a_name(arguments):
+        return
+    for word in arguments:
+        if word.endswith((".qasm", ".qpy", ".py")):
+            Path(word).touch()
+    parse(main, arguments)
+
+
+def is_a_name(arguments: list[str]) -> bool:
+    """Whether they are a command and nothing else: in the text, a command's name stands for the command."""
+    command: click.Command | None = main
+    for word in arguments:
+        command = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
+    return command is not None
+
+
+def parse(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:
+    """Parse as the command would, and do nothing.
+
+    Raises:
+        click.UsageError: If it would refuse them.
+    """
+    try:
+        context = command.make_context(command.name or COMMAND, list(arguments), parent=parent)
+    except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
+        return  # --help, --version, and a group by itself
+    if isinstance(command, click.Group):
+        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None, name
+        parse(found, rest, context)
+
+
+def test_a_wrong_command_line_does_not_parse():
+    """The check can fail."""
+    for wrong in (["pss"], ["ps", "--al"], ["local", "begin"]):
+        with pytest.raises(click.UsageError):
+            parse(main, wrong)
+    line = "cd x && A=/s qx-supervisor ps --all >out; sh -c 'python a.py; qx-supervisor reap' # qx-supervisor no"
+    assert [found for words in commands_in(line) for found in uses(words)] == [["ps", "--all"], ["reap"]]
+
+
+def test_every_command_is_described():
+    text = (DOCS / "commands.md").read_text()
+    context = click.Context(main)
+    missing = [name for name in main.list_commands(context) if not re.search(rf"\b{COMMAND} {name}\b", text)]
+    assert missing == []
+
+
+def test_scripts_exist():
+    named = {found for page in PAGES for found in re.findall(r"\bscripts/\w+", page.read_text())}
+    assert named
+    missing = [name for name in sorted(named) if not os.access(CHECKOUT / name, os.X_OK)]
+    assert missing == []
+
+
+def test_shell_scripts_are_well_formed():
+    for block in BLOCKS:
+        if block.language == "sh":
+            checked = subprocess.run(["bash", "-n"], input=block.code, capture_output=True, text=True, check=False)
+            assert (checked.returncode, checked.stderr) == (0, ""), block.name
+
+
+def test_environment_variables_are_the_programs():
+    """What the text calls a variable of ours, the program reads; and what users may set is described."""
+    read = {found for path in sources() for found in re.findall(r"[\"'](QX_[A-Z_]+)[\"']", path.read_text())}
+    named = {found for page in PAGES for found in re.findall(r"\bQX_[A-Z_]+", page.read_text())}
+    assert {"QX_STATE_DIR", "QX_LOG_LEVEL"} <= named <= read
+
+
+# What the program says --------------------------------------------------------------------------------------------
+
+
+def sources() -> Iterator[Path]:
+    for folder in ("qx_supervisor", "watcher"):
+        yield from (CHECKOUT / folder).rglob("*.py")
+
+
+def said() -> str:
+    """All that the program may say, one text a line, with … where something is put in."""
+    texts = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(re.sub(r"%(\.\d+f|[sdgr])", "…", node.value))
+    return "\n".join(texts)
+
+
+def first_column(text: str) -> list[str]:
+    """The code in the first cells of a page's tables."""
+    cells = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text, re.MULTILINE)
+    return [found for cell in cells for found in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_messages_are_the_programs():
+    everything = said()
+    messages = [message for message in first_column((DOCS / "errors.md").read_text()) if "…" in message]
+    assert len(messages) > 30
+    assert [message for message in messages if not re.search(pattern(message), everything, re.MULTILINE)] == []
+    assert not re.search(pattern("the watcher … a novel"), everything, re.MULTILINE)
+
+
+def pattern(message: str) -> str:
+    return ".*".join(re.escape(part) for part in message.split("…"))
+
+
+def test_states_are_the_programs():
+    """Every state that a run tells is described, and no other."""
+    described = set(first_column((DOCS / "progress.md").read_text().partition("## The states")[2]))
+    told = {"queued", "running"}  # IBM Quantum's words
+    for path in sources():
+        told |= set(re.findall(r"_say\(\s*(?:\"\w+\"|[\w.]+), \"([^\"]+)\"", path.read_text()))
+    told |= {"finished before it could be cancelled", "cancelled"}  # one or the other
+    assert described == told
+
+
+# The build --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages, as `scripts/docs` builds them."""
+    folder = tmp_path_factory.mktemp("docs")
+    [line] = [line for line in (CHECKOUT / "scripts/docs").read_text().splitlines() if "-m sphinx" in line]
+    arguments = shlex.split(line.replace('"$@"', ""))[1:]
+    assert {"-W", "-n", "--keep-going"} <= set(arguments)
+    arguments[arguments.index("docs/_build/html")] = str(folder / "html")
+    command = [sys.executable, *arguments, "-d", str(folder / "doctrees")]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    return folder / "html"
+
+
+def test_it_builds_without_a_warning(built):
+    """Links between pages, pictures, references and pages that nothing leads to are what Sphinx warns of."""
+    assert (built / "index.html").exists()
+    pages = {path.stem for path in DOCS.glob("*.md")}
+    assert pages == {path.stem for path in built.glob("*.html")} - {"genindex", "search"}
+
+
+def test_the_reference_has_every_public_name(built):
+    reference = (built / "reference.html").read_text()
+    names = [f"qx_supervisor.{name}" for name in qx_supervisor.__all__]
+    names += [f"qx_supervisor.local.{name}" for name in local.__all__]
+    assert [name for name in names if f'id="{name}"' not in reference] == []
+
+
+def test_links_of_the_readme():
+    text = (CHECKOUT / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert targets
+    assert [target for target in targets if not (CHECKOUT / target).exists()] == []
