@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-ACCENT = {"good": "#24a148", "bad": "#da1e28", "warning": "#c08000", "plain": "#4589ff"}
+ACCENT = {"good": "#24a148", "bad": "#e5484d", "warning": "#c08000", "plain": "#4589ff"}
 """By tone."""
 
 

@@ -198,17 +198,20 @@ class Run:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._process = os.getpid()
+        self._began = time.time()
         self._detached = False
 
     def _repr_html_(self) -> str:
         from .panel.notebook import as_html
         from .panel.view import View
 
+        worker = self._worker
         view = View("run.cancel() cancels")
-        view.began = view.changed = self._worker.status.time
-        view.see(self._worker.status)
-        if self._worker.outcome.done():
-            view.end(self._worker.outcome.exception() or self._worker.outcome.result())
+        view.see(worker.status)
+        view.began, view.changed = self._began, worker.status.time
+        if worker.outcome.done():
+            view.end(worker.outcome.exception() or worker.outcome.result())
+            view.ended = worker.status.time
         return as_html(view)
 
     def __repr__(self) -> str:
