@@ -62,10 +62,8 @@ def check(local: bool, instance: str | None) -> None:
 
 def find() -> Service | None:
     """The registered embedded service, if one runs."""
-    try:
-        from .. import local
-    except ImportError as error:
-        raise _not_installed(error) from None
+    from .. import local
+
     return local.find()
 
 
@@ -83,11 +81,5 @@ def start(*, lingers: bool = False, **settings: Any) -> Service:
 
     try:
         return local.start(linger=local.LINGER if lingers else None, **settings)
-    except ImportError as error:
-        raise _not_installed(error) from None
-    except local.ServiceError as error:
+    except (ImportError, local.ServiceError) as error:
         raise ConfigError("config", str(error)) from None
-
-
-def _not_installed(error: ImportError) -> ConfigError:
-    return ConfigError("config", str(error))

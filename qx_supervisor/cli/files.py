@@ -56,12 +56,11 @@ def _parse(data: bytes, file: str) -> list[Any]:
     header = _HEADER.match(text)
     if header is None:
         raise _refuse(file, 'the file does not begin with "OPENQASM 2.0;" or "OPENQASM 3.0;"; add the line that holds')
-    match header[1]:
-        case "2":
-            return [_qasm2(text, file)]
-        case "3":
-            return [_qasm3(text, file)]
-    raise _refuse(file, f"OpenQASM {header[1]} is not known; 2 and 3 are")
+    if header[1] not in ("2", "3"):
+        raise _refuse(file, f"OpenQASM {header[1]} is not known; 2 and 3 are")
+    circuit = _qasm2(text, file) if header[1] == "2" else _qasm3(text, file)
+    circuit.name = "stdin" if file == "-" else Path(file).stem
+    return [circuit]
 
 
 def _qpy(data: bytes, file: str) -> list[Any]:

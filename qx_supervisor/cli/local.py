@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ..errors import QxError
@@ -35,7 +37,8 @@ def start(port: int, backends: tuple[str, ...], as_json: bool) -> None:
     """
     running = account.find()
     if running is None:
-        running = account.start(port=port, register=True, **({"backends": backends} if backends else {}))
+        offered: dict[str, Any] = {"backends": backends} if backends else {}
+        running = account.start(port=port, register=True, **offered)
     elif port not in (0, running.port) or backends:
         output.say("it runs already, and goes on as it is; for another, first: qx-supervisor local stop")
     if as_json:

@@ -42,7 +42,8 @@ def ps_command(everything: bool, as_json: bool) -> None:
     It reads the ledger only, and needs no account.
     """
     with ledger.Ledger.open(ledger.state_directory()) as book:
-        for row in book.rows(None if everything else ledger.UNFINISHED):
+        rows = book.rows(None if everything else ledger.UNFINISHED)
+        for row in rows:
             verdict = ledger.judge(row, book.place)
             state = row.state if verdict == "final" else verdict
             if as_json:
@@ -63,3 +64,5 @@ def ps_command(everything: bool, as_json: bool) -> None:
             else:
                 jobs = " ".join(row.jobs) or row.session or "-"
                 output.line(f"{state:9}  {row.place.host}:{row.pid}  {jobs}  {row.tag or '-'}  {row.detail}".rstrip())
+        if not rows and not as_json:
+            output.say("no run is known" if everything else "no run is guarded; --all lists those that are over")

@@ -47,6 +47,8 @@ def reap_command(local: bool, instance: str | None, as_json: bool) -> int:
         else:
             jobs = " ".join(reaped.jobs) or "-"
             output.line(f"{reaped.fate:13}  {reaped.host}:{reaped.pid}  {jobs}  {reaped.detail}".rstrip())
+    if any(reaped.fate == "other account" for reaped in found):
+        output.say("for the jobs of another account, instance or service, reap again with --instance or --local")
     if not found:
         output.say("nothing is left behind")
     return exits.UNCONFIRMED if unresolved else exits.DONE

@@ -46,7 +46,7 @@ def check() -> Iterator[Finding]:
         return
     where = "QISKIT_IBM_TOKEN" if account.source == "environment" else "the account file"
     text = f"{account.channel}, from {where}, instance {redacted(account.instance)}"
-    yield Finding("account", "ok", text)
+    yield Finding("account", "ok", f"{text}; its key is not shown")
     yield from _service()
 
 
@@ -78,7 +78,7 @@ def _service() -> Iterator[Finding]:
         yield Finding("service", "fault", f"no answer within {SECONDS:g} s", "check the network and its proxy")
         return
     except RunError as error:
-        yield Finding("service", "fault", error.reason, "check the API key, the instance and the network")
+        yield Finding("service", "fault", error.reason.rstrip("."), "check the API key, the instance and the network")
         return
     except remote.RemoteError as error:
         yield Finding("service", "fault", str(error), "try again; https://status.quantum.cloud.ibm.com tells of faults")

@@ -1,0 +1,328 @@
+"""`qx-supervisor doctor`: what it finds where something is amiss, that it shows no secret, and its drill."""
+
+from __future__ import annotations
+
+import collections
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RUN, wait_for_end
+
+from qx_supervisor import doctor, drill, local, placement, service
+from qx_supervisor.cli import main
+from qx_supervisor.doctor import Finding, account, machine
+
+KEY = "sentinel-0123456789abcdefghijklmnopqrstuvwxyz"
+
+NAMES = ["versions", "pidfd", "state directory", "guarded runs", "other watcher", "place", "exec", "settings"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nobody's account."""
+    from qiskit_ibm_runtime.accounts import management
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(service, "_default", None)  # what an earlier test had
+    monkeypatch.setattr(management, "_DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(tmp_path / "qiskit-ibm.json"))
+    for name in list(os.environ):
+        if name.startswith(("QISKIT_IBM_", "SLURM_")):
+            monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest.fixture
+def key(ibm: local.Service, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An account in the environment; the embedded service is the proxy to its hosts, which are made up."""
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", KEY)
+    monkeypatch.setenv("QISKIT_IBM_URL", "http://qx.test")
+    monkeypatch.setenv("QISKIT_IBM_INSTANCE", "crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::localqpu")
+    monkeypatch.setenv("IAM_URL", "http://iam.qx.test")
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{ibm.port}")
+    return KEY
+
+
+def findings(check: Callable[[], Any] = machine.check) -> dict[str, Finding]:
+    return {found.check: found for found in check()}
+
+
+def find(name: str) -> Finding:
+    return findings()[name]
+
+
+def test_all_is_well(state: Path) -> None:
+    found = findings()
+    assert list(found) == NAMES
+    assert {name for name, each in found.items() if each.verdict != "ok"} <= {"place"}  # in a container it warns
+    for name in ("qx-supervisor", "qiskit", "qiskit-ibm-runtime", "psutil"):
+        assert f"{name} {importlib.metadata.version(name)}" in found["versions"].text
+    assert os.uname().release in found["versions"].text
+    assert f"{state}, mode 0700, writable, on a local disk" in found["state directory"].text
+    assert f"QX_STATE_DIR={state}" in found["settings"].text
+    assert "python -I, -E or -S" in found["exec"].text
+
+
+def test_every_setting_is_known() -> None:
+    """Each QX_ variable that the code reads, and no other."""
+    root = Path(drill.__file__).parent.parent
+    sources = [*root.glob("qx_supervisor/**/*.py"), *root.glob("watcher/**/*.py")]
+    read = {name for file in sources for name in re.findall(r'"(QX_[A-Z_]+)"', file.read_text())}
+    assert read == set(machine.SETTINGS)
+
+
+# What may be amiss
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "verdict", "step"),
+    [
+        ("qiskit-ibm-runtime", "0.52.1", "fault", "pip install 'qiskit-ibm-runtime==0.51.*'"),
+        ("qiskit-ibm-runtime", "0.51.9", "ok", ""),
+    ],
+)
+def test_versions(name: str, version: str, verdict: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda asked: version if asked == name else real(asked))
+    found = find("versions")
+    assert (found.verdict, found.next_step) == (verdict, step)
+    assert f"{name} {version}" in found.text
+
+
+def test_a_python_that_is_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = collections.namedtuple("kind", "major minor")
+    monkeypatch.setattr(machine.sys, "version_info", kind(3, 14))
+    assert find("versions").verdict == "warning"
+
+
+def test_no_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    found = find("pidfd")
+    assert found.verdict == "warning"
+    assert "Function not implemented" in found.text
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_state_directory_that_others_can_write_to(state: Path, mode: int) -> None:
+    state.mkdir()
+    state.chmod(mode)
+    found = findings()
+    assert found["state directory"].verdict == "fault"
+    assert "others can write to it" in found["state directory"].text
+    assert "QX_STATE_DIR" in found["state directory"].next_step
+    assert "guarded runs" not in found
+    assert main_code("--no-drill") == 1
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SPARE", 1 << 70)
+    found = find("state directory")
+    assert (found.verdict, "its disk is full" in found.text) == ("warning", True)
+
+
+def test_what_was_left_behind(ibm: local.Service, fork: Any) -> None:
+    ibm.hold("queued")
+    driver = fork(RUN)
+    driver.queued()
+    assert find("guarded runs").text.startswith("1 live, 0 left behind")
+    watcher = driver.watcher()
+    driver.process.send_signal(19)  # SIGSTOP: as if both had died at once
+    watcher.kill()
+    wait_for_end(watcher)
+    driver.kill()
+    found = find("guarded runs")
+    assert (found.verdict, found.text[:21]) == ("warning", "0 live, 1 left behind")
+    assert found.next_step.endswith("qx-supervisor reap")
+
+
+def test_a_watcher_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "watcher.py"
+    file.write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    found = find("other watcher")
+    assert (found.verdict, found.text) == (
+        "ok",
+        f"{file} has the same name; it does no harm: this one is loaded by its place and not by its name",
+    )
+
+
+def test_a_watcher_on_the_path(tmp_path: Path) -> None:
+    (tmp_path / "watcher").mkdir()
+    file = tmp_path / "watcher" / "__init__.py"
+    file.write_text("raise SystemExit('the wrong one')")
+    code = "from qx_supervisor.doctor import machine; print(*(f.text for f in machine.check()), sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True, check=True
+    )
+    assert f"{file} has the same name; it does no harm" in done.stdout
+
+
+def test_another_package_in_the_same_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"watcher": ["qx-supervisor", "python-watcher"]}
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: both)
+    found = find("other watcher")
+    assert found.verdict == "fault"
+    assert "python-watcher installs a package named watcher too" in found.text
+    assert "pip uninstall python-watcher" in found.next_step
+
+
+def test_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = placement.advice(
+        7, {"SLURM_JOB_ID": "42"}, "0::/slurm/job_42", at_terminal=False, kill_mode=lambda *_: ""
+    )
+    monkeypatch.setattr(placement, "here", lambda: advice)
+    found = find("place")
+    assert found.verdict == "warning"
+    assert "Slurm job 42" in found.text
+    assert found.next_step.startswith("Run `qx-supervisor reap` after the step")
+    monkeypatch.setattr(placement, "here", lambda: "")
+    monkeypatch.setattr(machine, "_in_container", lambda: True)
+    assert "when its process 1 ends" in find("place").text
+    monkeypatch.setattr(machine, "_in_container", lambda: False)
+    assert find("place").verdict == "ok"
+
+
+def test_a_setting_that_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QX_STATEDIR", "/a/secret/place")
+    found = find("settings")
+    assert found.verdict == "warning"
+    assert "unknown: QX_STATEDIR" in found.text
+    assert "/a/secret/place" not in found.text
+    assert "QX_STATE_DIR" in found.next_step
+
+
+# The account, the service, the clock
+
+
+def test_no_account_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "default_service", lambda: pytest.fail("it was asked"))
+    (found,) = account.check()
+    assert (found.check, found.verdict) == ("account", "warning")
+    assert "save_account" in found.next_step
+
+
+def test_an_account_file_that_is_damaged(home: Path) -> None:
+    (home / "qiskit-ibm.json").write_text(f'{{"default": {{"token": "{KEY}"')
+    (found,) = account.check()
+    assert found.verdict == "fault"
+    assert KEY not in found.text + found.next_step
+
+
+@pytest.mark.parametrize(
+    ("instance", "shown"),
+    [
+        ("", "not chosen"),
+        ("crn:v1:bluemix:public:quantum-computing:eu-de:a/0f0f:1234-5678-9abc::", "crn:…:eu-de:…9abc"),
+        ("my-instance", "my…"),
+        ("crn:short", "crn:…::…"),
+    ],
+)
+def test_an_instance_is_redacted(instance: str, shown: str) -> None:
+    assert account.redacted(instance) == shown
+
+
+def test_the_service_answers(key: str, ibm: local.Service) -> None:
+    found = findings(account.check)
+    assert {name: each.verdict for name, each in found.items()} == dict.fromkeys(["account", "service", "clock"], "ok")
+    assert "from QISKIT_IBM_TOKEN" in found["account"].text
+    assert "http://quantum.qx.test/api/v1 answers" in found["service"].text
+    assert not ibm.journal(method="POST", path="/api/v1/jobs")
+    assert ibm.journal(method="HEAD")
+    assert key not in str(found)
+
+
+@pytest.mark.parametrize(("by", "word"), [(600.0, "ahead of"), (-600.0, "behind")])
+def test_a_clock_that_is_wrong(key: str, monkeypatch: pytest.MonkeyPatch, by: float, word: str) -> None:
+    real = service.server_clock
+    monkeypatch.setattr(service, "server_clock", lambda client, seconds: real(client, seconds) - by)
+    found = findings(account.check)["clock"]
+    assert found.verdict == "warning"
+    assert re.search(rf"(599|600|601) s {word} the service", found.text)
+
+
+def test_an_account_that_is_refused(key: str, ibm: local.Service) -> None:
+    ibm.auth(reject_tokens=True)
+    found = findings(account.check)
+    ibm.auth(reject_tokens=False)
+    assert [each.verdict for each in found.values()] == ["ok", "fault"]
+    assert "API key" in found["service"].next_step
+    assert key not in str(found)
+
+
+def test_a_service_that_is_silent(key: str, ibm: local.Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    ibm.scenario({"http_faults": [{"path": "/api/v1/backends", "delay_seconds": 30}]})
+    monkeypatch.setattr(account, "SECONDS", 0.5)
+    found = findings(account.check)["service"]
+    assert (found.verdict, found.text) == ("fault", "no answer within 0.5 s")
+    ibm.reset()  # which ends the request that is under way
+
+
+# The command
+
+
+def main_code(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", *words])
+    return int(caught.value.code or 0)
+
+
+def test_the_command(key: str, ibm: local.Service) -> None:
+    """All of it, as a user sees it; and the key, which is in its environment, is nowhere."""
+    words = [sys.executable, "-m", "qx_supervisor", "doctor", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = {found["check"]: found for found in map(json.loads, done.stdout.splitlines())}
+    assert list(told) == [*NAMES, "account", "service", "clock", "kill -9 drill"]
+    assert all(list(found) == ["check", "verdict", "text", "next_step"] for found in told.values())
+    text = told["kill -9 drill"]["text"]
+    took = re.fullmatch(
+        r"a driver was killed; (\d+) ms later the service was asked to cancel its job, and did", text
+    )
+    assert took, text
+    assert int(took[1]) < 10_000
+    assert key not in done.stdout + done.stderr
+    assert not ibm.jobs()  # the drill has a service of its own
+
+
+def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_code("--no-drill") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[9:26].strip() for line in lines] == [*NAMES, "account"]
+    assert lines[-1].startswith("warning  account")
+    assert ". Next: " in lines[-1]
+
+
+def test_without_the_embedded_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (found,) = doctor.drill.check()
+    assert found.verdict == "warning"
+    assert found.next_step == "pip install 'qx-supervisor[local]'"
+
+
+def test_a_drill_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver can't even start."""
+    monkeypatch.setattr(drill, "DRIVER", "raise SystemExit('no room')")
+    (found,) = doctor.drill.check()
+    assert (found.verdict, found.text) == ("fault", "the driver ended before its job was queued: no room")
+
+
+def test_a_job_that_is_not_cancelled_is_a_fault(ibm: local.Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nobody to cancel it: the driver runs without a watcher."""
+    no_python = "import sys\nsys.executable = '/bin/false'\n"
+    unguarded = drill.DRIVER.replace("import sys\n", no_python, 1).replace("status.watcher,", "2**22,")
+    monkeypatch.setattr(drill, "DRIVER", unguarded.replace('"plain")', '"plain", on_unprotected="warn")'))
+    with pytest.raises(drill.DrillError, match="the killed driver's job was not cancelled: 0 of 1 requests"):
+        drill.drill(ibm, is_quiet=True, before_kill=lambda _: monkeypatch.setattr(drill, "PATIENCE", 0.5))
+    assert [job.status for job in ibm.jobs()] == ["Queued"]
