@@ -293,6 +293,7 @@ def test_the_command(key: str, ibm: local.Service) -> None:
     assert took, text
     assert int(took[1]) < 10_000
     assert key not in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 2  # what takes a while
     assert not ibm.jobs()  # the drill has a service of its own
 
 

@@ -31,7 +31,7 @@ def doctor_command(no_drill: bool, as_json: bool) -> int:
     from ..doctor import examine
 
     has_fault = False
-    for found in examine(with_drill=not no_drill):
+    for found in examine(with_drill=not no_drill, say=output.say):
         has_fault |= found.verdict == "fault"
         if as_json:
             output.record(check=found.check, verdict=found.verdict, text=found.text, next_step=found.next_step)

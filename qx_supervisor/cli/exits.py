@@ -25,6 +25,8 @@ AUTH = 4
 TIMEOUT = 5
 UNCONFIRMED = 6
 
+_NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2: its message is the help
+
 tracebacks = False
 """Whether `--debug` was given."""
 
@@ -92,7 +94,7 @@ def die(number: int) -> NoReturn:
 def _tell(error: BaseException) -> None:
     if tracebacks:
         traceback.print_exception(error)
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, click.UsageError) and isinstance(error, _NO_ARGUMENTS):
         error.show()
         return
     output.say(_sentence(error))

@@ -16,14 +16,16 @@ from .finding import Finding, Verdict
 __all__ = ["Finding", "Verdict", "examine"]
 
 
-def examine(*, with_drill: bool = True) -> Iterator[Finding]:
+def examine(*, with_drill: bool = True, say: Callable[[str], object] = lambda _: None) -> Iterator[Finding]:
     """Check one thing after the other.
 
     Args:
-        with_drill: Whether a driver is killed, too; that takes some seconds.
+        with_drill: Whether a driver is killed, too.
+        say: Called with what takes a while, before it begins.
     """
-    checks: list[Callable[[], Iterator[Finding]]] = [machine.check, account.check]
+    yield from machine.check()
+    say("looking at the account, and asking its service")
+    yield from account.check()
     if with_drill:
-        checks.append(drill.check)
-    for check in checks:
-        yield from check()
+        say("starting a driver and killing it, on an embedded service; that takes some seconds")
+        yield from drill.check()
