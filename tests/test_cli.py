@@ -231,11 +231,12 @@ def test_the_job_is_cancelled_by_another_command(here, begin, file, call):
 
 def test_the_timeout_passes(here, begin, file):
     here.hold("queued")
-    driver = begin("run", str(file), "--local", "--timeout", "1", "--json", "--panel", "none")
+    driver = begin("run", str(file), "--local", "--timeout", "3", "--json", "--panel", "none")
     assert end(driver) == 5
     (told,) = objects(driver.lines)
     assert (told["state"], told["stage"]) == ("timeout", "timeout")
-    assert_cancelled_once(here, told["job_id"])
+    # Where the machine is so busy that it passes before the submission, there is nothing to cancel.
+    assert_cancelled_once(here, *filter(None, [told["job_id"]]))
 
 
 def test_an_account_in_the_environment(account, begin, file):
