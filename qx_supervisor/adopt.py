@@ -45,22 +45,26 @@ class Adopter:
 
     def _begin(self) -> None:
         self._jobs: dict[str, Guarded] = {}  # those that are not known to be final
-        self._sessions: dict[str, Guarded] = {}
-        self._given_up: set[str] = set()  # jobs whose cancel the driver has asked for itself
+        self._session_of: dict[str, str] = {}  # theirs
+        self._sessions: dict[str, Guarded] = {}  # those that are open
+        self._given_up: set[str] = set()  # jobs that the driver has cancelled itself
 
     def forget(self) -> None:
         """In a forked child: what is guarded is the parent's. A thread that is not here may have held the lock."""
         self._lock = threading.Lock()
         self._begin()
 
-    def submission(self, client: Any, tags: int, keeper: service.Submission | None) -> service.Submission:
+    def submission(
+        self, client: Any, tags: int, session_id: str, keeper: service.Submission | None
+    ) -> service.Submission:
         """For the POST of a job that has so many tags."""
-        return Submission(self, client, tags, keeper)
+        return Submission(self, client, tags, session_id, keeper)
 
-    def adopt(self, job_id: str, guarded: Guarded) -> None:
+    def adopt(self, job_id: str, session_id: str, guarded: Guarded) -> None:
         """A job's id is known."""
         with self._lock:
             self._jobs[job_id] = guarded
+            self._session_of[job_id] = session_id
 
     def seen(self, job_id: str, reply: Any) -> None:
         """The driver has read the state of a job."""
@@ -71,13 +75,18 @@ class Adopter:
         """The driver asks for the cancel by itself; should it die, the watcher looks before it asks again."""
         guarded = self._jobs.get(job_id)
         if guarded is not None:
-            self._given_up.add(job_id)
             link.cancelling(guarded.run)
+
+    def cancelled(self, job_id: str) -> None:
+        """It was asked for; the job stays guarded until it is seen to be final."""
+        if job_id in self._jobs:
+            self._given_up.add(job_id)
 
     def deleted(self, job_id: str) -> None:
         """Nothing is left of a job to guard."""
         with self._lock:
             guarded = self._jobs.pop(job_id, None)
+            self._session_of.pop(job_id, None)
             self._given_up.discard(job_id)
         if guarded is not None:
             link.stand_down(guarded.run)
@@ -101,10 +110,15 @@ class Adopter:
         except WatcherError as error:
             say(f"the session {session_id} is not guarded: {error.reason}")
 
-    def closed(self, session_id: str) -> None:
-        """The driver has closed a session. Its jobs may be queued still, and stay guarded."""
+    def closed(self, session_id: str, *, dropped: bool) -> None:
+        """The driver has closed a session. Its jobs may be queued or running still, and stay guarded."""
         with self._lock:
             guarded = self._sessions.pop(session_id, None)
+            inside = [job for job, session in self._session_of.items() if session == session_id]
+        if dropped:
+            for job_id in inside:
+                self.cancelling(job_id)
+                self.cancelled(job_id)
         if guarded is not None:
             link.stand_down(guarded.run)
 
@@ -160,13 +174,16 @@ class Submission:
         adopter: Who is told the job's id.
         client: The official REST client.
         tags: How many tags the job has.
+        session_id: Its session, or "".
         keeper: What else is to be told, or None.
     """
 
     max_execution_time: int | None = None
     waits_for_rate_limit = False  # what Qiskit raises, it raises here too
 
-    def __init__(self, adopter: Adopter, client: Any, tags: int, keeper: service.Submission | None) -> None:
+    def __init__(
+        self, adopter: Adopter, client: Any, tags: int, session_id: str, keeper: service.Submission | None
+    ) -> None:
         run = uuid.uuid4().hex
         tag = f"qxs-{run}"
         others = keeper.tags if keeper is not None else ()
@@ -176,6 +193,7 @@ class Submission:
         self.tags: tuple[str, ...] = (*others, *own)
         self._adopter = adopter
         self._client = client
+        self._session_id = session_id
         self._keeper = keeper
         self._retried = self._is_known = False
         self._guarded = Guarded(run, account_of(client), tag, report=_hear, driver="".join(own[1:]))
@@ -208,7 +226,7 @@ class Submission:
         self._is_known = True
         link.job(self._guarded.run, job_id)
         link.posted(self._guarded.run, clean=not self._retried)
-        self._adopter.adopt(job_id, self._guarded)
+        self._adopter.adopt(job_id, self._session_id, self._guarded)
         if self._keeper is not None:
             self._keeper.posted(job_id)
         reap_in_background(self._client)

@@ -8,6 +8,7 @@ known (`injected/qx_sys_exit.py`), and after `raise SystemExit(0)` nothing is.
 from __future__ import annotations
 
 import dis
+import os
 import sys
 import threading
 from types import CodeType, FrameType
@@ -26,14 +27,15 @@ def watch() -> None:
     frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - the one way to it
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
-    _outermost = frame
-    if sys.version_info >= (3, 12):
-        _have_exits_told()
+    if frame is not None and _is_the_programs(frame):
+        _outermost = frame
+        if sys.version_info >= (3, 12):
+            _have_exits_told()
 
 
 def status() -> tuple[int | None, str]:
     """The status, or None where it can't be known, and the reason in words."""
-    if hasattr(sys, "ps1") or sys.flags.interactive or sys.flags.inspect:
+    if hasattr(sys, "ps1") or sys.flags.interactive or sys.flags.inspect or os.environ.get("PYTHONINSPECT"):
         return None, "an interactive Python does not tell its exit status"
     if not _can_write():
         return 120, "exit status 120"  # as the interpreter will find in a moment
@@ -48,6 +50,12 @@ def status() -> tuple[int | None, str]:
     if found is None:
         return None, "Python before 3.12 does not tell the exit status of `raise SystemExit`; use sys.exit"
     return found, f"exit status {found}"
+
+
+def _is_the_programs(frame: FrameType) -> bool:
+    """Whether this is where the program ends: at its start, other frames come and go."""
+    module = "runpy" if frame.f_code.co_name == "_run_module_as_main" else "__main__"  # python -m, and a folder
+    return frame.f_globals is vars(sys.modules[module])
 
 
 def _can_write() -> bool:

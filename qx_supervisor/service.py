@@ -710,7 +710,8 @@ def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
             return _post(submission, functools.partial(program_run, client, *args), kwargs)
         keeper = _sessions.get(kwargs.get("session_id") or "")
         if _adopter is not None:
-            keeper = _adopter.submission(client, len(kwargs.get("job_tags") or ()), keeper)
+            tags = len(kwargs.get("job_tags") or ())
+            keeper = _adopter.submission(client, tags, kwargs.get("session_id") or "", keeper)
         if keeper is None:
             return program_run(client, *args, **kwargs)
         token = _submission.set(keeper)
@@ -773,14 +774,17 @@ def _retry_after(error: BaseException) -> float | None:
 class Adopter(Protocol):
     """Guards all that a driver does with Qiskit itself. What it raises before a request keeps that from leaving."""
 
-    def submission(self, client: Any, tags: int, keeper: Submission | None) -> Submission:
-        """For a POST of a job that has so many tags, and that `guard` has this keeper for."""
+    def submission(self, client: Any, tags: int, session_id: str, keeper: Submission | None) -> Submission:
+        """For a POST of a job that has so many tags, to a session or "", and that `guard` has this keeper for."""
 
     def seen(self, job_id: str, reply: Any) -> None:
         """The driver has read the state of a job."""
 
     def cancelling(self, job_id: str) -> None:
         """The driver is about to ask for the cancel of a job."""
+
+    def cancelled(self, job_id: str) -> None:
+        """That was accepted."""
 
     def deleted(self, job_id: str) -> None:
         """The driver has deleted a job."""
@@ -791,8 +795,8 @@ class Adopter(Protocol):
     def opened(self, client: Any, session_id: str) -> None:
         """It has."""
 
-    def closed(self, session_id: str) -> None:
-        """The driver has closed a session."""
+    def closed(self, session_id: str, *, dropped: bool) -> None:
+        """The driver has closed a session. Dropped: with the jobs that were queued in it."""
 
 
 _adopter: Adopter | None = None
@@ -816,7 +820,12 @@ def be_adopted(adopter: Adopter) -> None:
         _around(RuntimeClient, "__init__", after=lambda client, _, *__, **___: _clients.add(client))
         _around(RuntimeClient, "job_get", after=lambda _, reply, job_id, *__, **___: adopter.seen(job_id, reply))
         _around(RuntimeClient, "jobs_get", after=lambda _, reply, *__, **___: _seen_all(adopter, reply))
-        _around(RuntimeClient, "job_cancel", before=lambda _, job_id: adopter.cancelling(job_id))
+        _around(
+            RuntimeClient,
+            "job_cancel",
+            before=lambda _, job_id: adopter.cancelling(job_id),
+            after=lambda _, __, job_id: adopter.cancelled(job_id),
+        )
         _around(RuntimeClient, "job_delete", after=lambda _, __, job_id: adopter.deleted(job_id))
         _around(
             RuntimeClient,
@@ -824,8 +833,12 @@ def be_adopted(adopter: Adopter) -> None:
             before=lambda client, *_, **__: adopter.opening(client),
             after=lambda client, reply, *_, **__: adopter.opened(client, str(reply["id"])),
         )
-        for name in ("close_session", "cancel_session"):
-            _around(RuntimeClient, name, after=lambda _, __, session_id: adopter.closed(session_id))
+        _around(
+            RuntimeClient, "close_session", after=lambda _, __, session_id: adopter.closed(session_id, dropped=False)
+        )
+        _around(
+            RuntimeClient, "cancel_session", after=lambda _, __, session_id: adopter.closed(session_id, dropped=True)
+        )
 
 
 def _around(

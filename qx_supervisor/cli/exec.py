@@ -63,6 +63,10 @@ def exec_command(keep_on_exit: bool, on_unprotected: str, command: tuple[str, ..
             f"python {option} keeps out what guards the jobs; leave {option} away, or call qx_supervisor.run in the "
             "program itself"
         )
+    if os.pathsep in str(INJECTED):
+        raise click.ClickException(
+            f"PYTHONPATH can't hold {INJECTED}; install qx-supervisor in a folder without a colon"
+        )
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would go on to the program
         signal.signal(number, signal.SIG_DFL)
     its_environment = environment(os.environ, keep_on_exit=keep_on_exit, on_unprotected=on_unprotected)
