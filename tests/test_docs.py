@@ -31,6 +31,8 @@ import qx_supervisor
 from qx_supervisor import local
 from qx_supervisor.cli import main
 
+pytest_plugins = ["pytester"]
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCS = CHECKOUT / "docs"
 PAGES = [CHECKOUT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -95,20 +97,23 @@ def account(ibm: local.Service, service: Any, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=lambda page: page.name)
-def test_examples_run(ibm, account, page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_examples_run(ibm, account, page, pytester):
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in PYTHON:
         if block.page == page:
-            execute(block, namespace, ibm)
+            execute(block, namespace, ibm, pytester)
     assert [job.status for job in ibm.wait_idle() if not job.is_final] == []
 
 
-def execute(block: Block, namespace: dict[str, Any], ibm: local.Service) -> None:
+def execute(block: Block, namespace: dict[str, Any], ibm: local.Service, pytester: pytest.Pytester) -> None:
     if '__name__ == "__main__"' in block.code:
-        assert_runs([sys.executable, script(block, ibm)])
+        program = pytester.path / f"example_{block.line}.py"
+        program.write_text(BEFORE.format(pid=ibm.pid, port=ibm.port) + block.code)
+        assert_runs(program)
     elif re.search(r"^def test_", block.code, re.MULTILINE):
-        assert_runs([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", script(block, ibm)])
+        pytester.makepyfile(block.code)
+        outcomes = pytester.runpytest_inprocess("-p", "no:cacheprovider").parseoutcomes()
+        assert outcomes == {"passed": len(re.findall(r"^def test_", block.code, re.MULTILINE))}
     else:
         # Tracebacks name the page and its line.
         code = compile("\n" * (block.line - 1) + block.code, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -130,26 +135,21 @@ def start():
 local.start = start
 qx_supervisor.service.default_service = Service({pid}, {port}).service
 """
-"""The same for a program or a file of tests, and for the processes that import it."""
+"""The same for a program, and for the processes that import it."""
 
 
-def script(block: Block, ibm: local.Service) -> str:
-    file = Path(f"test_example_{block.line}.py").absolute()
-    file.write_text(BEFORE.format(pid=ibm.pid, port=ibm.port) + block.code)
-    return str(file)
-
-
-def assert_runs(command: list[str]) -> None:
-    output = Path("output")
+def assert_runs(program: Path) -> None:
+    output = program.with_suffix(".txt")
+    command = [sys.executable, str(program)]
     with (
         output.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as program,
+        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as running,
     ):
         try:
-            code = program.wait(DEADLINE)
+            code = running.wait(DEADLINE)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(program.pid, signal.SIGKILL)  # and what it has started
+                os.killpg(running.pid, signal.SIGKILL)  # and what it has started
     assert code == 0, output.read_text()
 
 
