@@ -10,16 +10,18 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import watchers_of
 from drivers import assert_cancelled_once, wait_for_end
+from qiskit.primitives import BitArray, DataBin, PrimitiveResult, SamplerPubResult
 from rich.console import Console
 from terminals import Terminal
 
-from qx_supervisor import RunTimeout
+from qx_supervisor import RunResult, RunTimeout
 from qx_supervisor.panel.plain import Plain
 from qx_supervisor.panel.terminal import block, summary, table
-from qx_supervisor.panel.view import View, duration, when
+from qx_supervisor.panel.view import LARGE, View, duration, histogram, values, when
 from qx_supervisor.status import Status
 
 
@@ -321,6 +323,38 @@ def test_a_table_says_what_all_have_in_common_once():
 def test_unprotected_runs_stand_out():
     assert "NOT WATCHED" in rendered(block(viewed(watcher=None)))
     assert "1 NOT WATCHED" in rendered(table([viewed(), viewed(watcher=None)]))
+
+
+def result_of(*pubs: object) -> RunResult:
+    return RunResult(PrimitiveResult([SamplerPubResult(pub) for pub in pubs]), "d1", "ibm_brisbane")
+
+
+def counted(bits: dict[str, int]) -> DataBin:
+    return DataBin(meas=BitArray.from_counts(bits))
+
+
+def test_a_histogram_has_the_most_frequent_outcomes():
+    counts = {f"{number:04b}": number for number in range(1, 13)}
+    bars, more = histogram(result_of(counted(counts), counted({"0": 1})))
+    assert [(bar.name, bar.count) for bar in bars] == [(f"{number:04b}", number) for number in range(5, 13)]
+    assert bars[-1].length == 1.0
+    assert bars[0].share == pytest.approx(5 / 78)
+    assert more == "4 other outcomes, 12.8 % (PUB 0 of 2)"
+
+
+def test_what_is_too_large_to_count_at_a_glance_is_not_counted():
+    assert histogram(result_of(counted({"0": LARGE + 1}))) == ([], "")
+
+
+def test_an_estimators_values():
+    data = DataBin(evs=np.array([0.5, -1.0]), stds=np.array([0.01, 0.0]), shape=(2,))
+    assert values(result_of(data)) == ["⟨O[0]⟩ = 0.5 ± 0.01", "⟨O[1]⟩ = -1 ± 0"]
+    one = DataBin(evs=np.array(0.25), stds=np.array(0.125))
+    assert values(result_of(one)) == ["⟨O⟩ = 0.25 ± 0.12"]
+    assert values(result_of(one, one)) == ["⟨O[0]⟩ = 0.25 ± 0.12", "⟨O[1]⟩ = 0.25 ± 0.12"]
+    many = DataBin(evs=np.zeros(50), stds=np.zeros(50), shape=(50,))
+    assert values(result_of(many))[-1] == "…"
+    assert values(result_of(counted({"0": 1}))) == []
 
 
 def test_an_error_is_summed_up_with_its_reason():

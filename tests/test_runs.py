@@ -10,6 +10,7 @@ import logging
 import pickle
 import re
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,7 @@ from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 from qiskit_ibm_runtime.options_models import SamplerOptions
 
 from qx_supervisor import Ok, RunResult, Status, local, run, try_run
+from qx_supervisor.details import Details, read
 
 SHOTS = 20
 PLAIN = {"resilience": {"measure_mitigation": False}, "twirling": {"enable_measure": False}}
@@ -555,7 +557,7 @@ def test_the_plain_panel_writes_lines(running: Run, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = shown.err.splitlines()
-    assert all(re.match(r"\d\d:\d\d:\d\d qx: ", line) for line in lines)
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d qx: ", line) for line in lines)
     assert [line.split(" qx: ")[1].split(" · ")[0] for line in lines] == running.states()
     assert sum("watched by pid" in line for line in lines) == 1
     assert result.job_id in lines[-1]
@@ -608,7 +610,75 @@ def test_try_run(ibm: local.Service, running: Run) -> None:
     assert found.value is result
 
 
-def test_the_log_is_silent(running: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_every_state_for_those_who_ask_and_no_warning(
+    running: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "qx_supervisor"):
-        running(ones(), shots=SHOTS)
-    assert not [record for record in caplog.records if record.name.startswith("qx_supervisor")]
+        result = running(ones(), shots=SHOTS)
+    told = [record for record in caplog.records if record.name.startswith("qx_supervisor")]
+    assert {record.levelname for record in told} == {"INFO"}
+    assert [record.getMessage().partition(": ")[2].split(" · ")[0] for record in told] == running.states()
+    assert result.job_id in told[-1].getMessage()
+
+
+# What is told of the queue and the cost
+
+
+def test_a_panel_asks_for_the_queue_and_the_cost_and_nobody_else_does(ibm: local.Service, running: Run) -> None:
+    ibm.tell(queue_position=2, starts_in=60, qpu_seconds_estimated=1.5, qpu_seconds=1.25)
+    seen: list[Status] = []
+
+    def release(status: Status) -> None:
+        seen.append(status)
+        if status.queue_position is not None:
+            ibm.hold(None)
+
+    ibm.hold("queued")
+    result = running(ones(), shots=SHOTS, panel="plain", on_status=release)
+    assert result.qpu_seconds == 1.25
+    [told] = [status for status in seen if status.state == "queued" and status.queue_position]
+    assert (told.queue_position, told.qpu_seconds_estimated, told.qpu_seconds) == (2, 1.5, None)
+    assert told.estimated_start is not None
+    assert 0 < told.estimated_start - time.time() <= 60
+    assert seen[-1].qpu_seconds == 1.25
+    cursor = ibm.cursor()
+    assert running(ones(), shots=SHOTS, panel=None).qpu_seconds is None
+    assert not ibm.journal(after=cursor, path="/api/v1/jobs/*/metrics")
+
+
+def test_a_service_that_tells_nothing_of_the_cost(ibm: local.Service, running: Run) -> None:
+    """It is pending, or can't be read; a run ends as well, and as soon."""
+    ibm.tell(qpu_seconds=None)
+    assert running(ones(), shots=SHOTS, panel="plain").qpu_seconds is None
+    fault = {"method": "GET", "path": "/api/v1/jobs/*/metrics", "times": 100, "status": 500}
+    ibm.scenario({"http_faults": [fault]})
+    assert running(ones(), shots=SHOTS, panel="plain").qpu_seconds is None
+    assert "connection lost, retrying" not in running.states()
+
+
+@pytest.mark.parametrize(
+    ("job", "metrics", "known"),
+    [
+        ({}, {}, Details()),
+        (
+            {"estimated_running_time_seconds": 4.5},
+            {"position_in_queue": 3, "estimated_start_time": "2026-01-31T12:00:00.5Z", "usage": {"status": "pending"}},
+            Details(3, 1769860800.5, 4.5, None),
+        ),
+        (
+            {},
+            {"usage": {"status": "final", "qpu_charge_time_seconds": 2, "quantum_seconds": 3}},
+            Details(qpu_seconds=2.0),
+        ),
+        ({}, {"usage": {"status": "final", "quantum_seconds": 3}}, Details(qpu_seconds=3.0)),
+        ({}, {"usage": {"quantum_seconds": 3}}, Details()),
+        (
+            {"estimated_running_time_seconds": "soon"},
+            {"position_in_queue": True, "estimated_start_time": "later", "usage": [1]},
+            Details(),
+        ),
+        ({}, {"position_in_queue": -1, "estimated_start_time": 5, "usage": {"status": "final"}}, Details()),
+    ],
+)
+def test_what_is_told_of_a_job(job: dict[str, Any], metrics: dict[str, Any], known: Details) -> None:
+    assert read(job, metrics) == known
