@@ -69,7 +69,7 @@ def guard(*targets: Any, owner: bool = True) -> Guard:
 
     If the block is left by an exception, or this process dies in it, the jobs are cancelled, queued and running ones;
     of a session or batch all of them, those whose ids this process never learned included, and it is closed. Left
-    normally, nothing is done beyond what Qiskit does.
+    normally, nothing is done beyond what Qiskit does. ::
 
         with Session(backend) as session, guard(session):
             sampler = Sampler(mode=session)
