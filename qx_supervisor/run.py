@@ -360,7 +360,7 @@ class _Letters:
         """Tell now and then that time goes on, until the run is over."""
         if not self._told.is_over:
             self.put(self._told.tick)
-            crew.clock.after(TICK, self.begin_to_tick)
+            crew.clock.after(2 * TICK, self.begin_to_tick)  # there may be many
 
     def put(self, work: Callable[[], object]) -> None:
         """Call something, after everything before it."""

@@ -27,6 +27,9 @@ logger = logging.getLogger("qx_supervisor")
 SHORTEST_PAUSE = 0.1
 """Seconds between two drawings: a program that prints a thousand lines a second is not slowed down by them."""
 
+SHARE = 0.05
+"""Of the time, at most, that is spent on drawing: a table of a thousand runs takes a while."""
+
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)")
 _HARMLESS = {"m", "K", None}  # colours, erasing in the line, links: the cursor stays where the text leaves it
 
@@ -48,6 +51,7 @@ class Screen:
         self._hidden: list[Any] = []
         self._rows: list[int] = []  # the widths of the lines that are drawn
         self._drawn_at = 0.0
+        self._pause = SHORTEST_PAUSE
         self._tail = ""  # what the program has written since its last newline
         self._gap = False  # the drawing began with a newline, to leave that as it is
         self._lost = False  # the program moves the cursor by itself: nothing can be drawn until it ends a line
@@ -110,7 +114,8 @@ class Screen:
         with self._lock:
             if self._stream is None or self._draw is None or self._lost:
                 return
-            if not now and time.monotonic() - self._drawn_at < SHORTEST_PAUSE:
+            begun = time.monotonic()
+            if not now and begun - self._drawn_at < self._pause:
                 return
             try:
                 content = self._draw()
@@ -123,6 +128,7 @@ class Screen:
             self._rows = [_columns(line) for line in text.splitlines()]
             self._write(take_away + ("\n" if self._gap else "") + text)
             self._drawn_at = time.monotonic()
+            self._pause = max(SHORTEST_PAUSE, (self._drawn_at - begun) / SHARE)
 
     def say(self, content: RenderableType) -> None:
         """Write something that stays, above what is drawn."""
@@ -135,7 +141,7 @@ class Screen:
                 text += (f"\x1b[{up}A" if up else "") + "\r\x1b[J"
             self._rows, self._gap, self._lost = [], False, False
             self._write(text + self._render(content) + self._tail)
-            self.draw()
+            self.draw(now=False)
 
     def pass_on(self, stream: TextIO, text: str) -> Any:
         """Let the program write to one of its streams."""

@@ -44,7 +44,7 @@ class Terminal:
             for each in list(_open):
                 each._is_many = True  # noqa: SLF001 - its own kind
         screen.start(_content)
-        screen.draw(now=is_news)
+        screen.draw(now=is_news and not self._is_many)
 
     def tick(self) -> None:
         """Let the clock go on."""
@@ -120,18 +120,17 @@ def table(views: list[View]) -> RenderableType:
     room = max(3, shutil.get_terminal_size().lines - 6)
     ranked = sorted(views, key=lambda view: (view.tone != "warning", view.began))
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    rows = [_row(view) for view in ranked]
+    rows = [_row(view) for view in ranked[:room]]
     common = []
-    for name in tuple(rows[0]):
-        said = {str(row[name]) for row in rows}
-        if name in ("backend", "shots") and len(said) == 1 and len(rows) > 1:
-            common += [f"{value} {name}".removesuffix(" backend") for value in said - {"–"}]
+    for name, said in (("backend", {view.backend for view in views}), ("shots", {view.shots() for view in views})):
+        if len(said) == 1 and len(views) > 1:  # what all have in common is said once
+            common += [value for value in said if value]
             for row in rows:
                 del row[name]
-        else:
-            longest = max(map(len, said))
-            made.add_column(name, no_wrap=True, min_width=longest if name in ("job", "state") else None)
-    for row in rows[:room]:
+    for name in rows[0]:
+        longest = max(len(str(row[name])) for row in rows)
+        made.add_column(name, no_wrap=True, min_width=longest if name in ("job", "state") else None)
+    for row in rows:
         made.add_row(*row.values())
     counts = Counter(view.state for view in views)
     said_of = [", ".join(f"{n} {state}" for state, n in counts.most_common()), *common]
