@@ -1,7 +1,8 @@
 """A driver that knows nothing of us, guarded: the inside of `qx-supervisor exec`.
 
 Every job that the driver submits through Qiskit is announced to a watcher before its POST leaves, and stood down when
-the driver's own requests show that it is final. A session that the driver opens is guarded until the driver closes it.
+the driver's own requests show that it is final. A session that the driver opens, and does not close, is closed when
+the driver is dead. Its jobs are guarded one by one: what a child has submitted to it goes on while the child lives.
 What Qiskit returns and raises is returned and raised unchanged.
 
 At the end of the process the jobs that are left are named, and left to the watcher: it cancels them when the process is
@@ -102,7 +103,7 @@ class Adopter:
         """The driver has opened a session."""
         run = uuid.uuid4().hex
         tag = f"qxs-{run}"
-        guarded = Guarded(run, account_of(client), tag, report=_hear, session=session_id, owner=True)
+        guarded = Guarded(run, account_of(client), tag, report=_hear, session=session_id, opened=True)
         with self._lock:
             self._sessions[session_id] = guarded
         try:
@@ -136,7 +137,7 @@ class Adopter:
                 left = self._let_go(left)
             why = f" ({why})"
         jobs = self._jobs_of(left)
-        sessions = [guarded.session for guarded in left if guarded.session and guarded.owner]
+        sessions = [guarded.session for guarded in left if guarded.opened]
         if left and not _is_watched(left[-1]):
             named = ", ".join(jobs + sessions) or "what was submitted last"
             say(f"no watcher is there, so this may go on: {named}; run `qx-supervisor reap`")

@@ -60,6 +60,7 @@ class Guarded:
         report: Called with what the watcher reports of the run, in the link's thread.
         session: A session to guard as a whole, or "".
         owner: Whether that session is this program's own.
+        opened: Whether it is only to be closed, with the jobs in it left to those who guard them.
     """
 
     run: str
@@ -69,6 +70,7 @@ class Guarded:
     driver: str = ""
     session: str = ""
     owner: bool = False
+    opened: bool = False
     jobs: list[str] = field(default_factory=list)
     posted: bool | None = None
     handed_over: bool = False
@@ -76,6 +78,8 @@ class Guarded:
     def intent(self) -> tuple[str, dict[str, Any]]:
         """The message that announces it: its kind, and what it says."""
         content = {"run": self.run, "account": self.account, "tag": self.tag}
+        if self.opened:
+            return "opened", {**content, "session": self.session}
         if self.session:
             return "session", {**content, "session": self.session, "owner": self.owner}
         return "intent", {**content, "driver": self.driver}

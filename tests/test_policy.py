@@ -347,6 +347,28 @@ def test_a_session_of_others_is_not_closed():
     assert words(policy.handle(DEATH)) == "cancel J + window + sweep"
 
 
+def test_a_session_that_was_opened_is_closed_and_spares_what_is_in_it():
+    policy = brought_to()
+    opened = said("opened", run="r", account="a", tag="t", session="s")
+    assert policy.handle(opened) == [
+        p.Remember("r", "guarded", "a", "t", session="s"),
+        p.Ack(7),
+        p.RememberAnswered("r"),
+    ]
+    assert policy.handle(DEATH) == [p.StartClose("r", "a", "s", spares=True)]
+    assert policy.handle(p.CloseEnded("r")) == [p.Remember("r", "cancelled"), p.Report("cancelled", "r"), p.Exit()]
+
+
+def test_an_opened_session_that_its_driver_has_closed_is_left_alone():
+    policy = brought_to(said("opened", run="r", account="a", tag="t", session="s"), DONE)
+    assert policy.handle(DEATH) == [p.Exit()]
+
+
+def test_an_opened_session_that_meets_a_leaving_watcher_is_refused():
+    policy = brought_to(said("bye"))
+    assert policy.handle(said("opened", run="r", account="a", tag="t", session="s")) == [p.Nack(7, "leaving")]
+
+
 def test_pauses_grow_and_a_sweep_that_always_fails_ends_after_a_quarter_of_an_hour():
     policy = brought_to(INTENT, JOB, CLEAN, DEATH, p.CancelEnded("r", "J", "cancelled"))
     pauses = []

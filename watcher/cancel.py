@@ -104,15 +104,20 @@ class Closing(Effort):
     Args:
         session: The session's id.
         remote: The service.
+        spares: Whether the jobs that are in it are left to come to their ends.
     """
 
-    def __init__(self, session: str, remote: Remote) -> None:
+    def __init__(self, session: str, remote: Remote, *, spares: bool = False) -> None:
         super().__init__(remote)
         self._session = session
+        self._spares = spares
 
     def advance(self) -> Outcome | float:
         """Close it."""
-        self._remote.close_session(self._session)
+        if self._spares:
+            self._remote.end_session(self._session)
+        else:
+            self._remote.close_session(self._session)
         return "finished"
 
 

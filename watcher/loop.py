@@ -223,8 +223,8 @@ class Watcher:
                 self._start_cancel(run, account, job, driver, asked=asked)
             case p.StartSweep(run, account, tag, session, driver):
                 self._start_sweep(run, account, tag, session, driver)
-            case p.StartClose(run, account, session):
-                self._start_close(run, account, session)
+            case p.StartClose(run, account, session, spares):
+                self._start_close(run, account, session, spares=spares)
             case p.Remember(run, "guarded", account, tag, driver, session, owner):
                 how = self._accounts[account].credentials
                 self._written = self._record.guard(
@@ -335,9 +335,9 @@ class Watcher:
 
         self._carry(cancellation, remote, ended)
 
-    def _start_close(self, run: str, account: str, session: str) -> None:
+    def _start_close(self, run: str, account: str, session: str, *, spares: bool) -> None:
         remote = self._accounts[account].remote
-        closing = Closing(session, remote)
+        closing = Closing(session, remote, spares=spares)
 
         def ended(outcome: str) -> p.Event:
             return p.CloseEnded(run, closing.trouble if outcome == "unconfirmed" else "")

@@ -197,11 +197,15 @@ class StartSweep:
 
 @dataclass(frozen=True)
 class StartClose:
-    """Close a session, so that its queued jobs are dropped and no other is taken; answer with `CloseEnded`."""
+    """Close a session, so that its queued jobs are dropped and no other is taken; answer with `CloseEnded`.
+
+    Spares: the jobs that are in it are left to come to their ends; they may be another driver's.
+    """
 
     run: str
     account: str
     session: str
+    spares: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,7 @@ class Run:
     tag: str
     driver: str = ""  # the tag of all jobs that its driver submits by itself
     session: str = ""  # a session that is the driver's own: it is closed, and all that runs in it is cancelled
+    opened: str = ""  # a session that the driver has opened, for itself or for others: it takes no more jobs
     held: set[str] = field(default_factory=set)  # the jobs whose ids the caller knows
     posting: bool = True  # a POST of it may still leave
     window: bool = True  # a POST of it may still make a job
@@ -369,6 +374,13 @@ class Policy:
                 return self._intent(
                     seq, run, Remember(run.id, "guarded", run.account, run.tag, session=session, owner=owner)
                 )
+            case "opened":
+                session = message["session"]
+                run = Run(
+                    message["run"], message["account"], message["tag"], opened=session, posting=False, window=False
+                )
+                actions = self._intent(seq, run, Remember(run.id, "guarded", run.account, run.tag, session=session))
+                return [*actions, RememberAnswered(run.id)] if run.id in self.runs else actions
             case "bye":
                 if self.runs:
                     return [Nack(seq, "runs are guarded")]
@@ -448,6 +460,9 @@ class Policy:
             # Its caller handed it over and died since: only now is the last moment of a POST known.
             return self._open_window(run) if run.doomed and run.posting and not self.caller_alive else []
         run.doomed = True
+        if run.opened:  # no job is submitted under its tag
+            run.closing = True
+            return [StartClose(run.id, run.account, run.opened, spares=True)]
         run.swept = False
         # What was given up while its caller lived is tried anew.
         run.failures = 0

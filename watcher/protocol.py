@@ -77,6 +77,8 @@ _FROM_CALLER: dict[str, dict[str, type]] = {
     "intent": {"run": str, "account": str, "tag": str, "driver": str},
     "job": {"run": str, "job": str},  # its answer came: the job's id
     "session": {"run": str, "account": str, "tag": str, "session": str, "owner": bool},  # an intent for a whole session
+    # The driver has opened a session: when it dies, that takes no more jobs. Those in it are guarded one by one.
+    "opened": {"run": str, "account": str, "tag": str, "session": str},
     "posted": {"run": str, "clean": bool},  # no POST of it leaves any more; clean: each was answered, at the first try
     "cancelling": {"run": str},  # the caller is about to ask for the cancel itself
     "done": {"run": str},  # stand down

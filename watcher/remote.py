@@ -239,6 +239,10 @@ class Remote:
         """Close a session: its queued jobs are dropped, its running ones finish, and it takes no other."""
         self._request("DELETE", f"/sessions/{session}/close", accept=(404, 409))
 
+    def end_session(self, session: str) -> None:
+        """Have a session take no more jobs: it ends when those that are in it have. One that has ended refuses that."""
+        self._request("PATCH", f"/sessions/{session}", accept=(400, 404, 409), body={"accepting_jobs": False})
+
     def unfinished(self, *, tag: str = "", session: str = "") -> tuple[str, ...]:
         """The ids of the jobs under a tag or in a session that are not final.
 
@@ -302,7 +306,12 @@ class Remote:
                 return
 
     def _request(
-        self, method: str, path: str, query: dict[str, Any] | None = None, accept: tuple[int, ...] = ()
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any] | None = None,
+        accept: tuple[int, ...] = (),
+        body: dict[str, Any] | None = None,
     ) -> requests.Response:
         import requests
 
@@ -312,6 +321,7 @@ class Remote:
                 method,
                 self._endpoint + path,
                 params=query,
+                json=body,
                 headers=headers,
                 timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
                 allow_redirects=False,
