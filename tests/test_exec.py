@@ -646,6 +646,9 @@ def test_what_can_not_be_started(tmp_path: Path) -> None:
     for file, content in ((text, "print(1)"), (isolated, f"#!{sys.executable} -I\nprint(1)")):
         file.write_text(content)
         file.chmod(stat.S_IRWXU)
+    bad = start("true", options=["--keep-on-exti"])
+    assert bad.returncode == 2
+    assert "--keep-on-exti" in bad.stderr
     for words, code, told in (
         ([sys.executable, "-I", "-c", "print(1)"], 2, "python -I keeps out what guards the jobs; leave -I away"),
         ([str(isolated)], 2, "python -I keeps out"),

@@ -33,9 +33,7 @@ class NotFound(click.ClickException):
     exit_code = 127
 
 
-@click.command(
-    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}, no_args_is_help=True
-)
+@click.command("exec", context_settings={"allow_interspersed_args": False}, no_args_is_help=True)
 @click.option("--keep-on-exit", is_flag=True, help="Spare the unfinished jobs of a process that ends with status 0.")
 @click.option(
     "--on-unprotected",
@@ -46,7 +44,7 @@ class NotFound(click.ClickException):
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="[--] COMMAND...")
 def exec_command(keep_on_exit: bool, on_unprotected: str, command: tuple[str, ...]) -> None:
-    r"""Run any Qiskit program, unchanged, with every job that it submits guarded.
+    """Run any Qiskit program, unchanged, with every job that it submits guarded.
 
     \b
       qx-supervisor exec -- python driver.py --shots 4096
@@ -55,7 +53,7 @@ def exec_command(keep_on_exit: bool, on_unprotected: str, command: tuple[str, ..
     The program takes this process's place: pid, signals and exit code are its own. Its jobs and those of its child
     processes are cancelled when the process that submitted them ends, whatever ends it, and named if it can still
     speak. Not for python -I, -E and -S.
-    """
+    """  # noqa: D301 - click's mark for a paragraph that is not to be wrapped
     program = _find(command[0])
     option = unguardable(command) or _in_shebang(program)
     if option:
