@@ -441,6 +441,17 @@ def test_wait_says_how_a_job_ended(here, service, call):
     assert (code, objects(lines)[0]["state"]) == (3, "cancelled")
 
 
+def test_wait_is_not_put_off_by_faults(here, service, call):
+    run = submit(ones(), BACKEND, service=service, shots=4)
+    run.result()
+    job = f"{JOBS}/{run.job_id}"
+    here.scenario({"http_faults": [{"path": path, "status": 503, "times": 1} for path in (job, f"{job}/results")]})
+    code, lines, said = call("wait", run.job_id, "--local")
+    assert (code, lines[1:]) == (0, ["1  4  100.00 %"])
+    assert said.count("connection lost, retrying") == 2
+    assert said.count("connection back") == 2
+
+
 def test_wait_is_interrupted_and_the_job_goes_on(here, service, begin):
     here.hold("queued")
     held = submit(bell(), BACKEND, service=service)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -11,6 +13,9 @@ from .. import service as qiskit_service
 from ..ours import ledger, remote
 from ..poller import ask
 from .exits import UnknownJob
+
+UNKNOWN = (400, 404)
+"""The statuses of an answer that says that there is no such job."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,127}")
 
@@ -32,8 +37,13 @@ def unknown(job_id: str) -> UnknownJob:
     return UnknownJob(f"there is no job {job_id} in this account; check the id, or give its --instance")
 
 
-def find(service: Any, job_id: str) -> tuple[Any, remote.JobState]:
+def find(service: Any, job_id: str, ask: Callable[..., Any] = ask) -> tuple[Any, remote.JobState]:
     """Find a job in the instances of an account.
+
+    Args:
+        service: The account's service.
+        job_id: The job's id.
+        ask: Puts a question to an instance, as `poller.ask` does.
 
     Returns:
         The REST client of its instance, and its state.
@@ -45,9 +55,9 @@ def find(service: Any, job_id: str) -> tuple[Any, remote.JobState]:
     for client in qiskit_service.clients_of(service):
         there = qiskit_service.remote_of(client)
         try:
-            return client, ask(there, lambda there=there: there.job(job_id))  # type: ignore[misc]
+            return client, ask(there, functools.partial(there.job, job_id))
         except remote.RemoteError as error:
-            if error.status not in (400, 404):
+            if error.status not in UNKNOWN:
                 raise
     raise unknown(job_id)
 

@@ -41,10 +41,11 @@ def wait_command(job_id: str, local: bool, instance: str | None, timeout: float 
     end = None if timeout is None else time.monotonic() + timeout
     try:
         service = account.connect(local, instance)
-        client, state = jobs.find(service, job_id)
-        state = _final(_Patient(job_id, timeout, end), client, state)
+        patient = _Patient(job_id, timeout, end)
+        client, state = jobs.find(service, job_id, patient.ask_first)
+        state = _final(patient, client, state)
         _raise_for(state, job_id)
-        result = _fetch(_Patient(job_id, timeout, end), client, state)
+        result = _fetch(patient, client, state)
     except RunError as error:
         if as_json:
             results.show_failure(error)
@@ -64,8 +65,19 @@ class _Patient:
         self._timeout = timeout
         self._end = end
 
-    def ask(self, stage: Any, there: remote.Remote, question: Callable[[], T]) -> T:
-        """Ask, whatever may stand in the way for a while."""
+    def ask_first(self, there: remote.Remote, question: Callable[[], T]) -> T:
+        """Ask for a job of which it is not known yet that there is one."""
+        return self.ask("poll", there, question, believes=jobs.UNKNOWN)
+
+    def ask(
+        self, stage: Any, there: remote.Remote, question: Callable[[], T], *, believes: tuple[int, ...] = ()
+    ) -> T:
+        """Ask, whatever may stand in the way for a while.
+
+        Raises:
+            RunError: What stands in the way is there to stay.
+            RemoteError: The answer has one of the statuses that are believed at once.
+        """
         from ..ours import remote
         from ..patience import Patience
         from ..poller import ask
@@ -75,6 +87,8 @@ class _Patient:
             try:
                 answer = ask(there, question)
             except remote.RemoteError as error:
+                if error.status in believes:
+                    raise
                 self.sleep(patience.failed(error))
             else:
                 patience.answered()
