@@ -34,10 +34,10 @@ START_SECONDS = 30.0
 _BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 # What a watcher may know of the driver's environment: how to reach the service, and where the user's files are. Never
-# the driver's QISKIT_IBM_*: a key stands in them.
+# the driver's QISKIT_IBM_*: a key stands in them. Nor QX_*, since those who come from Qx have a key in QX_IBM_API_KEY.
 _ALLOWED = re.compile(
     r"""(https?|no|all|ftp)_proxy | REQUESTS_CA_BUNDLE | CURL_CA_BUNDLE | SSL_CERT_(FILE|DIR) | LD_LIBRARY_PATH
-    | LANG | LC_[A-Z]+ | TZ | HOME | XDG_[A-Z_]+ | QX_[A-Z_]+ | IAM_URL""",
+    | LANG | LC_[A-Z]+ | TZ | HOME | XDG_[A-Z_]+ | IAM_URL""",
     re.VERBOSE | re.IGNORECASE,
 )
 _PACKAGES = ("psutil", "multiprocess", "requests", "ibm_cloud_sdk_core")

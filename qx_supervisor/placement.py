@@ -35,15 +35,19 @@ def advice(
     if "SLURM_JOB_ID" in environ and "slurm" in cgroup:
         return (
             f"this driver is in a step of Slurm job {environ['SLURM_JOB_ID']}: at its end Slurm kills the watcher too. "
-            "Run `qx-supervisor reap` after the step, in the batch script or in a TaskEpilog on the same node"
+            "Run `qx-supervisor reap` after the step, in the batch script on the same node"
         )
     unit = _unit(cgroup)
     if unit and not at_terminal:
         name, of_user = unit
-        if kill_mode(name, of_user) == "control-group":
+        when = {
+            "control-group": "once TimeoutStopSec has passed",
+            "mixed": "as soon as the driver has ended",
+        }.get(kill_mode(name, of_user))
+        if when:
             return (
                 f"this driver is in the unit {name}, and systemd ends all of a unit's processes with it, the watcher "
-                "too, once TimeoutStopSec has passed. Set KillMode=process in the unit"
+                f"too, {when}. Set KillMode=process in the unit"
             )
     return ""
 

@@ -288,6 +288,11 @@ class Run:
             except RuntimeError:
                 pass  # the loop is closed; nobody waits there any more
 
+        def look() -> None:
+            # A signal wakes no loop by itself: that of a notebook's kernel would see Ctrl-C at its next message only.
+            alarms.append(loop.call_later(interrupts.WAIT_LIMIT, look))
+
+        alarms = deque([loop.call_later(interrupts.WAIT_LIMIT, look)], maxlen=1)
         self._mine().outcome.add_done_callback(tell)
         try:
             await over.wait()
@@ -298,6 +303,8 @@ class Run:
                 crew.ending.do(self._worker.abandon)
                 await over.wait()
             raise
+        finally:
+            alarms[0].cancel()
         return self._worker.outcome.result()
 
     def _mine(self) -> Worker:

@@ -176,6 +176,18 @@ def test_interrupted(ibm, notebook):
     assert notebook.wait(lambda m: m["msg_type"] == "execute_result")["data"]["text/plain"] == "42"
 
 
+def test_interrupted_while_awaiting(ibm, notebook):
+    """Nothing else happens in the kernel that would wake its loop."""
+    ibm.hold("queued")
+    beginning = CELL.format(port=ibm.port).partition("result =")[0].replace("import run", "import submit")
+    where = f'"ibm_brisbane", service=connect({ibm.port}, "local-key"), panel="auto"'
+    notebook.client.execute(f"{beginning}await submit(circuit, {where})")
+    job = notebook.job_in("queued")
+    notebook.manager.interrupt_kernel()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    notebook.idle()
+
+
 @pytest.mark.parametrize("now", [True, False], ids=["now", "asked first"])
 def test_restarted(ibm, notebook, now):
     ibm.hold("queued")

@@ -47,20 +47,25 @@ def test_slurm():
     cgroup = "0::/system.slice/slurmstepd.scope/job_77/step_0/user/task_0\n"
     told = ask(cgroup, environ={"SLURM_JOB_ID": "77"})
     assert "Slurm job 77" in told
-    assert "TaskEpilog" in told
+    assert "qx-supervisor reap" in told
     assert ask(environ={"SLURM_JOB_ID": "77"}) == ""  # an allocation's shell, outside a step's cgroup
 
 
+@pytest.mark.parametrize(
+    ("mode", "when"),
+    [("control-group", "once TimeoutStopSec has passed"), ("mixed", "as soon as the driver has ended")],
+)
 @pytest.mark.parametrize("cgroup", [SERVICE, "1:name=systemd:/system.slice/vqe.service\n0::/\n"])
-def test_a_unit_that_kills_its_control_group(cgroup):
+def test_a_unit_that_kills_its_control_group(cgroup, mode, when):
     asked = []
 
     def kill_mode(unit, of_user):
         asked.append((unit, of_user))
-        return "control-group"
+        return mode
 
     told = advice(5, {}, cgroup, at_terminal=False, kill_mode=kill_mode)
     assert "KillMode=process" in told
+    assert when in told
     assert asked == [("vqe.service", False)]
 
 

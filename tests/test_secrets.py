@@ -174,7 +174,7 @@ def test_a_key_in_the_drivers_environment(
     ibm: local.Service, fork: Any, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user put it there. It goes no further."""
-    for name in ("QISKIT_IBM_TOKEN", "MY_KEY"):
+    for name in ("QISKIT_IBM_TOKEN", "QX_IBM_API_KEY", "MY_KEY"):
         monkeypatch.setenv(name, key)
     ibm.hold("queued")
     driver = fork(RUN)
