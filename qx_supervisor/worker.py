@@ -419,7 +419,7 @@ class Worker:
         if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
             raise JobCancelled("job", "the job was cancelled, though not by this program", self.job_id)
         if not state.is_completed:
-            raise JobFailed("job", _failure(state), self.job_id)
+            raise JobFailed("job", why_it_failed(state), self.job_id)
         self._say("results", "fetching results")
         self._patience = Patience("results", self.job_id, self._say)
         self._fetch(self._patience)
@@ -655,7 +655,8 @@ def _shots(request: Request) -> int | None:
     return shots or (default if type(default) is int else None)
 
 
-def _failure(state: remote.JobState) -> str:
+def why_it_failed(state: remote.JobState) -> str:
+    """A failed job, in words."""
     if state.code == remote.RAN_TOO_LONG:
         return f"the job ran longer than its maximum execution time: {state.reason}"
     code = f" (code {state.code})" if state.code else ""

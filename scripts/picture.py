@@ -76,7 +76,7 @@ def views() -> tuple[View, View]:
     for state in ("queued", "done"):
         clock = Clock()
         clock.now = seen[0].time
-        view = View("Ctrl-C cancels", clock)
+        view = View("Ctrl-C cancels", clock=clock)
         for status in seen:
             view.see(status)
             if status.state == state and (status.queue_position or state == "done"):

@@ -151,16 +151,15 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     descriptors = _descriptors()
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
-    ours = link.watcher_pid
     for process, order in list(orders()):
-        if order["state"] == str(state) and process.pid != ours:
+        if order["state"] == str(state) and order["pid"] != os.getpid():  # ours stays for the next test
             wait_for_end(process)
     left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
     assert not left, f"processes left behind: {left}"
     for thread in threading.enumerate():
         if thread.name == "qx-reaper":  # begun by the process's first run, it may be at the ledger still
             thread.join(DEADLINE)
-    watcher = link._process  # the one of this process stays for the next test
+    watcher = link._process
     kept = {f"{watcher.pidfd} anon_inode:[pidfd]"} if watcher is not None else set()
     assert _descriptors() - kept <= descriptors, "descriptors left behind"
     assert not list(Path("/tmp").glob(f"qx-*-{os.getpid()}*"))

@@ -297,7 +297,7 @@ def rendered(content: object, width: int = 80) -> str:
 
 def viewed(**more: object) -> View:
     clock = Clock()
-    view = View("Ctrl-C cancels", clock)
+    view = View("Ctrl-C cancels", clock=clock)
     told = {"watcher": 7, "time": clock.now, "url": "https://quantum.cloud.ibm.com/jobs/d1a2b3c4d5e6f7g8h9i0"} | more
     view.see(Status("poll", "queued", "d1a2b3c4d5e6f7g8h9i0", "ibm_brisbane", **told))
     return view

@@ -59,6 +59,7 @@ def run_command(  # noqa: PLR0917 - click passes by name
     """
     account.check(local, instance)
     from ..errors import Interrupted, RunError
+    from ..panel import open_panel
     from ..run import run
     from . import files, results
 
@@ -75,7 +76,8 @@ def run_command(  # noqa: PLR0917 - click passes by name
                 optimization_level=optimization_level,
                 seed_transpiler=seed,
                 max_execution_time=max_execution_time,
-                panel=None if panel == "none" else panel,  # type: ignore[arg-type]  # it is one of the names
+                # The results are on stdout, so the panel need not show them.
+                panel=None if panel == "none" else open_panel(panel, interruptible=True, results=False),  # type: ignore[arg-type]
             )
     except (RunError, Interrupted) as error:
         if as_json:

@@ -130,12 +130,12 @@ def _final(patient: _Patient, client: Any, state: remote.JobState) -> remote.Job
 def _raise_for(state: remote.JobState, job_id: str) -> None:
     from ..errors import JobCancelled, JobFailed
     from ..ours import remote
-    from ..worker import _failure
+    from ..worker import why_it_failed
 
     if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
         raise JobCancelled("job", f"the job was cancelled{f': {state.reason}' if state.reason else ''}", job_id)
     if not state.is_completed:
-        raise JobFailed("job", _failure(state), job_id)
+        raise JobFailed("job", why_it_failed(state), job_id)
 
 
 def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from ..errors import ConfigError
 from ..result import RunResult
@@ -16,6 +16,7 @@ from .view import View
 PanelName = Literal["auto", "terminal", "notebook", "plain"] | None
 
 
+@runtime_checkable
 class Panel(Protocol):
     """Something that shows one run. Everything is called by one thread at a time."""
 
@@ -48,23 +49,26 @@ class Silent:
         """Show nothing."""
 
 
-def open_panel(name: PanelName, *, interruptible: bool = False) -> Panel:
+def open_panel(name: PanelName | Panel, *, interruptible: bool = False, results: bool = True) -> Panel:
     """The panel of a name.
 
     Args:
         name: "auto": a terminal panel where stderr is a terminal that can show one, a notebook panel in a notebook,
             else plain lines. "terminal", "notebook": that one where it can be shown, else plain lines. "plain". None:
-            nothing is shown.
+            nothing is shown. A panel that is open already: that one.
         interruptible: Whether a signal cancels the run: then it says so.
+        results: Whether the summary shows the counts, or expectation values.
 
     Raises:
         ConfigError: If there is none of that name.
     """
-    if name not in (None, "auto", "terminal", "notebook", "plain"):
-        raise ConfigError("config", f'panel must be "auto", "terminal", "notebook", "plain" or None, not {name!r}')
     if name is None:
         return Silent()
-    panel = _open(name, interruptible=interruptible)
+    if isinstance(name, Panel):
+        return name
+    if name not in ("auto", "terminal", "notebook", "plain"):
+        raise ConfigError("config", f'panel must be "auto", "terminal", "notebook", "plain" or None, not {name!r}')
+    panel = _open(name, interruptible=interruptible, results=results)
     notices.follow(panel)
     return panel
 
@@ -75,12 +79,12 @@ def close_panel(panel: Panel, outcome: RunResult | BaseException) -> None:
     panel.close(outcome)
 
 
-def _open(name: str, *, interruptible: bool) -> Panel:
+def _open(name: str, *, interruptible: bool, results: bool) -> Panel:
     if name in ("auto", "notebook") and _in_notebook():
         from .notebook import Notebook
 
-        return Notebook(View("interrupting the kernel cancels" if interruptible else ""))
-    view = View("Ctrl-C cancels" if interruptible else "")
+        return Notebook(View("interrupting the kernel cancels" if interruptible else "", results))
+    view = View("Ctrl-C cancels" if interruptible else "", results)
     if name in ("auto", "terminal") and _on_terminal():
         from .terminal import Terminal
 

@@ -88,7 +88,7 @@ def as_html(view: View) -> str:
         rows.append(("QPU", html.text(view.cost())))
     if view.reason():
         rows.append(("reason", html.text(view.reason())))
-    more = results(view.outcome) if isinstance(view.outcome, RunResult) else ""
+    more = results(view.outcome) if isinstance(view.outcome, RunResult) and view.shows_results else ""
     return html.card(view.tone, title, rows, more)
 
 

@@ -65,7 +65,7 @@ class Terminal:
         """Leave a summary."""
         self._view.end(outcome)
         if _open.pop(self, None) is not None:
-            screen.say(summary(self._view, with_results=not self._is_many))
+            screen.say(summary(self._view, with_results=self._view.shows_results and not self._is_many))
         if not _open:
             screen.stop()
 

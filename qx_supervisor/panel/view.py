@@ -27,12 +27,14 @@ class View:
 
     Attributes:
         hint: How to cancel it, or "".
+        shows_results: Whether counts, or expectation values, are shown.
         clock: Gives the seconds since the epoch.
         status: The latest status, or None before the first.
         outcome: The result, or the error that it ended in; None while it goes on.
     """
 
     hint: str = ""
+    shows_results: bool = True
     clock: Callable[[], float] = time.time
     status: Status | None = None
     outcome: RunResult | BaseException | None = None
