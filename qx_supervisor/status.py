@@ -12,6 +12,9 @@ from .errors import Stage
 class Status:
     """One change in the life of a run, as `on_status` receives it.
 
+    The place in the queue, the estimated start and QPU time, and the charge are asked for where a panel is shown, while
+    at most ten runs of this process are in flight.
+
     Attributes:
         stage: Where the run is: "config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job" or
             "results".
