@@ -47,6 +47,16 @@ class Crew:
         self._work: deque[Work] = deque()
         self._threads = self._idle = 0
 
+    def keep_one(self) -> None:
+        """Have a thread that stays for as long as there are runs."""
+        with self._changed:
+            if not self._threads:
+                self._add()
+
+    def _add(self) -> None:
+        threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+        self._threads += 1
+
     def do(self, work: Work) -> None:
         """Have one of the threads do something, as soon as one is free.
 
@@ -59,8 +69,7 @@ class Crew:
                 self._changed.notify()
             elif self._threads < self._size:
                 try:
-                    threading.Thread(target=self._serve, name=self._name, daemon=True).start()
-                    self._threads += 1
+                    self._add()
                 except RuntimeError:
                     if not self._threads:
                         self._work.pop()
@@ -92,6 +101,8 @@ class Crew:
                     self._idle += 1
                     has_work = self._changed.wait_for(lambda: self._work, IDLE_SECONDS)
                     self._idle -= 1
+                    if not has_work and self._threads == 1 and _runs:
+                        continue
                     if not has_work:
                         self._threads -= 1
                         return
@@ -137,12 +148,21 @@ class Clock:
                 self._tidy_at = max(64, 2 * len(self._alarms))
             heapq.heappush(self._alarms, (time.monotonic() + seconds, next(self._numbers), alarm))
             if self._thread is None:
-                thread = threading.Thread(target=self._serve, name="qx-clock", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._add()
             elif self._alarms[0][2] is alarm:
                 self._changed.notify()
         return alarm
+
+    def keep_one(self) -> None:
+        """Have the thread, which stays for as long as there are runs."""
+        with self._changed:
+            if self._thread is None:
+                self._add()
+
+    def _add(self) -> None:
+        thread = threading.Thread(target=self._serve, name="qx-clock", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _serve(self) -> None:
         while True:
@@ -150,7 +170,7 @@ class Clock:
                 while self._alarms and self._alarms[0][2].work is None:
                     heapq.heappop(self._alarms)
                 if not self._alarms:
-                    if not self._changed.wait(IDLE_SECONDS) and not self._alarms:
+                    if not self._changed.wait(IDLE_SECONDS) and not self._alarms and not _runs:
                         self._thread = None
                         return
                     continue
@@ -177,11 +197,39 @@ announcing = Crew("qx-announce", 4)  # waits for the watcher's word, while other
 submitting = Crew("qx-submit", 4)  # transpiles and submits; four POSTs on their way are as many as a minute allows
 asking = Crew("qx-ask", 4)  # reads states and fetches results, over as many connections
 ending = Crew("qx-end", 4)  # cancels and confirms
+looking = Crew("qx-look", 2)  # asks for what is shown beside the state: nobody waits for it
 telling = Crew("qx-tell", 16)  # calls `on_status` functions, which may take their time
 
 
+_runs: set[object] = set()
+
+
+def begin_run(run: object) -> None:
+    """A run begins, and has the threads that it will need.
+
+    From Python 3.12 on none can be started once the main thread has ended, and other threads' runs go on.
+
+    Raises:
+        RuntimeError: No thread can be started.
+    """
+    for each in (clock, asking, ending):
+        each.keep_one()
+    _runs.add(run)
+
+
+def runs() -> list[object]:
+    """Those that are not over."""
+    return list(_runs)
+
+
+def end_run(run: object) -> None:
+    """It is over."""
+    _runs.discard(run)
+
+
 def _forget_all() -> None:
-    for each in (clock, announcing, submitting, asking, ending, telling):
+    _runs.clear()
+    for each in (clock, announcing, submitting, asking, ending, looking, telling):
         each.forget()
 
 

@@ -198,8 +198,7 @@ def is_interactive() -> bool:
     """Whether a person sits at a Python prompt or a notebook, which swallow `SystemExit`."""
     if hasattr(sys, "ps1") or sys.flags.interactive:
         return True
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is not None
 
 
 # The end of a program that an uncaught Ctrl-C ends ----------------------------------------------------------------

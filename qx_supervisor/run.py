@@ -6,9 +6,14 @@ threads, so that a signal is always answered at once.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import logging
 import os
+import select
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -17,8 +22,9 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from . import crew, interrupts
-from .errors import CancelOutcome, Interrupted, QxError, RunError, interrupted
+from .errors import CancelOutcome, ConfigError, Interrupted, QxError, RunError, interrupted
 from .panel import Panel, PanelName, Silent, close_panel, open_panel
+from .panel.plain import write
 from .request import Request, check
 from .result import Err, Ok, RunResult
 from .status import Status
@@ -109,8 +115,10 @@ def run(
         max_execution_time=max_execution_time,
         on_unprotected=on_unprotected,
     )
-    is_main = threading.current_thread() is threading.main_thread()  # where alone signals are handled
-    return _run(request, open_panel(panel, interruptible=is_main))
+    # Signals are handled in the main thread alone, and not where they are ignored.
+    is_main = threading.current_thread() is threading.main_thread()
+    interruptible = is_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    return _run(request, open_panel(panel, interruptible=interruptible))
 
 
 def try_run(pubs: Pubs, backend: Any = None, **arguments: Any) -> Ok[RunResult] | Err:
@@ -184,12 +192,38 @@ def submit(
     else:
         told = _Told(request, open_panel(panel))
         letters = _Letters(told)
-        worker = Worker(request, letters.status, letters.put, asks_details=told.is_shown)
-        worker.outcome.add_done_callback(told.close)
+        worker = Worker(request, letters.status, letters.end, asks_details=told.is_shown)
         if told.is_shown:
             letters.begin_to_tick()
-    worker.start(crew.submitting.do)
+    try:
+        worker.start(crew.submitting.do)
+    except RuntimeError as error:
+        worker.abandon()
+        raise _no_thread(error) from None
+    _say_at_exit()
     return Run(worker)
+
+
+@functools.cache
+def _say_at_exit() -> None:
+    atexit.register(_say_what_ends)
+
+
+def _say_what_ends() -> None:
+    """The interpreter ends, and what is in flight with it: a script whose last line is a `submit` would never know."""
+    left = [worker for worker in crew.runs() if isinstance(worker, Worker) and not worker.is_detached]
+    if not left or "qx_supervisor.adopt" in sys.modules:  # `qx-supervisor exec` says so itself
+        return
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if not select.select([], [sys.stderr.fileno()], [], 0)[1]:
+            return  # a terminal that was stopped: the end of the program does not wait for it
+    what = "a run that is" if len(left) == 1 else f"{len(left)} runs that are"
+    jobs = [worker.job_id for worker in left if worker.job_id]
+    which = f" (job {', '.join(jobs)})" if jobs else ""
+    write(
+        f"qx: the program ends, and with it {what} not over{which}: cancelled. Wait with .result(), or have it go on "
+        "with .detach()\n"
+    )
 
 
 class Run:
@@ -198,7 +232,7 @@ class Run:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._process = os.getpid()
-        self._began = time.time()
+        self._began = time.monotonic()
         self._detached = False
 
     def _repr_html_(self) -> str:
@@ -206,12 +240,12 @@ class Run:
         from .panel.view import View
 
         worker = self._worker
-        view = View("run.cancel() cancels")
+        view = View("its cancel() cancels")
         view.see(worker.status)
-        view.began, view.changed = self._began, worker.status.time
+        view.began, view.changed = self._began, worker.since
         if worker.outcome.done():
             view.end(worker.outcome.exception() or worker.outcome.result())
-            view.ended = worker.status.time
+            view.ended = worker.since
         return as_html(view)
 
     def __repr__(self) -> str:
@@ -245,10 +279,11 @@ class Run:
         while True:
             left = interrupts.WAIT_LIMIT if end is None else end - time.monotonic()
             try:
-                return outcome.result(max(0.0, min(left, interrupts.WAIT_LIMIT)))
+                outcome.exception(max(0.0, min(left, interrupts.WAIT_LIMIT)))
+                return _outcome_of(self._worker)
             except TimeoutError:
                 if outcome.done():
-                    return outcome.result()
+                    return _outcome_of(self._worker)
                 if end is not None and time.monotonic() >= end:
                     raise TimeoutError(f"the run is not over after {timeout:g} s; its job goes on") from None
 
@@ -305,7 +340,7 @@ class Run:
             raise
         finally:
             alarms[0].cancel()
-        return self._worker.outcome.result()
+        return _outcome_of(self._worker)
 
     def _mine(self) -> Worker:
         if os.getpid() != self._process:
@@ -328,10 +363,10 @@ class _Told:
         """Time goes on."""
         self._show(self._panel.tick)
 
-    def close(self, outcome: Future[RunResult] | BaseException) -> None:
+    def close(self, outcome: Future[RunResult] | RunResult | BaseException) -> None:
         """The run is over."""
         self.is_over = True
-        ended = outcome if isinstance(outcome, BaseException) else outcome.exception() or outcome.result()
+        ended = outcome.exception() or outcome.result() if isinstance(outcome, Future) else outcome
         self._show(lambda: close_panel(self._panel, ended))
 
     def _show(self, show: Callable[[], None]) -> None:
@@ -363,10 +398,20 @@ class _Letters:
         """Tell a status."""
         self.put(lambda: self._told(status))
 
+    def end(self, outcome: RunResult | RunError, work: Callable[[], None]) -> None:
+        """The run is over: show how, and then let those go on who wait for it."""
+
+        def conclude() -> None:
+            self._told.close(outcome)
+            work()
+
+        self.put(conclude)
+
     def begin_to_tick(self) -> None:
         """Tell now and then that time goes on, until the run is over."""
         if not self._told.is_over:
-            self.put(self._told.tick)
+            if not self._waiting:  # else somebody takes their time, and hears of the time later
+                self.put(self._told.tick)
             crew.clock.after(2 * TICK, self.begin_to_tick)  # there may be many
 
     def put(self, work: Callable[[], object]) -> None:
@@ -412,7 +457,10 @@ def _run(request: Request, panel: Panel) -> RunResult:
         worker = Worker(request, tell, asks_details=told.is_shown)
         try:
             worker.outcome.add_done_callback(lambda _: wakeup.wake())
-            worker.start(_in_a_thread)
+            try:
+                worker.start(_in_a_thread)
+            except RuntimeError as raised:
+                raise _no_thread(raised) from None
             while True:
                 deliver()
                 if os.getpid() != process:
@@ -436,10 +484,28 @@ def _run(request: Request, panel: Panel) -> RunResult:
             raise
         told.close(error or worker.outcome)
     if error is None:
-        return worker.outcome.result()
+        return _outcome_of(worker)
     if dies_again:
         signal.raise_signal(error.signum)  # a notebook would swallow the SystemExit and stay
     raise error
+
+
+def _outcome_of(worker: Worker) -> RunResult:
+    """The result. An error is raised as from here: how it came about in our threads helps nobody, its cause may."""
+    error = worker.outcome.exception()
+    if error is not None:
+        raise error.with_traceback(None)
+    return worker.outcome.result()
+
+
+def _no_thread(error: RuntimeError) -> ConfigError:
+    if threading.main_thread().is_alive():
+        return ConfigError("config", f"nothing was submitted, because no thread could be started: {error}")
+    return ConfigError(
+        "config",
+        "nothing was submitted, because this program's main thread has ended, and from Python 3.12 on no thread can be "
+        "started then; have it wait for the others: thread.join()",
+    )
 
 
 def _in_a_thread(work: Callable[[], object]) -> None:
@@ -456,7 +522,10 @@ def _abandon(worker: Worker, wakeup: interrupts.Interrupts, deliver: Callable[[]
         wakeup.wake()
 
     thread = threading.Thread(target=cancel, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        cancel()  # no thread can be had
     end = time.monotonic() + CANCEL_SECONDS
     while not outcome:
         deliver()

@@ -205,7 +205,8 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
         raise ConfigError("config", "the backend's name is empty; give a name, or None to have one chosen")
     service = service if service is not None else default_service()
     if not hasattr(service, "least_busy"):
-        raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}")
+        hint = "; give its .service()" if hasattr(service, "service") else ""
+        raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}{hint}")
     _own_connections(clients_of(service))
     return _inside(session, _by_name(service, backend) if backend is not None else _least_busy(service, width))
 

@@ -12,6 +12,7 @@ import contextvars
 import dataclasses
 import functools
 import logging
+import math
 import os
 import threading
 import time
@@ -79,7 +80,8 @@ class Worker:
     Args:
         request: What is to be run.
         tell: Receives every `Status`, in any thread; it must be quick.
-        then: Is given what sets `outcome`, to be called when every `Status` so far has been received.
+        then: Is given what the run came to, and what sets `outcome`, to be called when every `Status` so far has been
+            received.
         asks_details: Whether the job's place in the queue and its cost are asked for, because somebody looks at them.
     """
 
@@ -87,7 +89,7 @@ class Worker:
         self,
         request: Request,
         tell: Callable[[Status], None],
-        then: Callable[[Callable[[], None]], None] = lambda work: work(),
+        then: Callable[[RunResult | RunError, Callable[[], None]], None] = lambda _, work: work(),
         *,
         asks_details: bool = False,
     ) -> None:
@@ -99,6 +101,7 @@ class Worker:
         self.outcome: Future[RunResult] = Future()
         self.job_id: str | None = None
         self.status = Status("config", "starting")
+        self.since = time.monotonic()  # it is in this state
         self._tell = tell
         self._then = then
         self._process = os.getpid()
@@ -137,6 +140,11 @@ class Worker:
         """Whether the run has ended, though `outcome` may wait for a status to be received."""
         return self._ended
 
+    @property
+    def is_detached(self) -> bool:
+        """Whether its job was let go."""
+        return self._detached
+
     def start(self, begin: Callable[[Callable[[], object]], object]) -> None:
         """Begin.
 
@@ -144,6 +152,7 @@ class Worker:
             begin: Has another thread do what it is given: transpile and submit. That thread is free when the job's id
                 is known.
         """
+        crew.begin_run(self)
         if self.request.timeout is not None:
             self._alarm = crew.ending.after(min(self.request.timeout, threading.TIMEOUT_MAX), self._time_out)
         if _may_be_remote(self.request):
@@ -258,15 +267,16 @@ class Worker:
             if self._ended:
                 return
             self._ended = True
+        crew.end_run(self)
         if self._alarm is not None:
             self._alarm.cancel()
         self._leave_poller()
         if isinstance(outcome, RunError):
             if not quietly:
                 self._say(outcome.stage, "failed", outcome.reason)
-            self._then(functools.partial(self.outcome.set_exception, outcome))
+            self._then(outcome, functools.partial(self.outcome.set_exception, outcome))
         else:
-            self._then(functools.partial(self.outcome.set_result, outcome))
+            self._then(outcome, functools.partial(self.outcome.set_result, outcome))
 
     def _time_out(self) -> None:
         said: dict[CancelOutcome, str] = {
@@ -366,7 +376,8 @@ class Worker:
         self._patience.answered()
         if state.is_final:
             if self._asks_details and not self._poller.is_crowd:
-                self._cost = crew.ending.begin(functools.partial(self._read_details, state))
+                with contextlib.suppress(RuntimeError):  # no thread can be had for it
+                    self._cost = crew.looking.begin(functools.partial(self._read_details, state))
             with self._lock:
                 self._phase = "final"
                 self._finished = not state.is_cancelled
@@ -378,8 +389,9 @@ class Worker:
         if self._asks_details and state.status.lower() == "queued" and not self._poller.is_crowd:
             now = time.monotonic()
             if now >= self._details_due:
-                self._details_due = now + _DETAILS_PAUSE
-                crew.asking.do(functools.partial(self._read_details, state))
+                self._details_due = math.inf  # until it is read
+                with contextlib.suppress(RuntimeError):
+                    crew.looking.do(functools.partial(self._read_details, state))
         # Noticed late by 2 % at most, and never more often than the official client asks.
         shortest = 0.1 if self._target is not None and self._target.in_session else 0.5
         pause = min(_LONGEST_POLL, max(shortest, _POLL_SHARE * (time.monotonic() - self._watched_since)))
@@ -391,10 +403,16 @@ class Worker:
             known = details.read(state.reply, self._there.metrics(str(self.job_id)))
         except remote.RemoteError:
             return
+        finally:
+            self._details_due = time.monotonic() + _DETAILS_PAUSE
         with self._saying:
+            if not state.is_final:
+                if self._phase != "submitted" or self._ended or self.status.state != state.status.lower():
+                    return  # it has moved on since it was asked for
+                known = dataclasses.replace(known, qpu_seconds=None)
             is_news = known != self._details
             self._details = known
-            if is_news and not state.is_final and self.status.state == state.status.lower():
+            if is_news and not state.is_final:
                 self._say("poll", self.status.state)
 
     def _wait_for_cost(self) -> None:
@@ -615,8 +633,13 @@ class Worker:
             raise _Stopped
 
     def _say(self, stage: Stage, state: str, detail: str = "") -> None:
-        target, known = self._target, self._details
+        target = self._target
         with self._saying:  # what is told late is not told after what follows it
+            known = self._details
+            if state != "queued":  # it waits no more, or its place can't be read
+                known = dataclasses.replace(known, queue_position=None, estimated_start=None)
+            if state != self.status.state:
+                self.since = time.monotonic()
             self.status = Status(
                 stage,
                 state,

@@ -63,10 +63,18 @@ class Terminal:
 
     def until(self, shown: str | Callable[[str], object]) -> str:
         """Wait until the screen shows something; returns its text."""
-        end = time.monotonic() + DEADLINE
-        while not (shown in self.text if isinstance(shown, str) else shown(self.text)):
-            assert self._read(end - time.monotonic()), f"{shown!r} is not shown, but:\n{self.text}"
+        self._until(lambda: shown in self.text if isinstance(shown, str) else shown(self.text), shown)
         return self.text
+
+    def until_written(self, text: bytes) -> None:
+        """Wait until something was written, though it may be gone from the screen since."""
+        self._until(lambda: text in self.raw, text)
+
+    def _until(self, holds: Callable[[], object], wanted: object) -> None:
+        end = time.monotonic() + DEADLINE
+        while not holds():
+            more = time.monotonic() < end and self._read(end - time.monotonic())
+            assert more, f"{wanted!r} is not shown, but:\n{self.text}"
 
     def _read(self, seconds: float) -> bool:
         if not select.select([self._master], [], [], max(0.0, seconds))[0]:
@@ -90,8 +98,9 @@ class Terminal:
 
     def end(self) -> int:
         """The program's return code, once it has ended and all that it wrote is shown."""
-        while self._read(DEADLINE):
-            pass
+        end = time.monotonic() + DEADLINE
+        while self._read(end - time.monotonic()):
+            assert time.monotonic() < end, f"it does not end:\n{self.text}"
         return self.process.wait(DEADLINE)
 
     def close(self) -> None:

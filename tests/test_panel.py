@@ -46,7 +46,7 @@ def terminal(write_script: Callable[[str], Path]) -> Iterator[Callable[..., Term
 
 def test_a_run_to_its_result(ibm, terminal, tmp_path):
     """The block says all there is to know; what stays is a summary; stdout has what the program wrote."""
-    ibm.tell(queue_position=3, starts_in=600, qpu_seconds_estimated=4.25, qpu_seconds=3.5)
+    ibm.tell(queue_position=3, starts_in=1, qpu_seconds_estimated=4.25, qpu_seconds=3.5)
     ibm.hold("queued")
     out = tmp_path / "stdout"
     shown = terminal(
@@ -63,7 +63,7 @@ def test_a_run_to_its_result(ibm, terminal, tmp_path):
     assert job.id in text
     assert "ibm_brisbane" in text
     assert re.search(r"state +. queued", text)
-    assert re.search(r"queue +position 3, start \d\d:\d\d", text)
+    assert re.search(r"queue +position 3, start (\d{4}-\d\d-\d\d )?\d\d:\d\d", text)
     assert re.search(r"shots +4096", text)
     assert re.search(r"time +\d:\d\d in this state, \d:\d\d in all", text)
     assert "4.25 s estimated, charge pending" in text
@@ -72,8 +72,8 @@ def test_a_run_to_its_result(ibm, terminal, tmp_path):
     assert shown.end() == 0
     lines = shown.text.splitlines()
     assert lines[0] == "not a whole line"
-    assert lines[1].startswith(f"✔ done · job {job.id} · ibm_brisbane · 4096 shots · ")
-    assert " ".join(lines[1:3]).endswith("QPU 3.5 s charged")
+    assert lines[1] == f"✔ done · job {job.id} · ibm_brisbane · 4096 shots"
+    assert re.fullmatch(r"  \d:\d\d in all · QPU 3.5 s charged", lines[2])
     bars = [line.split() for line in lines if "█" in line]
     assert [bar[0] for bar in bars] == ["00", "11"]
     assert sum(int(bar[2]) for bar in bars) == 4096
@@ -93,9 +93,13 @@ def test_beside_what_the_program_writes_itself(ibm, terminal):
         for number in tqdm(range(2)):
             run(bell(), backend, service=mine, shots=16)
         signal.sigwait({signal.SIGUSR1})
-        runs = [submit(bell(), backend, service=mine, shots=16, panel="auto") for _ in range(3)]
-        while any(each.status().state != "queued" for each in runs):
-            pass
+        queued = threading.Semaphore(0)
+        def note(status):
+            if status.state == "queued":
+                queued.release()
+        runs = [submit(bell(), backend, service=mine, shots=16, panel="auto", on_status=note) for _ in range(3)]
+        for _ in runs:
+            queued.acquire()
         for number in range(5):
             print("line", number)
             print("error", number, file=sys.stderr)
@@ -123,7 +127,8 @@ def test_beside_what_the_program_writes_itself(ibm, terminal):
     ibm.hold(None)
     shown.process.send_signal(signal.SIGUSR1)
     assert shown.end() == 0
-    written = [row for row in shown.text.splitlines() if row and not row.startswith(("✔", "  0", "  1"))]
+    rows = [row for row in shown.text.splitlines() if row and " in all · " not in row]
+    written = [row for row in rows if not row.startswith(("✔", "  0", "  1"))]
     assert [row for row in written if "it/s" in row or "s/it" in row] == [row for row in written if "2/2" in row]
     asked = [f"{kind} {number}" for number in range(5) for kind in ("line", "error")]
     assert [row for row in written if row.split()[0] in ("line", "error")] == asked
@@ -131,6 +136,69 @@ def test_beside_what_the_program_writes_itself(ibm, terminal):
     assert "rich too" in written
     assert sum(row.startswith("✔ done") for row in shown.text.splitlines()) == 5
     assert not re.search("[╭╰│]|runs:|in state", shown.text)
+
+
+def test_a_log_handler_from_before_the_run(ibm, terminal):
+    """It keeps the stream that it began with; its lines stand above the block all the same, and it has that again."""
+    shown = terminal(
+        """
+        import logging
+        logging.basicConfig(format="log %(message)s")
+        original = logging.root.handlers[0].stream
+        def note(status):
+            if status.state in ("queued", "submitted"):
+                logging.warning(status.state)
+        run(bell(), "ibm_brisbane", service=service(), shots=16, on_status=note)
+        print("original", logging.root.handlers[0].stream is original)
+        """
+    )
+    assert shown.end() == 0
+    rows = [row for row in shown.text.splitlines() if row.startswith(("log", "original", "✔"))]
+    assert [row.split(" · ")[0] for row in rows] == ["log submitted", "log queued", "✔ done", "original True"]
+    assert "╭" not in shown.text
+
+
+def test_in_the_background_of_a_shell(ibm, terminal, write_script):
+    """The terminal is the shell's, and who types there."""
+    script = write_script('run(bell(), "ibm_brisbane", service=service(), shots=16)')
+    shown = terminal(
+        f"""
+        import subprocess
+        subprocess.run(["bash", "-c", f"set -m; {{sys.executable}} {script} & wait"], check=True)
+        """,
+        columns=200,
+    )
+    assert shown.end() == 0
+    assert "qx: done · job" in shown.text
+    assert "╭".encode() not in shown.raw
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("", "the program ends, and with it a run that is not over (job {job}): cancelled"),
+        ("going.detach()", ""),
+    ],
+)
+def test_a_program_that_ends_with_a_run_in_flight(ibm, fork, how, said):
+    ibm.hold("queued")
+    driver = fork(
+        f"""
+        queued = threading.Event()
+        def note(status):
+            if status.state == "queued":
+                queued.set()
+        going = submit(bell(), "ibm_brisbane", service=service(), shots=16, on_status=note)
+        queued.wait()
+        {how}
+        """
+    )
+    assert driver.end() == 0
+    [job] = ibm.jobs()
+    assert said.format(job=job.id) in driver.errors.decode()
+    assert bool(said) == bool(driver.errors)
+    if said:
+        assert ibm.wait_job(job.id, "Cancelled").cancel_requests == 1
 
 
 def test_ctrl_c_on_the_keyboard(ibm, terminal):
@@ -214,10 +282,112 @@ def test_a_forked_child_draws_nothing(ibm, terminal):
         print("parent", sys.stdout is original)
         """
     )
-    shown.until(lambda text: "queued" in text and "child True" in text)
+    shown.until_written(b"child True")
+    shown.until("queued")
     ibm.hold(None)
     assert shown.end() == 0
     assert "parent True" in shown.text
+
+
+STOP, GO_ON = "\x13", "\x11"  # Ctrl-S, Ctrl-Q
+
+
+def test_a_terminal_that_was_stopped(ibm, terminal):
+    """Nothing waits for it: a watcher that dies is followed by another, and a signal is answered."""
+    ibm.hold("queued")
+    shown = terminal('run(bell(), "ibm_brisbane", service=service(), shots=16)', columns=120)
+    shown.until("queued")
+    [job] = ibm.jobs()
+    shown.type(STOP)
+    [watcher] = watchers_of(shown.process.pid)
+    watcher.kill()
+    ended = ibm.cursor()
+    wait_for_end(watcher)
+    while not watchers_of(shown.process.pid):
+        ibm.wait_for("GET", f"/api/v1/jobs/{job.id}", after=ended)
+        ended = ibm.cursor()
+    shown.process.send_signal(signal.SIGTERM)
+    assert ibm.wait_job(job.id, "Cancelled").cancel_requests == 1
+    shown.type(GO_ON)
+    assert shown.end() == 143
+    assert "✘ interrupted" in shown.text
+    assert "╭" not in shown.text.split("✘")[1]
+
+
+def test_a_program_that_ends_on_a_stopped_terminal(ibm, terminal):
+    """Its end does not wait, and the watcher does its work."""
+    ibm.hold("queued")
+    shown = terminal(
+        """
+        run_ = submit(bell(), "ibm_brisbane", service=service(), shots=16, panel="auto")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        signal.sigwait({signal.SIGUSR1})
+        """
+    )
+    shown.until("queued")
+    [job] = ibm.jobs()
+    shown.type(STOP)
+    shown.process.send_signal(signal.SIGUSR1)
+    assert ibm.wait_job(job.id, "Cancelled").cancel_requests == 1
+    shown.type(GO_ON)
+    shown.end()
+
+
+def test_a_submitted_runs_summary_is_there_before_its_result(ibm, terminal):
+    shown = terminal(
+        """
+        submit(bell(), "ibm_brisbane", service=service(), shots=20000, panel="auto").result()
+        print("after it")
+        """,
+        columns=120,
+    )
+    assert shown.end() == 0
+    lines = shown.text.splitlines()
+    assert lines[0].startswith("✔ done")
+    assert lines[-1] == "after it"
+
+
+def test_streams_are_left_as_they_were(ibm, terminal):
+    """Also where the program puts its own in their places meanwhile, again and again, and a status comes at the end."""
+    shown = terminal(
+        """
+        import contextlib, io
+        original, mine = sys.stdout, service()
+        for _ in range(3):
+            with contextlib.redirect_stdout(io.StringIO()):
+                run(bell(), "ibm_brisbane", service=mine, shots=16)
+            going = submit(bell(), "ibm_brisbane", service=mine, shots=16, panel="auto")
+            going.result()
+        print("original", sys.stdout is original)
+        """,
+        columns=120,
+    )
+    assert shown.end() == 0
+    assert "original True" in shown.text
+
+
+def test_two_programs_on_one_terminal(ibm, terminal, write_script):
+    """One draws, the other one writes lines."""
+    child = write_script('run(bell(), "ibm_brisbane", service=service(), shots=16)')
+    ibm.hold("queued")
+    shown = terminal(
+        f"""
+        import subprocess
+        def begin(status):
+            if status.state == "queued" and not started:
+                started.append(subprocess.Popen([sys.executable, {str(child)!r}]))
+        started = []
+        run(bell(), "ibm_brisbane", service=service(), shots=16, on_status=begin)
+        started[0].wait()
+        """,
+        columns=200,
+    )
+    shown.until_written(b"qx: queued")
+    shown.until("│ state")
+    ibm.hold(None)
+    assert shown.end() == 0
+    assert shown.raw.count("✔ done".encode()) == 1
+    assert shown.raw.count("qx: done ·".encode()) == 1
 
 
 # Lines, and the log -----------------------------------------------------------------------------------------------
@@ -305,7 +475,7 @@ def viewed(**more: object) -> View:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_jobs_id_is_whole_and_leads_to_its_page(width):
-    for content in (block(viewed()), table([viewed(), viewed()]), summary(viewed(), with_results=False)):
+    for content in (block(viewed()), table([viewed(), viewed()], 20), summary(viewed(), with_results=False)):
         text = rendered(content, width)
         assert "\x1b]8;" in text
         assert "https://quantum.cloud.ibm.com/jobs/d1a2b3c4d5e6f7g8h9i0" in text
@@ -315,14 +485,35 @@ def test_the_jobs_id_is_whole_and_leads_to_its_page(width):
 
 def test_a_table_says_what_all_have_in_common_once():
     views = [viewed(shots=100), viewed(shots=100), viewed(shots=100)]
-    text = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", rendered(table(views)))
+    text = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", rendered(table(views, 20)))
     assert text.splitlines()[-1] == "3 runs: 3 queued · ibm_brisbane · 100 shots · watched by pid 7 · Ctrl-C cancels"
     assert "…" not in text
 
 
+@pytest.mark.parametrize("bad", ["\x1b[2J", "\x9b2J", "\x1b]52;c;AAAA\x07", "\r", "[/x]"])
+def test_what_the_service_says_commands_no_terminal(bad, capsys):
+    view = viewed(detail=f"a{bad}b")
+    other = View(clock=Clock())
+    other.see(Status("poll", f"q{bad}", f"d{bad}", f"ibm{bad}", detail=bad, watcher=7))
+    failed = viewed()
+    failed.end(RunTimeout("timeout", f"a{bad}b", "d1"))
+    for content in (block(view), block(other), table([view, other], 20), summary(failed, with_results=True)):
+        assert bad not in rendered(content).replace("\x1b]8;", "") or bad == "[/x]"
+    Plain(View()).show(Status("poll", f"q{bad}", f"d{bad}", detail=bad))
+    said = capsys.readouterr().err
+    assert bad not in said or bad == "[/x]"
+
+
+def test_a_table_has_room():
+    views = [viewed() for _ in range(50)]
+    lines = rendered(table(views, 10)).splitlines()
+    assert len(lines) <= 10
+    assert "43 not shown" in " ".join(lines)
+
+
 def test_unprotected_runs_stand_out():
     assert "NOT WATCHED" in rendered(block(viewed(watcher=None)))
-    assert "1 NOT WATCHED" in rendered(table([viewed(), viewed(watcher=None)]))
+    assert "1 NOT WATCHED" in rendered(table([viewed(), viewed(watcher=None)], 20))
 
 
 def result_of(*pubs: object) -> RunResult:
@@ -340,6 +531,13 @@ def test_a_histogram_has_the_most_frequent_outcomes():
     assert bars[-1].length == 1.0
     assert bars[0].share == pytest.approx(5 / 78)
     assert more == "4 other outcomes, 12.8 % (PUB 0 of 2)"
+
+
+def test_long_bit_strings_leave_room_for_the_counts():
+    view = viewed()
+    view.end(result_of(counted({"01" * 50: 7, "10" * 50: 9})))
+    text = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", rendered(summary(view, with_results=True)))
+    assert re.search(r"01010101010…10101010101 +█+\S* +7 +43.8 %", text)
 
 
 def test_what_is_too_large_to_count_at_a_glance_is_not_counted():

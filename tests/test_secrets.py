@@ -183,7 +183,7 @@ def test_a_key_in_the_drivers_environment(
     assert driver.pid != watcher.pid
     shown = shown_by_processes(key)
     assert not [file for file in shown if f"/{watcher.pid}/" in file]
-    assert "QX_STATE_DIR" in watcher.environ()
+    assert "HOME" in watcher.environ()
     driver.kill()
     ibm.wait_idle()
 

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Literal, Protocol, runtime_checkable
 
+from .. import interrupts
 from ..errors import ConfigError
 from ..result import RunResult
 from ..status import Status
@@ -26,9 +27,6 @@ class Panel(Protocol):
     def tick(self) -> None:
         """Called about twice a second while the run goes on."""
 
-    def notice(self, text: str) -> None:
-        """Show a warning. Any thread may call it."""
-
     def close(self, outcome: RunResult | BaseException) -> None:
         """Show how it ended, for good."""
 
@@ -40,9 +38,6 @@ class Silent:
         """Show nothing."""
 
     def tick(self) -> None:
-        """Show nothing."""
-
-    def notice(self, text: str) -> None:
         """Show nothing."""
 
     def close(self, outcome: RunResult | BaseException) -> None:
@@ -74,9 +69,14 @@ def open_panel(name: PanelName | Panel, *, interruptible: bool = False, results:
 
 
 def close_panel(panel: Panel, outcome: RunResult | BaseException) -> None:
-    """Show how it ended, for good."""
-    notices.leave(panel)
+    """Show how it ended, for good.
+
+    Args:
+        panel: The panel.
+        outcome: The result, or the error.
+    """
     panel.close(outcome)
+    notices.leave(panel)
 
 
 def _open(name: str, *, interruptible: bool, results: bool) -> Panel:
@@ -85,7 +85,9 @@ def _open(name: str, *, interruptible: bool, results: bool) -> Panel:
 
         return Notebook(View("interrupting the kernel cancels" if interruptible else "", results))
     view = View("Ctrl-C cancels" if interruptible else "", results)
-    if name in ("auto", "terminal") and _on_terminal():
+    # Who goes on at a prompt types where a panel would be drawn.
+    types = not interruptible and interrupts.is_interactive()
+    if name in ("auto", "terminal") and not types and _on_terminal():
         from .terminal import Terminal
 
         return Terminal(view)
@@ -94,11 +96,14 @@ def _open(name: str, *, interruptible: bool, results: bool) -> Panel:
 
 def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    shell = getattr(ipython, "get_ipython", lambda: None)()  # a module that is half imported has none
     return getattr(shell, "kernel", None) is not None
 
 
 def _on_terminal() -> bool:
+    # Several processes that draw on one terminal would overwrite each other.
+    if "multiprocessing" in sys.modules and sys.modules["multiprocessing"].parent_process() is not None:
+        return False
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
         return False
     # A live display of the user's own, by rich, has put something of its own in place of stderr.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 from .. import html
 from ..result import RunResult
 from ..status import Status
+from . import notices
+from .plain import write
 from .view import View, histogram, values
 
 SHORTEST_PAUSE = 0.5
@@ -30,15 +31,14 @@ class Notebook:
 
     def tick(self) -> None:
         """Let the clock go on."""
+        for text in notices.take():
+            write(f"qx: {text}\n")
         if self._view.status is not None and self._view.outcome is None:
             self._update(now=False)
 
-    def notice(self, text: str) -> None:
-        """Show a warning, below."""
-        sys.stderr.write(f"qx: {text}\n")
-
     def close(self, outcome: RunResult | BaseException) -> None:
         """Leave how it ended."""
+        self.tick()
         self._view.end(outcome)
         self._update(now=True)
 
@@ -69,10 +69,9 @@ class _Shown:
 
 def as_html(view: View) -> str:
     """A run, as HTML."""
-    status = view.status
     title = html.text(view.state)
-    if status is not None and status.detail and view.outcome is None:
-        title += f' <span style="opacity:.65;font-weight:normal">{html.text(status.detail)}</span>'
+    if view.detail and view.outcome is None:
+        title += f' <span style="opacity:.65;font-weight:normal">{html.text(view.detail)}</span>'
     rows = [("backend", html.text(view.backend))] if view.backend else []
     if view.job_id:
         rows.append(("job", html.link(view.url, view.job_id)))

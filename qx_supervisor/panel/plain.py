@@ -10,7 +10,8 @@ import time
 
 from ..result import RunResult
 from ..status import Status
-from .view import View
+from . import notices
+from .view import View, printable
 
 HEARTBEAT = 60.0
 """Seconds without a line, after which one is written all the same: a log that stands still looks like a dead one."""
@@ -26,10 +27,11 @@ class Plain:
 
     def show(self, status: Status) -> None:
         """Write a line, if there is news."""
+        self._write_notices()
         view = self._view
         if not view.see(status) or status.state == "done":  # `close` says so, and what it took
             return
-        parts = [str(status)]
+        parts = [printable(str(status))]
         if status.watcher not in (None, self._watched):
             self._watched = status.watcher
             parts.append(f"watched by pid {status.watcher}")
@@ -39,27 +41,29 @@ class Plain:
 
     def tick(self) -> None:
         """Write that nothing has changed, if that has been so for a while."""
+        self._write_notices()
         view = self._view
         if view.status is None or view.outcome is not None or view.clock() - self._last < HEARTBEAT:
             return
-        parts = [f"still {view.status}", view.times()]
+        parts = [f"still {printable(str(view.status))}", view.times()]
         if view.status.state == "queued" and (view.status.queue_position or view.status.estimated_start):
             parts.append(view.queue())
         self._write([*parts, view.protection()])
 
-    def notice(self, text: str) -> None:
-        """Write a warning."""
-        self._write([text])
+    def _write_notices(self) -> None:
+        for text in notices.take():
+            self._write([text])
 
     def close(self, outcome: RunResult | BaseException) -> None:
         """Write what it took."""
         self._view.end(outcome)
+        self._write_notices()
         if isinstance(outcome, RunResult):
             self._write([self._view.summary()])
 
     def _write(self, parts: list[str]) -> None:
-        now = self._last = self._view.clock()
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        self._last = self._view.clock()
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         write(f"{stamp} qx: {' · '.join(parts)}\n")
 
 

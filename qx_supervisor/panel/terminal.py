@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..result import RunResult
 from ..status import Status
+from . import notices
+from .plain import Plain
 from .screen import screen
 from .view import BARS, View, duration, histogram, values
 
@@ -22,60 +24,77 @@ if TYPE_CHECKING:
 _STYLE = {"good": "green", "bad": "red", "warning": "yellow", "plain": "cyan"}
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _BAR_WIDTH = 32
+_ENDS = 11  # bits at either end of a long bit string
 
 _open: dict[Terminal, View] = {}
+_changing = threading.Lock()
 _turn = itertools.count()
 
 
 class Terminal:
-    """Shows a run on the terminal."""
+    """Shows a run on the terminal; in lines, where another process draws on that already."""
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._is_many = False
+        self._is_one_of_many = False
+        self._lines: Plain | None = None
 
     def show(self, status: Status) -> None:
         """Show a change."""
-        if self._view.outcome is not None:
+        if self._lines is not None:
+            self._lines.show(status)
             return
-        is_news = self._view.see(status)
-        _open[self] = self._view
-        if len(_open) > 1:
-            for each in list(_open):
-                each._is_many = True  # noqa: SLF001 - its own kind
-        screen.start(_content)
-        screen.draw(now=is_news and not self._is_many)
+        with _changing:
+            if not screen.start(_content):
+                self._lines = Plain(self._view)
+            else:
+                _open[self] = self._view
+                if len(_open) > 1:
+                    for each in _open:
+                        each._is_one_of_many = True  # noqa: SLF001 - its own kind
+        if self._lines is not None:
+            self._lines.show(status)
+        else:
+            self._view.see(status)
+            screen.wake()
 
     def tick(self) -> None:
-        """Let the clock go on."""
-        screen.draw(now=False)
-
-    def notice(self, text: str) -> None:
-        """Show a warning, which stays."""
-        from rich.text import Text
-
-        if _open:
-            screen.say(Text(f"qx: {text}", style="yellow"))
-        else:
-            from .plain import write
-
-            write(f"qx: {text}\n")
+        """Let the clock go on; on the screen it does so by itself."""
+        if self._lines is not None:
+            self._lines.tick()
 
     def close(self, outcome: RunResult | BaseException) -> None:
         """Leave a summary."""
+        if self._lines is not None:
+            self._lines.close(outcome)
+            return
         self._view.end(outcome)
-        if _open.pop(self, None) is not None:
-            screen.say(summary(self._view, with_results=self._view.shows_results and not self._is_many))
-        if not _open:
-            screen.stop()
+        with _changing:
+            if _open.pop(self, None) is None:
+                return
+            shows_results = self._view.shows_results and not self._is_one_of_many
+            screen.say(summary(self._view, with_results=shows_results))
+            if not _open:
+                _say_notices()
+                screen.stop()
+        screen.settle()
 
 
-def _content() -> RenderableType | None:
-    shown = list(_open.items())
+def _say_notices() -> None:
+    from rich.text import Text
+
+    for text in notices.take():
+        screen.say(Text(f"qx: {text}", style="yellow"))
+
+
+def _content(room: int) -> RenderableType | None:
+    _say_notices()
+    with _changing:
+        shown = list(_open.items())
     if not shown:
         return None
-    is_one = len(shown) == 1 and not shown[0][0]._is_many  # noqa: SLF001 - its own kind
-    return block(shown[0][1]) if is_one else table([view for _, view in shown])
+    is_one = len(shown) == 1 and not shown[0][0]._is_one_of_many  # noqa: SLF001 - its own kind
+    return block(shown[0][1]) if is_one else table([view for _, view in shown], room)
 
 
 def block(view: View) -> RenderableType:
@@ -90,13 +109,14 @@ def block(view: View) -> RenderableType:
     grid.add_column(overflow="fold")
     spinner = _SPINNER[next(_turn) % len(_SPINNER)]
     state = Text.assemble((f"{spinner} {view.state}", f"bold {style}"))
-    if view.status and view.status.detail:
-        state.append(f"  {view.status.detail}", style="dim")
+    if view.detail:
+        state.append(f"  {view.detail}", style="dim")
     grid.add_row("state", state)
     grid.add_row("time", view.times())
     if view.job_id:
         grid.add_row("job", _job(view))
-        grid.add_row("queue", view.queue())
+        if view.state not in ("running", "fetching results"):
+            grid.add_row("queue", view.queue())
     if view.shots():
         grid.add_row("shots", view.shots().removesuffix(" shots"))
     if view.job_id:
@@ -104,27 +124,29 @@ def block(view: View) -> RenderableType:
     protection = view.protection()
     alarm = "bold red" if protection == "NOT WATCHED" else ""
     last = Text.assemble((protection, alarm))
-    if view.hint:
-        last.append(f" · {view.hint}", style="dim")
+    hint = "again leaves that to the watcher" if view.hint and "cancelling" in view.state else view.hint
+    if hint:
+        last.append(f" · {hint}", style="dim")
     grid.add_row("guard", last)
     title = Text(view.backend or "IBM Quantum", style="bold")
     return Panel(grid, title=title, title_align="left", border_style=style, expand=False)
 
 
-def table(views: list[View]) -> RenderableType:
-    """Several runs, those that need attention first; as many as the terminal has room for."""
+def table(views: list[View], lines: int) -> RenderableType:
+    """Several runs, those that need attention first; as many as there is room for in so many lines."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    room = max(3, shutil.get_terminal_size().lines - 6)
+    room = max(1, lines - 3)
     ranked = sorted(views, key=lambda view: (view.tone != "warning", view.began))
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     rows = [_row(view) for view in ranked[:room]]
-    common = []
+    common: list[str] = []
     for name, said in (("backend", {view.backend for view in views}), ("shots", {view.shots() for view in views})):
-        if len(said) == 1 and len(views) > 1:  # what all have in common is said once
-            common += [value for value in said if value]
+        said.discard("")  # not known yet
+        if len(said) <= 1 and len(views) > 1:  # what all have in common is said once
+            common += said
             for row in rows:
                 del row[name]
     for name in rows[0]:
@@ -152,7 +174,7 @@ def _row(view: View) -> dict[str, Any]:
     return {
         "state": Text(view.state, style=_STYLE[view.tone]),
         "job": _job(view),
-        "backend": view.backend or "–",
+        "backend": Text(view.backend or "–"),
         "shots": view.shots().removesuffix(" shots") or "–",
         "time": duration(now - view.began),
         "in state": duration(now - view.changed),
@@ -170,12 +192,13 @@ def summary(view: View, *, with_results: bool) -> RenderableType:
     style = _STYLE[view.tone]
     mark = "✔" if view.tone == "good" else "✘"
     line = Text.assemble((f"{mark} {view.state}", f"bold {style}"))
-    rest = view.summary().removeprefix(view.state)
-    before, job, after = rest.partition(view.job_id) if view.job_id else (rest, "", "")
-    line.append(before, style="dim")
-    line.append(job, style=f"link {view.url}" if view.url else "")
-    line.append(after, style="dim")
-    rows: list[Any] = [line]
+    for part in (f"job {view.job_id}" if view.job_id else "", view.backend, view.shots()):
+        if part:
+            line.append(" · ", style="dim")
+            line.append(part.removesuffix(view.job_id) if view.job_id else part, style="dim")
+            if view.job_id and part.endswith(view.job_id):
+                line.append(view.job_id, style=f"link {view.url}" if view.url else "")
+    rows: list[Any] = [line, Text(f"  {view.bill()}", style="dim")]
     if view.reason():
         rows.append(Text(f"  {view.reason()}", style=style))
     if with_results and isinstance(view.outcome, RunResult):
@@ -198,12 +221,17 @@ def _results(result: RunResult) -> list[RenderableType]:
         made.add_column(justify="right", style="dim")
         for bar in bars:
             drawn = Bar(1.0, 0.0, bar.length, width=_BAR_WIDTH, color="cyan")
-            made.add_row(f"  {bar.name}", drawn, str(bar.count), f"{100 * bar.share:.1f} %")
+            made.add_row(Text(f"  {_short(bar.name)}"), drawn, str(bar.count), f"{100 * bar.share:.1f} %")
         rows.append(made)
     rows.extend(Text(f"  {line}") for line in values(result)[: BARS + 1])
     if more:
         rows.append(Text(f"  {more}", style="dim"))
     return rows
+
+
+def _short(bits: str) -> str:
+    """A bit string that leaves room for the counts: its beginning and its end."""
+    return bits if len(bits) <= 2 * _ENDS + 1 else f"{bits[:_ENDS]}…{bits[-_ENDS:]}"
 
 
 def _job(view: View) -> RenderableType:
@@ -212,4 +240,10 @@ def _job(view: View) -> RenderableType:
     return Text(view.job_id or "–", style=f"link {view.url}" if view.url else "")
 
 
-os.register_at_fork(after_in_child=_open.clear)
+def _begin_anew() -> None:
+    global _changing  # noqa: PLW0603 - a thread that is not here may have held the parent's
+    _changing = threading.Lock()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

@@ -28,14 +28,14 @@ class View:
     Attributes:
         hint: How to cancel it, or "".
         shows_results: Whether counts, or expectation values, are shown.
-        clock: Gives the seconds since the epoch.
+        clock: Gives seconds, by a clock that nobody sets: how long something took is no matter of the time of day.
         status: The latest status, or None before the first.
         outcome: The result, or the error that it ended in; None while it goes on.
     """
 
     hint: str = ""
     shows_results: bool = True
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
     status: Status | None = None
     outcome: RunResult | BaseException | None = None
     began: float = field(init=False)
@@ -53,7 +53,7 @@ class View:
         if before is not None and _words(before) == _words(status):
             return False
         if before is None or before.state != status.state:
-            self.changed = status.time
+            self.changed = self.clock()
         return True
 
     def end(self, outcome: RunResult | BaseException) -> None:
@@ -67,7 +67,7 @@ class View:
     def state(self) -> str:
         """What is happening, or how it ended."""
         if self.outcome is None:
-            return self.status.state if self.status else "starting"
+            return printable(self.status.state) if self.status else "starting"
         if isinstance(self.outcome, RunResult):
             return "done"
         if isinstance(self.outcome, Interrupted):
@@ -86,7 +86,7 @@ class View:
     @property
     def job_id(self) -> str:
         """The job's whole id, or ""."""
-        return (self.status and self.status.job_id) or ""
+        return printable((self.status and self.status.job_id) or "")
 
     @property
     def url(self) -> str:
@@ -96,7 +96,12 @@ class View:
     @property
     def backend(self) -> str:
         """The backend's name, or ""."""
-        return self.status.backend if self.status else ""
+        return printable(self.status.backend) if self.status else ""
+
+    @property
+    def detail(self) -> str:
+        """More words about the state, or ""."""
+        return printable(self.status.detail) if self.status else ""
 
     def times(self) -> str:
         """How long it is in this state, and in all."""
@@ -111,7 +116,7 @@ class View:
         if status is None:
             return "–"
         position = "–" if status.queue_position is None else f"position {status.queue_position}"
-        return f"{position}, start {when(status.estimated_start, self.clock())}"
+        return f"{position}, start {when(status.estimated_start, time.time())}"
 
     def cost(self) -> str:
         """QPU time, estimated and charged."""
@@ -144,7 +149,11 @@ class View:
             parts.append(self.backend)
         if self.shots():
             parts.append(self.shots())
-        parts.append(self.times())
+        return " · ".join([*parts, self.bill()])
+
+    def bill(self) -> str:
+        """What it took."""
+        parts = [self.times()]
         if self.job_id and not (self.status and "unguarded" in self.status.detail):
             parts.append(f"QPU {self.cost()}")
         return " · ".join(parts)
@@ -156,8 +165,13 @@ class View:
     def reason(self) -> str:
         """Why it ended without a result, or ""."""
         if isinstance(self.outcome, RunError):
-            return self.outcome.reason
+            return printable(self.outcome.reason)
         return str(self.outcome) if isinstance(self.outcome, Interrupted) else ""
+
+
+def printable(text: str) -> str:
+    """A text of the service's, or of a library's, without what would command a terminal."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def _words(status: Status) -> tuple[Any, ...]:
