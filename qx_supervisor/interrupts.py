@@ -201,6 +201,12 @@ def is_interactive() -> bool:
     return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is not None
 
 
+def is_worker() -> bool:
+    """Whether `multiprocessing` started this process: its pools swallow `SystemExit`, and wait for more to do."""
+    module = sys.modules.get("multiprocessing.process")
+    return module is not None and module.parent_process() is not None
+
+
 # The end of a program that an uncaught Ctrl-C ends ----------------------------------------------------------------
 
 _next_hook: Any = None

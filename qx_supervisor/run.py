@@ -471,7 +471,8 @@ def _run(request: Request, panel: Panel) -> RunResult:
                 if number is not None:
                     outcome = _abandon(worker, wakeup, deliver)
                     error = interrupted(worker.job_id, number, outcome)
-                    dies_again = number != signal.SIGINT and wakeup.had_default(number) and interrupts.is_interactive()
+                    swallowed = interrupts.is_interactive() or interrupts.is_worker()
+                    dies_again = number != signal.SIGINT and wakeup.had_default(number) and swallowed
                     wakeup.call_users_handler(number)
                     break
                 wakeup.wait(interrupts.WAIT_LIMIT)
@@ -486,7 +487,7 @@ def _run(request: Request, panel: Panel) -> RunResult:
     if error is None:
         return _outcome_of(worker)
     if dies_again:
-        signal.raise_signal(error.signum)  # a notebook would swallow the SystemExit and stay
+        signal.raise_signal(error.signum)  # a notebook, or a pool, would swallow the SystemExit and stay
     raise error
 
 

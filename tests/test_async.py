@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import textwrap
 
 import pytest
@@ -305,6 +306,37 @@ def test_four_threads_one_of_which_fails(ibm, program):
     assert not ibm.journal(path=CANCEL)
 
 
+def test_a_run_goes_on_when_the_main_thread_has_ended(ibm, program):
+    """From Python 3.12 on no thread can be started then: those that it needs are there, and another run is refused."""
+    ibm.hold("queued")
+    driver = program(
+        """
+        mine = service()
+        queued = threading.Event()
+        def note(status):
+            if status.state == "queued":
+                queued.set()
+        def work():
+            say("result", *run(bell(), "ibm_brisbane", service=mine, shots=8, panel=None, on_status=note).counts)
+            try:
+                run(bell(), "ibm_brisbane", service=mine, shots=8, panel=None)
+            except ConfigError as error:
+                say("refused", error)
+            else:
+                say("another")
+        threading.Thread(target=work).start()
+        queued.wait()
+        say("main ends")
+        """
+    )
+    driver.line("main ends")
+    ibm.hold(None)
+    assert set(driver.line("result ")) <= {"00", "11"}
+    assert end(driver) == 0
+    told = driver.lines[-1]
+    assert "main thread has ended" in told if sys.version_info >= (3, 12) else told == "another"
+
+
 def test_sigkill_with_four_runs_in_flight(ibm, program):
     ibm.hold("queued")
     driver = program(
@@ -312,8 +344,11 @@ def test_sigkill_with_four_runs_in_flight(ibm, program):
         mine = service()
         def work():
             run(bell(), "ibm_brisbane", service=mine, panel=None, on_status=tell)
-        for _ in range(4):
-            threading.Thread(target=work).start()
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
         """
     )
     jobs = [driver.queued() for _ in range(4)]

@@ -380,12 +380,14 @@ with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("{context}"))
     attempt()
     ibm.hold(None)
     attempt()
+    ibm.hold("queued")
+    attempt()
 """
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_errors_come_through_a_pool(ibm, fork, start, context):
-    """Each is pickled and raised in the parent whole, and none breaks the pool."""
+    """Each is pickled and raised in the parent whole, and none breaks the pool, but for the end of its worker."""
     code = ERRORS.format(context=context)
     if context == "spawn":  # its workers import the script
         driver = start(POOL + "if __name__ == '__main__':\n" + "".join(f"    {line}\n" for line in code.splitlines()))
@@ -403,11 +405,17 @@ def test_errors_come_through_a_pool(ibm, fork, start, context):
     assert (words[0], words[-1]) == ("RunTimeout", late)
     job, same = driver.line("queued ")
     assert same == worker
-    os.kill(int(worker), signal.SIGTERM)
-    assert driver.line("got ") == ["Interrupted", job, "15", "confirmed"]
+    os.kill(int(worker), signal.SIGINT)
+    assert driver.line("got ") == ["Interrupted", job, "2", "confirmed"]
+    assert driver.line("queued ")[1] == worker
     assert driver.line("got ") == ["1"]
+    last, same = driver.line("queued ")
+    assert same == worker
+    os.kill(int(worker), signal.SIGTERM)  # as `terminate()` does, which waits for its end
+    assert driver.line("got ")[0] == "BrokenProcessPool"
     assert driver.end() == 0, driver.errors
-    assert {made.id: made.cancel_requests for made in ibm.jobs() if made.cancel_requests} == {late: 1, job: 1}
+    cancelled = {made.id: made.cancel_requests for made in ibm.jobs() if made.cancel_requests}
+    assert cancelled == {late: 1, job: 1, last: 1}
 
 
 def test_a_killed_worker_of_a_pool(ibm, fork):

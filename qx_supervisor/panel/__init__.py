@@ -102,7 +102,7 @@ def _in_notebook() -> bool:
 
 def _on_terminal() -> bool:
     # Several processes that draw on one terminal would overwrite each other.
-    if "multiprocessing" in sys.modules and sys.modules["multiprocessing"].parent_process() is not None:
+    if interrupts.is_worker():
         return False
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
         return False
