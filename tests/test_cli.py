@@ -325,6 +325,14 @@ def test_only_what_measures_nothing_is_measured(tmp_path):
     assert "measure" not in second.count_ops()
 
 
+def test_measurements_go_into_the_bits_that_are_there(tmp_path):
+    path = tmp_path / "bits.qasm"
+    path.write_text('OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nbit[2] c;\nx q[0];')
+    [circuit] = files.read(str(path), measure_all=True)
+    assert [register.name for register in circuit.cregs] == ["c"]
+    assert circuit.count_ops()["measure"] == 2
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -337,6 +345,7 @@ def test_only_what_measures_nothing_is_measured(tmp_path):
         (b"OPENQASM 3.0;\nqubit q;\nnonsense q;", "the OpenQASM 3 can't be read"),
         (b"OPENQASM 3.0;\nqubit q", "the OpenQASM 3 can't be read"),
         (b"OPENQASM 2.0;\nqreg q[1];", "the circuit measures nothing"),
+        (b"OPENQASM 3.0;\ninput float theta;\nqubit q;\nU(theta, 0, 0) q;", "a circuit has parameters without values: theta"),
     ],
 )
 def test_a_bad_file(call, tmp_path, content, reason):

@@ -28,11 +28,16 @@ def read(file: str, *, measure_all: bool) -> list[Any]:
 
     circuits = _parse(_bytes(file), file)
     for i, circuit in enumerate(circuits):
+        if circuit.parameters:
+            names = ", ".join(parameter.name for parameter in circuit.parameters)
+            reason = f"a circuit has parameters without values: {names}; circuit.assign_parameters(...) gives them"
+            raise _refuse(file, reason)
         if not measures(circuit):
             which = f" (number {i})" if len(circuits) > 1 else ""
             if not measure_all:
                 raise _refuse(file, f"the circuit measures nothing{which}; add measurements, or --measure-all")
-            circuit.measure_all()
+            # Into the bits that it declares, if they are as many.
+            circuit.measure_all(add_bits=circuit.num_clbits != circuit.num_qubits)
     return circuits
 
 
@@ -55,7 +60,11 @@ def _parse(data: bytes, file: str) -> list[Any]:
         raise _refuse(file, "neither OpenQASM nor QPY; give a file that Qiskit's qasm2, qasm3 or qpy wrote") from None
     header = _HEADER.match(text)
     if header is None:
-        raise _refuse(file, 'the file does not begin with "OPENQASM 2.0;" or "OPENQASM 3.0;"; add the line that holds')
+        raise _refuse(
+            file,
+            'the file does not begin with "OPENQASM 2.0;" or "OPENQASM 3.0;"; add the one that it is written in. (A '
+            "program is started by: qx-supervisor exec -- python FILE)",
+        )
     if header[1] not in ("2", "3"):
         raise _refuse(file, f"OpenQASM {header[1]} is not known; 2 and 3 are")
     circuit = _qasm2(text, file) if header[1] == "2" else _qasm3(text, file)
@@ -69,7 +78,7 @@ def _qpy(data: bytes, file: str) -> list[Any]:
     try:
         found = qpy.load(io.BytesIO(data))
     except Exception as error:  # noqa: BLE001 - a damaged file raises of many kinds
-        raise _refuse(file, f"the QPY file can't be read: {_one_line(error)}") from None
+        raise _refuse(file, f"the QPY file can't be read: {_one_line(error)}; write it anew with qpy.dump") from None
     circuits = [item for item in found if isinstance(item, QuantumCircuit)]
     if not circuits:
         raise _refuse(file, "the QPY file holds no circuit")
