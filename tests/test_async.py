@@ -261,14 +261,16 @@ def test_ctrl_c_in_the_users_own_code_leaves_the_job_alone(ibm, program):
 
 
 def test_ctrl_c_while_result_waits_ends_as_ever(ibm, program):
-    """A plain KeyboardInterrupt, and the watcher cancels after the death."""
+    """A plain KeyboardInterrupt, a line that says what becomes of the job, and the watcher cancels after the death."""
     ibm.hold("queued")
     driver = program('made = begin()\nsay("waiting")\nmade.result()')
     job = driver.queued()
     driver.line("waiting")
     driver.send(signal.SIGINT)
     assert end(driver) == -signal.SIGINT
-    assert driver.errors.decode().splitlines()[-1] == "KeyboardInterrupt"
+    *_, error, said = driver.errors.decode().splitlines()
+    assert error == "KeyboardInterrupt"
+    assert said.startswith("qx: the program ends, and with it a run that is not over (job ")
     assert_cancelled_once(ibm, job)
 
 

@@ -39,6 +39,9 @@ LONGEST_PAUSE = 0.5
 SHARE = 0.05
 """Of the time, at most, that is spent on drawing: a table of a thousand runs takes a while."""
 
+LATE = 1.5
+"""Seconds by which the thread is late only if the process was stopped, or the interpreter was not to be had."""
+
 PATIENCE = 0.5
 """Seconds that the end of a run, or of the program, waits until the terminal has taken what is to stay."""
 
@@ -80,7 +83,7 @@ class Screen:
         self._rows: list[int] = []  # the widths of the lines that are drawn
         self._owed = b""  # what the terminal has not taken yet
         self._drawn_at = 0.0
-        self._looked = (time.monotonic(), time.process_time())
+        self._expect(0.0)
         self._pause = SHORTEST_PAUSE
         self._tail = ""  # what the program has written since its last newline
         self._gap = False  # the drawing began with a newline, to leave that as it is
@@ -206,13 +209,16 @@ class Screen:
                 return self._leave()
         with self._changed:
             if self._owed:  # a terminal that was stopped: look again in a moment
+                self._expect(SHORTEST_PAUSE)
                 self._changed.wait(SHORTEST_PAUSE)
                 return True
             if not self._is_news and not self._unsaid and self._is_wanted:
+                self._expect(LONGEST_PAUSE)
                 self._changed.wait(LONGEST_PAUSE)
             self._is_news = False
             left = self._drawn_at + self._pause - time.monotonic()
             if left > 0:
+                self._expect(max(left, self._back_at - time.monotonic()))
                 self._changed.wait_for(lambda: self._unsaid or not self._is_wanted, left)
         return True
 
@@ -236,6 +242,10 @@ class Screen:
 
         if self._fd < 0 or sys.stderr is None:
             return False
+        for stream in (sys.stdout, sys.stderr):  # what has no newline yet may not have been written
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                if _is_terminal(stream):
+                    stream.flush()
         self._stream = _bare(sys.stderr)
         self._console = Console(file=self._stream, highlight=False, soft_wrap=False)
         bars = _bars_on(self._stream, _bare(sys.stdout))
@@ -252,6 +262,7 @@ class Screen:
         self._take_handlers()
         if len(bars) == 1:
             self._take(bars[0])
+        self._expect(0.0)
         return True
 
     def _fresh_line(self) -> str:
@@ -264,9 +275,13 @@ class Screen:
 
         Else the thread is late only where Qiskit keeps the interpreter to itself, and then it computes.
         """
-        before, self._looked = self._looked, (time.monotonic(), time.process_time())
-        gap, work = (now - then for now, then in zip(self._looked, before, strict=True))
-        return gap > 3 * LONGEST_PAUSE and work < gap / 5
+        late, work = time.monotonic() - self._back_at, time.process_time() - self._work
+        self._expect(0.0)
+        return late > LATE and work < late / 5
+
+    def _expect(self, seconds: float) -> None:
+        """The thread waits for so long at most."""
+        self._back_at, self._work = time.monotonic() + seconds, time.process_time()
 
     def _finish(self) -> bool:
         """Take all away; returns whether that is done."""
