@@ -20,6 +20,7 @@ from .view import BARS, View, duration, histogram, values
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 _STYLE = {"good": "green", "bad": "red", "warning": "yellow", "plain": "cyan"}
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -169,7 +170,6 @@ def table(views: list[View], lines: int) -> RenderableType:
 def _row(view: View) -> dict[str, Any]:
     from rich.text import Text
 
-    position, _, start = view.queue().partition(", start ")
     now = view.clock()
     return {
         "state": Text(view.state, style=_STYLE[view.tone]),
@@ -178,8 +178,8 @@ def _row(view: View) -> dict[str, Any]:
         "shots": view.shots().removesuffix(" shots") or "–",
         "time": duration(now - view.began),
         "in state": duration(now - view.changed),
-        "queue": position.removeprefix("position "),
-        "start": start or "–",
+        "queue": view.position(),
+        "start": view.start(),
         "QPU": view.cost().removesuffix(", charge pending").removeprefix("charge ").removesuffix("imated"),
     }
 
@@ -192,12 +192,11 @@ def summary(view: View, *, with_results: bool) -> RenderableType:
     style = _STYLE[view.tone]
     mark = "✔" if view.tone == "good" else "✘"
     line = Text.assemble((f"{mark} {view.state}", f"bold {style}"))
-    for part in (f"job {view.job_id}" if view.job_id else "", view.backend, view.shots()):
-        if part:
-            line.append(" · ", style="dim")
-            line.append(part.removesuffix(view.job_id) if view.job_id else part, style="dim")
-            if view.job_id and part.endswith(view.job_id):
-                line.append(view.job_id, style=f"link {view.url}" if view.url else "")
+    if view.job_id:
+        line.append(" · job ", style="dim")
+        line.append_text(_job(view))
+    for part in filter(None, (view.backend, view.shots())):
+        line.append(f" · {part}", style="dim")
     rows: list[Any] = [line, Text(f"  {view.bill()}", style="dim")]
     if view.reason():
         rows.append(Text(f"  {view.reason()}", style=style))
@@ -234,7 +233,7 @@ def _short(bits: str) -> str:
     return bits if len(bits) <= 2 * _ENDS + 1 else f"{bits[:_ENDS]}…{bits[-_ENDS:]}"
 
 
-def _job(view: View) -> RenderableType:
+def _job(view: View) -> Text:
     from rich.text import Text
 
     return Text(view.job_id or "–", style=f"link {view.url}" if view.url else "")

@@ -112,11 +112,17 @@ class View:
 
     def queue(self) -> str:
         """Its place in the queue, and when it is expected to start."""
-        status = self.status
-        if status is None:
-            return "–"
-        position = "–" if status.queue_position is None else f"position {status.queue_position}"
-        return f"{position}, start {when(status.estimated_start, time.time())}"
+        position = self.position()
+        return f"{position if position == '–' else f'position {position}'}, start {self.start()}"
+
+    def position(self) -> str:
+        """Its place in the queue, as a number, or "–"."""
+        known = self.status.queue_position if self.status else None
+        return "–" if known is None else str(known)
+
+    def start(self) -> str:
+        """When it is expected to start, or "–"."""
+        return when(self.status.estimated_start if self.status else None, time.time())
 
     def cost(self) -> str:
         """QPU time, estimated and charged."""
