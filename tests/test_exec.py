@@ -438,10 +438,15 @@ def test_run_and_guard_in_it_are_not_guarded_twice(ibm: local.Service, run: Exec
         from qx_supervisor.link import link
         backend = service().backend("ibm_brisbane")
         isa = generate_preset_pass_manager(0, backend).run(bell())
-        ours = submit(isa, backend, on_status=tell)
-        let_go = submit(isa, backend)
-        while let_go.job_id is None or ours.job_id is None:
-            time.sleep(0.01)
+        submitted = threading.Semaphore(0)
+        def note(status):
+            tell(status)
+            if status.state == "submitted":
+                submitted.release()
+        ours = submit(isa, backend, on_status=note)
+        let_go = submit(isa, backend, on_status=note)
+        submitted.acquire()
+        submitted.acquire()
         say("guarded", len(link.all_guarded()))
         let_go.detach()
         session = Session(backend)
