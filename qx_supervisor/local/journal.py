@@ -1,6 +1,6 @@
 """The journal: every request in order of arrival, and a way to wait for one.
 
-Tests and benchmarks wait here instead of sleeping: an entry is visible as soon as its request has arrived, before it is
+Tests and benchmarks wait here instead of sleeping: an entry is visible as soon as its request has arrived whole, before it is
 handled, and each arrival and each answer wakes whoever waits.
 """
 

@@ -142,10 +142,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(control.answer(state, self.command, path, query, body))
             return
         ended = state.ended  # before anybody can see that the request has arrived, and reset
+        # The whole of it: whoever sees the entry and kills the client must not have cut its body off.
+        body = self._read_body()
         entry = state.journal.arrive(
             arrived=self._arrived, connection=self._connection, method=self.command, path=path, query=query
         )
-        reply = self._reply(entry, query, ended)
+        reply = self._reply(entry, query, body, ended)
         state.journal.answer(entry, None if reply is None else reply.status)
         if reply is None:
             self.close_connection = True
@@ -169,13 +171,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._send(problem(405, f"The embedded service opens no tunnel to {self.path}."))
 
-    def _reply(self, entry: JournalEntry, query: dict[str, list[str]], ended: threading.Event) -> Reply | None:
+    def _reply(
+        self, entry: JournalEntry, query: dict[str, list[str]], body: bytes | None, ended: threading.Event
+    ) -> Reply | None:
         """Handle a request, or do to it what the scenario wants; None to drop the connection."""
         state, journal = self.server.state, self.server.state.journal
         engine = state.engine
         if cancelled := _CANCEL.fullmatch(entry.path):
             engine.jobs.count_cancel_request(cancelled[1])
-        body = self._read_body()
         if body is None:
             journal.add(entry, fault="incomplete body")
             return None
