@@ -1,7 +1,7 @@
 """The journal: every request in order of arrival, and a way to wait for one.
 
-Tests and benchmarks wait here instead of sleeping: an entry is visible as soon as its request has arrived whole, before it is
-handled, and each arrival and each answer wakes whoever waits.
+Tests and benchmarks wait here instead of sleeping: an entry is visible as soon as its request has arrived whole, before
+it is handled, and each arrival and each answer wakes whoever waits.
 """
 
 from __future__ import annotations
