@@ -2,7 +2,8 @@
 
 By exec of a clean interpreter, never by a bare fork of the driver: a forked watcher would pin the dead driver's memory,
 and a child forked from a process that has transpiled hangs in Qiskit's thread pool. `subprocess` uses vfork here, so
-the driver's size does not matter.
+the driver's size does not matter. Where it is started: beside the driver, in the driver's control group, or outside it
+(`outside`), if `QX_WATCHER_PLACEMENT` says so.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import contextlib
 import fcntl
 import importlib.util
 import json
+import logging
 import os
-import re
 import select
 import signal
 import socket
@@ -20,26 +21,22 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from . import detached
 from .errors import WatcherError
 from .ours import FOLDER, ledger, place, protocol
 
 if TYPE_CHECKING:
     from multiprocess.connection import Connection
 
+logger = logging.getLogger("qx_supervisor")
+
 START_SECONDS = 30.0
 """How long a watcher may take to say that it is there: a loaded node and a cold file system take seconds."""
 
-_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+PLACEMENT = "QX_WATCHER_PLACEMENT"
 
-# What a watcher may know of the driver's environment: how to reach the service, and where the user's files are. Never
-# the driver's QISKIT_IBM_*: a key stands in them. Nor QX_*, since those who come from Qx have a key in QX_IBM_API_KEY.
-_ALLOWED = re.compile(
-    r"""(https?|no|all|ftp)_proxy | REQUESTS_CA_BUNDLE | CURL_CA_BUNDLE | SSL_CERT_(FILE|DIR) | LD_LIBRARY_PATH
-    | LANG | LC_[A-Z]+ | TZ | HOME | XDG_[A-Z_]+ | IAM_URL""",
-    re.VERBOSE | re.IGNORECASE,
-)
 _PACKAGES = ("psutil", "multiprocess", "requests", "ibm_cloud_sdk_core")
 
 
@@ -105,9 +102,20 @@ def _mark_of(number: int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+class Starting(Protocol):
+    """A watcher that was started and has not said that it is there."""
+
+    def connect(self, seconds: float) -> socket.socket:
+        """Our end of the pipe, once the watcher has its own, or is bound to get it.
+
+        Raises:
+            WatcherError: If it does not get it within so many seconds.
+        """
+
+
 @dataclass
-class Starting:
-    """A watcher that was started and has not said that it is there.
+class _Beside:
+    """A watcher in this process's control group.
 
     Attributes:
         ours: Our end of the pipe.
@@ -117,37 +125,61 @@ class Starting:
     ours: socket.socket
     child: subprocess.Popen[bytes]
 
+    def connect(self, seconds: float) -> socket.socket:  # noqa: ARG002 - it has its end from the beginning
+        self.child.wait()
+        return self.ours
 
-def start() -> Starting:
+
+def start(placement: str = "") -> Starting:
     """Start a watcher for this process; that takes some milliseconds.
+
+    Args:
+        placement: "here", beside this process; "systemd", outside its control group; "": as `QX_WATCHER_PLACEMENT`
+            says, and "here" if it says nothing.
 
     Raises:
         WatcherError: If it can't be started; the text says why, and what to do.
     """
+    where = placement or os.environ.get(PLACEMENT) or "here"
+    if where not in ("here", "systemd"):
+        raise WatcherError("config", f"{PLACEMENT} is {where!r}; it may be here (as if unset) or systemd")
     executable = _interpreter()
     me = os.getpid()
     ticks = place.start_ticks(me)
     if ticks is None:
         raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
-    folders = _package_folders()
+    command = [executable, "-I", "-S", str(FOLDER / "boot.py")]
+    order = {
+        "pid": me,
+        "start_ticks": ticks,
+        "path": _package_folders(),
+        "state": _state_directory(),
+        "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
+        "lease_seconds": float(os.environ.get("QX_LEASE_SECONDS", "30")),
+    }
+    try:
+        if where == "systemd":
+            from . import outside  # not needed by most
+
+            return outside.start(command, order)
+        return _start_beside(command, order)
+    except OSError as error:
+        raise WatcherError("config", f"the watcher could not be started: {error}") from None
+
+
+def _start_beside(command: list[str], order: dict[str, object]) -> _Beside:
     ours, theirs = socket.socketpair()
-    pidfd = pidfd_of(me)
+    pidfd = place.pidfd_of(os.getpid())
     passed: list[int] = []
     try:
         passed.extend(_above_streams(each) for each in (theirs.fileno(), pidfd) if each is not None)
-        order = {
-            "connection": passed[0],
-            "pidfd": None if pidfd is None else passed[1],
-            "pid": me,
-            "start_ticks": ticks,
-            "path": folders,
-            "state": _state_directory(),
-            "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
-        }
-        return Starting(ours, _spawn([executable, "-I", "-S", str(FOLDER / "boot.py"), json.dumps(order)], passed))
-    except OSError as error:
+        inherited = {"connection": passed[0], "pidfd": None if pidfd is None else passed[1]}
+        return _Beside(
+            ours, detached.spawn([*command, json.dumps(order | inherited)], detached.environment(), passed=passed)
+        )
+    except OSError:
         ours.close()
-        raise WatcherError("config", f"the watcher could not be started: {error}") from None
+        raise
     finally:
         theirs.close()
         for each in (*passed, *([] if pidfd is None else [pidfd])):
@@ -155,16 +187,27 @@ def start() -> Starting:
 
 
 def launch(begun: Starting | None = None) -> WatcherProcess:
-    """Wait until a watcher is there: the one that was started, or another one.
+    """Wait until a watcher is there: the one that was started, or, where one has died, another one.
 
     Raises:
         WatcherError: If it can't be started; the text says why, and what to do.
     """
+    if begun is not None:
+        return _meet(begun)
+    try:
+        return _meet(start())
+    except WatcherError as error:
+        if os.environ.get(PLACEMENT) in (None, "", "here"):
+            raise
+        # Runs are in flight, and systemd's user manager may have ended with a login. Any watcher is better than none.
+        logger.warning("%s. Until this program ends, its watcher is beside it, in its control group", error.reason)
+        return _meet(start("here"))
+
+
+def _meet(starting: Starting) -> WatcherProcess:
     from multiprocess.connection import Connection  # 40 ms, for which no caller needs to wait
 
-    starting = begun or start()
-    starting.child.wait()
-    return _welcome(Connection(starting.ours.detach()))
+    return _welcome(Connection(starting.connect(START_SECONDS).detach()))
 
 
 def _above_streams(descriptor: int) -> int:
@@ -177,14 +220,6 @@ def _state_directory() -> str:
         return str(ledger.state_directory())
     except ledger.LedgerError:
         return ""  # the watcher will say that it keeps no ledger
-
-
-def pidfd_of(pid: int) -> int | None:
-    """A pidfd, or None where the kernel has none, or forbids it, or the process is gone."""
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
 
 
 def _interpreter() -> str:
@@ -209,25 +244,6 @@ def _package_folders() -> list[str]:
     return list(dict.fromkeys(folders))
 
 
-def _spawn(command: list[str], passed: list[int]) -> subprocess.Popen[bytes]:
-    # A Ctrl-C at the terminal reaches the whole foreground group: blocked, it can't end the child before it has a
-    # session of its own. The mask that comes back is the one that was there.
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=passed,
-            cwd="/",
-            env={name: value for name, value in os.environ.items() if _ALLOWED.fullmatch(name)},
-            start_new_session=True,
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
 def _welcome(connection: Connection) -> WatcherProcess:
     try:
         if not connection.poll(START_SECONDS):
@@ -246,4 +262,4 @@ def _welcome(connection: Connection) -> WatcherProcess:
     if hello["kind"] != "ack":
         connection.close()
         raise WatcherError("config", f"the watcher could not be started: {hello.get('reason')}")
-    return WatcherProcess(hello["pid"], connection, pidfd_of(hello["pid"]), hello.get("start_ticks"))
+    return WatcherProcess(hello["pid"], connection, place.pidfd_of(hello["pid"]), hello.get("start_ticks"))

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,6 +61,7 @@ class Guarded:
         session: A session to guard as a whole, or "".
         owner: Whether that session is this program's own.
         opened: Whether it is only to be closed, with the jobs in it left to those who guard them.
+        lease: What the ledger is told of its key; None without one.
     """
 
     run: str
@@ -71,9 +72,11 @@ class Guarded:
     session: str = ""
     owner: bool = False
     opened: bool = False
+    lease: protocol.Lease | None = None
     jobs: list[str] = field(default_factory=list)
     posted: bool | None = None
     handed_over: bool = False
+    let_go: bool = False
 
     def intent(self) -> tuple[str, dict[str, Any]]:
         """The message that announces it: its kind, and what it says."""
@@ -82,7 +85,7 @@ class Guarded:
             return "opened", {**content, "session": self.session}
         if self.session:
             return "session", {**content, "session": self.session, "owner": self.owner}
-        return "intent", {**content, "driver": self.driver}
+        return "intent", {**content, "driver": self.driver, "lease": self.lease.to_json() if self.lease else {}}
 
 
 @dataclass
@@ -284,6 +287,71 @@ class Link:
                 pass
         self.__init__()  # type: ignore[misc]
 
+    # Runs with a key
+
+    def claim(self, guarded: Guarded, source: CredentialsSource, instances: Sequence[str]) -> dict[str, Any]:
+        """Ask for the key of a run; if the answer is "granted", the run is guarded from here on.
+
+        The run's id and tag become those that the ledger has under the key.
+
+        Args:
+            guarded: The run, with its `lease`.
+            source: Gives the credentials of its account, with a token that is valid now.
+            instances: The CRNs of all instances that this process can use.
+
+        Returns:
+            What the watcher answered: "answer" (`watcher.ledger.lease.Answer`), "run", "tag", "jobs" and the rest.
+
+        Raises:
+            WatcherError: If the watcher, or the ledger, can't be had.
+        """
+        assert guarded.lease is not None
+        credentials = source()
+        for _ in range(RELAUNCHES + 1):
+            try:
+                self._arm(guarded.account, source, credentials)
+                found = self._ask(
+                    "claim",
+                    run=guarded.run,
+                    account=guarded.account,
+                    tag=guarded.tag,
+                    driver=guarded.driver,
+                    lease=guarded.lease.to_json(),
+                    instances=list(instances),
+                )
+            except _Died:  # asked again, it finds that the lease is this run's already
+                continue
+            except WatcherError as error:
+                if error.reason != "leaving":
+                    raise
+                self._wait_for_end()
+                continue
+            if found["answer"] == "granted":
+                guarded.run, guarded.tag = found["run"], found["tag"]
+                if not found["is_new"]:
+                    guarded.driver = ""  # its jobs so far are another driver's
+                with self._lock:
+                    self._runs[guarded.run] = guarded
+            return found
+        raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
+
+    def anew(self, run: str, outcomes: dict[str, str]) -> None:
+        """What became of the jobs of a run with a key; another one will be submitted."""
+        with self._lock:
+            guarded = self._runs.get(run)
+            if guarded is not None:
+                guarded.jobs.clear()
+                guarded.posted = None
+                self._tell("anew", run=run, outcomes=outcomes)
+
+    def let_go(self, run: str) -> None:
+        """Nobody waits for a run with a key any more: its grace begins, in which it may be taken up again."""
+        with self._lock:
+            guarded = self._runs.get(run)
+            if guarded is not None:
+                guarded.let_go = True
+                self._tell("let go", run=run)
+
     # Questions and answers
 
     def _arm(self, account: str, source: CredentialsSource, credentials: protocol.Credentials) -> None:
@@ -419,6 +487,8 @@ class Link:
                 self._tell("job", run=guarded.run, job=job)
             if guarded.posted is not None:
                 self._tell("posted", run=guarded.run, clean=guarded.posted)
+            if guarded.let_go:
+                self._tell("let go", run=guarded.run)
             if guarded.handed_over:
                 self._tell("cancel", run=guarded.run)
 

@@ -8,16 +8,14 @@ from pathlib import Path
 from watcher.ledger import Ledger
 from watcher.parent import Identity
 from watcher.place import start_ticks
-from watcher.record import Record
+from watcher.record import Entry, Record
 
 
 def test_what_fails_for_one_run_costs_no_other_its_end(state: Path) -> None:
     complaints: list[str] = []
     me = Identity(os.getpid(), start_ticks(os.getpid()) or 0)
     record = Record(str(state), me, complaints.append)
-    record.guard(
-        "known", "qxs-1", driver="", endpoint="https://x", instance="crn", session="", owner=False
-    ).result(60)
+    record.guard(Entry(run="known", tag="qxs-1", driver="", endpoint="https://x", instance="crn")).result(60)
     record.job("unknown", "job", "")
     record.finish("unknown", "done", "")
     record.finish("known", "done", "")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multiprocess.connection import Connection
 
@@ -32,8 +32,11 @@ from .cancel import GIVE_UP, Cancellation, Closing, Crowd, Effort
 from .parent import Identity, Parent
 from .place import start_ticks
 from .protocol import Credentials, ProtocolError, decode_from_caller, encode
-from .record import Record
+from .record import Entry, Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
+
+if TYPE_CHECKING:
+    from .ledger import Ruling
 
 POLL_SECONDS = 1.0
 TOKEN_MARGIN = 720.0
@@ -71,9 +74,12 @@ class Watcher:
         parent: The caller.
         sweep_window: See `policy.SWEEP_WINDOW`.
         state: The directory of the ledger.
+        lease_seconds: How long a lease is held without being renewed.
     """
 
-    def __init__(self, connection: Connection, parent: Parent, sweep_window: float, state: str) -> None:
+    def __init__(
+        self, connection: Connection, parent: Parent, sweep_window: float, state: str, lease_seconds: float
+    ) -> None:
         self._policy = p.Policy(sweep_window)
         self._connection: Connection | None = connection
         self._parent = parent
@@ -87,7 +93,8 @@ class Watcher:
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(CONNECTIONS)
-        self._record = Record(state, parent.identity, self._complain)
+        self._lease_seconds = lease_seconds
+        self._record = Record(state, parent.identity, self._complain, lease_seconds)
         self._written: Future[None] | None = None
         self._over = False
 
@@ -96,6 +103,7 @@ class Watcher:
         self._pool.submit(_load_http)
         self._after(LOAD_PSUTIL_AFTER, lambda: self._pool.submit(_load_psutil))
         self._after(LOAD_TOKENS_AFTER, lambda: self._pool.submit(_load_tokens))
+        self._after(self._lease_seconds / 3, self._renew_leases)
         next_poll = time.monotonic() + POLL_SECONDS
         if self._parent.is_dead():
             self._bury()
@@ -225,19 +233,32 @@ class Watcher:
                 self._start_sweep(run, account, tag, session, driver)
             case p.StartClose(run, account, session, spares):
                 self._start_close(run, account, session, spares=spares)
-            case p.Remember(run, "guarded", account, tag, driver, session, owner):
+            case p.Answer(seq, content):
+                self._say("ack", seq, **content)
+            case p.Claim():
+                self._claim(action)
+            case p.Contest(run, holder):
+                self._contest(run, holder)
+            case p.RememberAnew(run, outcomes, holder):
+                self._record.anew(run, outcomes, holder)
+            case p.RememberLetGo(run, holder):
+                self._record.let_go(run, holder)
+            case p.Remember(run, "guarded", account, tag, driver, session, owner, _, lease):
                 how = self._accounts[account].credentials
                 self._written = self._record.guard(
-                    run,
-                    tag,
-                    driver=driver,
-                    endpoint=how.endpoint,
-                    instance=how.instance,
-                    session=session,
-                    owner=owner,
+                    Entry(
+                        run=run,
+                        tag=tag,
+                        driver=driver,
+                        endpoint=how.endpoint,
+                        instance=how.instance,
+                        session=session,
+                        owner=owner,
+                        lease=lease,
+                    )
                 )
-            case p.Remember(run, state, detail=detail):
-                self._record.finish(run, state, detail)
+            case p.Remember(run, state, detail=detail, lease=lease):
+                self._record.finish(run, state, detail, lease.holder if lease else "")
             case p.RememberJob(run, job, outcome):
                 self._record.job(run, job, outcome)
             case p.RememberAnswered(run):
@@ -246,6 +267,64 @@ class Watcher:
                 self._after(seconds, lambda: self._handle(p.Fired(timer)))
             case p.Exit():
                 self._over = True
+
+    def _claim(self, claim: p.Claim) -> None:
+        """Ask the ledger for a key, and tell the policy what it says."""
+        how = self._accounts[claim.account].credentials
+        entry = Entry(
+            run=claim.run,
+            tag=claim.tag,
+            driver=claim.driver,
+            endpoint=how.endpoint,
+            instance=how.instance,
+            lease=claim.lease,
+        )
+
+        def answered(said: Future[Ruling]) -> None:
+            trouble = said.exception()
+            if trouble is not None:
+                self.post(p.Claimed(claim.seq, f"a key needs the ledger: {trouble}"))
+                return
+            ruling = said.result()
+            row = ruling.row
+            content = {
+                "answer": ruling.answer,
+                "run": row.run,
+                "tag": row.tag,
+                "driver": row.driver_tag or "",
+                "instance": row.instance,
+                "jobs": dict(row.jobs),
+                "answered": row.answered,
+                "is_new": ruling.is_new,
+                "is_seen": ruling.is_seen,
+                "seconds_left": ruling.seconds_left,
+                "lease_until": row.lease_until,
+                "since": None if ruling.let_go_at is None else max(0.0, time.time() - ruling.let_go_at),
+                "pid": row.pid,
+                "host": row.place.host,
+            }
+            if ruling.answer == "granted":
+                self.post(p.Claimed(claim.seq, "", content, row.run, row.tag or "", ruling.is_new, row.answered))
+            else:
+                self.post(p.Claimed(claim.seq, "", content))
+
+        self._record.take(entry, claim.instances).add_done_callback(answered)
+
+    def _contest(self, run: str, holder: str) -> None:
+        """Ask the ledger whether a run is still its dead driver's, and tell the policy."""
+
+        def answered(said: Future[bool]) -> None:
+            self.post(p.Contested(run, holder, None if said.exception() else said.result()))
+
+        self._record.contest(run, holder).add_done_callback(answered)
+
+    def _renew_leases(self) -> None:
+        """Hold the leases of this caller's runs for longer, three times in their length."""
+        if self._policy.caller_alive:
+            holders = [run.holder for run in self._policy.runs.values() if run.lease is not None]
+            if holders:
+                self._record.renew(holders)
+            self._after(self._lease_seconds / 3, self._renew_leases)
 
     def _acknowledge(self, seq: int) -> None:
         """Answer when the last row that was handed to the ledger is on disk, or the ledger takes too long."""
@@ -477,7 +556,7 @@ def watch(order: dict[str, Any]) -> None:
     connection = Connection(order["connection"])
     parent = Parent(Identity(order["pid"], order["start_ticks"]), order["pidfd"])
     sys.setswitchinterval(0.0005)  # a cancel waits for no other thread's import
-    watcher = Watcher(connection, parent, order["sweep_window"], order["state"])
+    watcher = Watcher(connection, parent, order["sweep_window"], order["state"], order["lease_seconds"])
     signal.signal(signal.SIGTERM, lambda *_: watcher.post(p.Terminated()))
     me = os.getpid()
     connection.send_bytes(encode("ack", 0, pid=me, start_ticks=start_ticks(me)))

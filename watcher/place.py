@@ -122,6 +122,14 @@ def start_ticks(pid: int) -> int | None:
     return stat and stat[1]
 
 
+def pidfd_of(pid: int) -> int | None:
+    """A pidfd, or None where the kernel has none, or forbids it, or the process is gone."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
 def is_running(pid: int, start_ticks: int | None) -> bool:
     """Whether the process that had this pid and start runs.
 

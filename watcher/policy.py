@@ -11,14 +11,18 @@ The life of a run: `intent` (a POST is about to leave; the job's id is not known
 A run is *doomed* when its caller is dead or hands the cancel over. Then its known jobs are cancelled at once, and its
 tag is swept: for jobs whose id the caller never learned, and for duplicates that a retried POST made. As long as a
 POST of it may still make a job (the *window*), a sweep that finds nothing proves nothing and is repeated.
+
+A run with a key is a lease, claimed before all this: its caller's death does not doom it. It *waits*, for the grace
+that the caller asked for, so that a caller that comes back can take it up again, with a watcher of its own. Only when
+the lease has then been won once more (`Contest`) is it doomed; lost, it is forgotten, for it is another's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from .protocol import Message
+from .protocol import Lease, Message
 
 SWEEP_WINDOW = 120.0
 """Seconds after the last moment at which a POST could have left in which it may still make a job."""
@@ -28,6 +32,12 @@ SWEEP_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
 SWEEP_FAILURES = 34
 """Failed sweeps in a row after which a run is recorded as pending: 15 minutes, with the pauses above."""
+
+CONTEST_PAUSE = 15.0
+"""Seconds until a ledger is asked again that could not say who has a lease."""
+
+CONTEST_FAILURES = 40
+"""After which its jobs are cancelled: ten minutes, in which nobody else could take the lease either."""
 
 LEAVE_SECONDS = 1.0
 """How long a watcher that said goodbye stays to refuse an intent that crossed the goodbye."""
@@ -67,6 +77,47 @@ class Prepared:
 
     account: str
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The ledger was asked for a key.
+
+    Attributes:
+        seq: The message that asked.
+        problem: Why it could not be asked, or "".
+        content: What the caller is told.
+        run: The run that it has now, or "".
+        tag: The run's tag.
+        is_new: Whether nothing was known under the key.
+        answered: Whether no job of the run is unknown.
+    """
+
+    seq: int
+    problem: str = ""
+    content: dict[str, Any] = field(default_factory=dict)
+    run: str = ""
+    tag: str = ""
+    is_new: bool = False
+    answered: bool = False
+
+
+@dataclass(frozen=True)
+class Contested:
+    """The lease of a run that waited was won once more, or lost, or None where the ledger could not say."""
+
+    run: str
+    holder: str
+    won: bool | None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The lease of a run is another's, seen while its caller lived."""
+
+    run: str
+    holder: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +165,9 @@ Event = (
     | HungUp
     | CallerDied
     | Prepared
+    | Claimed
+    | Contested
+    | Lost
     | CancelEnded
     | SweepEnded
     | CloseEnded
@@ -125,7 +179,7 @@ Event = (
 # Actions --------------------------------------------------------------------------------------------------------
 
 Timer = tuple[str, str]
-"""What a timer is for ("window", "sweep", "leave") and the run that it is about."""
+"""What a timer is for ("window", "sweep", "leave", "grace" and the holder) and the run that it is about."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +187,14 @@ class Ack:
     """Answer a message."""
 
     seq: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer a message, with what was asked for."""
+
+    seq: int
+    content: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -158,6 +220,27 @@ class Prepare:
     """Take the credentials of an account and make sure of a token; answer with `Prepared`."""
 
     account: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Ask the ledger for a key; answer with `Claimed`."""
+
+    seq: int
+    run: str
+    account: str
+    tag: str
+    driver: str
+    lease: Lease
+    instances: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Win the lease of a run that waited once more; answer with `Contested`."""
+
+    run: str
+    holder: str
 
 
 @dataclass(frozen=True)
@@ -228,6 +311,24 @@ class Remember:
     session: str = ""
     owner: bool = False
     detail: str = ""
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True)
+class RememberAnew:
+    """Write to the ledger what became of a key's jobs so far."""
+
+    run: str
+    outcomes: dict[str, str]
+    holder: str
+
+
+@dataclass(frozen=True)
+class RememberLetGo:
+    """Write to the ledger that nobody waits for a run any more."""
+
+    run: str
+    holder: str
 
 
 @dataclass(frozen=True)
@@ -253,15 +354,20 @@ class Exit:
 
 Action = (
     Ack
+    | Answer
     | Nack
     | Report
     | Prepare
+    | Claim
+    | Contest
     | Inspect
     | StartCancel
     | StartSweep
     | StartClose
     | SetTimer
     | Remember
+    | RememberAnew
+    | RememberLetGo
     | RememberJob
     | RememberAnswered
     | Exit
@@ -280,6 +386,10 @@ class Run:
     tag: str
     driver: str = ""  # the tag of all jobs that its driver submits by itself
     session: str = ""  # a session that is the driver's own: it is closed, and all that runs in it is cancelled
+    lease: Lease | None = None  # it has a key
+    waiting: bool = False  # nobody waits for it; in its grace a driver may come back for it
+    contesting: bool = False  # the grace has passed; whether a driver came back is being asked
+    contests: int = 0  # that the ledger could not decide, in a row
     opened: str = ""  # a session that the driver has opened, for itself or for others: it takes no more jobs
     held: set[str] = field(default_factory=set)  # the jobs whose ids the caller knows
     posting: bool = True  # a POST of it may still leave
@@ -298,7 +408,14 @@ class Run:
 
     def is_resolved(self) -> bool:
         """Whether nothing is under way and nothing is left to look for."""
+        if self.waiting or self.contesting:
+            return False
         return not self.sweeping and not self.closing and self.swept and all(self.cancels.values())
+
+    @property
+    def holder(self) -> str:
+        """Who holds its lease, or "" without a key."""
+        return self.lease.holder if self.lease else ""
 
 
 class Policy:
@@ -318,6 +435,7 @@ class Policy:
         self._leaving = False
         self._ready: set[str] = set()  # accounts with credentials and a token
         self._waiting: dict[str, list[int]] = {}  # account → messages that wait for it
+        self._claims: dict[int, Message] = {}  # that the ledger has not answered
 
     def handle(self, event: Event) -> list[Action]:
         """What is to be done about an event."""
@@ -334,9 +452,16 @@ class Policy:
             case CallerDied():
                 self.caller_alive = False
                 touched = tuple(self.runs)
-                actions = [action for run in list(self.runs.values()) for action in self._doom(run)]
+                actions = [action for run in list(self.runs.values()) for action in self._bereave(run)]
             case Prepared(account, problem):
                 actions = self._prepared(account, problem)
+            case Claimed():
+                actions = self._claimed(event)
+            case Contested(run_id, holder, won):
+                touched = (run_id,)
+                actions = self._contested(run_id, holder, won=won)
+            case Lost(run_id, holder, detail):
+                actions = self._lost(run_id, holder, detail)
             case CancelEnded(run_id, job, outcome, detail):
                 touched = (run_id,)
                 actions = self._cancel_ended(run_id, job, outcome, detail)
@@ -366,8 +491,13 @@ class Policy:
                 self._waiting.setdefault(message["account"], []).append(seq)
                 return [Prepare(message["account"])]
             case "intent":
-                run = Run(message["run"], message["account"], message["tag"], message["driver"])
-                return self._intent(seq, run, Remember(run.id, "guarded", run.account, run.tag, run.driver))
+                lease = Lease.from_json(message["lease"]) if message["lease"] else None
+                run = Run(message["run"], message["account"], message["tag"], message["driver"], lease=lease)
+                return self._intent(
+                    seq, run, Remember(run.id, "guarded", run.account, run.tag, run.driver, lease=lease)
+                )
+            case "claim":
+                return self._claim(seq, message)
             case "session":
                 session, owner = message["session"], message["owner"]
                 run = Run(message["run"], message["account"], message["tag"], session=session if owner else "")
@@ -382,7 +512,7 @@ class Policy:
                 actions = self._intent(seq, run, Remember(run.id, "guarded", run.account, run.tag, session=session))
                 return [*actions, RememberAnswered(run.id)] if run.id in self.runs else actions
             case "bye":
-                if self.runs:
+                if self.runs or self._claims:
                     return [Nack(seq, "runs are guarded")]
                 self._leaving = True
                 return [Ack(seq), SetTimer(("leave", ""), LEAVE_SECONDS)]
@@ -397,8 +527,12 @@ class Policy:
             case "cancelling":
                 known.cancelling = True
                 return []
+            case "anew":
+                return [RememberAnew(known.id, message["outcomes"], known.holder)] if known.lease else []
+            case "let go":
+                return self._wait(known)
             case "cancel":
-                return [*self._doom(known), Ack(seq)]
+                return [*(self._contest(known) if known.lease else self._doom(known)), Ack(seq)]
             case "done":
                 return self._done(known)
         raise AssertionError(kind)  # the protocol lets no other kind through
@@ -409,11 +543,38 @@ class Policy:
         if run.account not in self._ready and run.account not in self._waiting:
             return [Nack(seq, "this account is not armed")]
         # Replayed to a new watcher, or twice: what is known of it stays known.
-        self.runs.setdefault(run.id, run)
+        known = self.runs.setdefault(run.id, run)
+        if run.lease is not None:  # it was claimed before; now a POST may leave
+            known.posting = known.window = True
         if run.account in self._ready:
             return [remember, Ack(seq)]
         self._waiting[run.account].append(seq)
         return [remember]
+
+    def _claim(self, seq: int, message: Message) -> list[Action]:
+        if self._leaving:
+            return [Nack(seq, "leaving")]
+        account = message["account"]
+        if account not in self._ready and account not in self._waiting:
+            return [Nack(seq, "this account is not armed")]
+        self._claims[seq] = message
+        lease, instances = Lease.from_json(message["lease"]), tuple(message["instances"])
+        return [Claim(seq, message["run"], account, message["tag"], message["driver"], lease, instances)]
+
+    def _claimed(self, event: Claimed) -> list[Action]:
+        message = self._claims.pop(event.seq)
+        if event.problem:
+            return [Nack(event.seq, event.problem)]
+        actions: list[Action] = [Answer(event.seq, event.content)]
+        if event.run:
+            # The jobs of an earlier driver are not under this one's tag: they are looked for by themselves.
+            driver = message["driver"] if event.is_new else ""
+            run = Run(event.run, message["account"], event.tag, driver, lease=Lease.from_json(message["lease"]))
+            run.posting, run.window = False, not event.answered
+            self.runs[run.id] = run
+            if not self.caller_alive:
+                actions += self._bereave(run)
+        return actions
 
     def _prepared(self, account: str, problem: str) -> list[Action]:
         waiting = self._waiting.pop(account, [])
@@ -447,13 +608,59 @@ class Policy:
         # It stays for one thing only: the duplicates of a retried POST, beside the job that the caller holds.
         if not run.held or (run.is_resolved() and not run.unresolved):
             del self.runs[run.id]
-            return [Remember(run.id, "done")]
+            return [Remember(run.id, "done", lease=run.lease)]
         # Should this watcher die too: whoever reads the ledger then must spare what the caller holds.
         actions: list[Action] = [RememberJob(run.id, job, "kept") for job in sorted(run.held)]
         # Who is done sends no POST any more, whether it said so or not.
         return [*actions, *self._posted(run, clean=False)] if run.posting else actions
 
-    # Doom
+    # The end of a caller
+
+    def _bereave(self, run: Run) -> list[Action]:
+        """Its caller is dead."""
+        if run.lease is None or run.doomed or run.stood_down:
+            return self._doom(run)
+        # One that it was about to cancel is not left for anybody to come back for.
+        actions = self._contest(run) if run.cancelling else self._wait(run)
+        if run.posting:
+            actions += self._open_window(run)
+        return actions
+
+    def _wait(self, run: Run) -> list[Action]:
+        """Leave a run with a key alone for its grace: a driver may come back for it."""
+        if run.lease is None or run.waiting or run.contesting or run.doomed:
+            return []
+        run.waiting = True
+        actions: list[Action] = [RememberLetGo(run.id, run.holder)]
+        if run.lease.grace > 0:
+            return [*actions, SetTimer((f"grace {run.holder}", run.id), run.lease.grace)]
+        return [*actions, *self._contest(run)]
+
+    def _contest(self, run: Run) -> list[Action]:
+        if run.contesting or run.doomed:
+            return []
+        run.waiting, run.contesting = False, True
+        return [Contest(run.id, run.holder)]
+
+    def _contested(self, run_id: str, holder: str, *, won: bool | None) -> list[Action]:
+        run = self.runs.get(run_id)
+        if run is None or run.holder != holder or not run.contesting:
+            return []
+        if won is None:
+            run.contests += 1
+            if run.contests <= CONTEST_FAILURES:
+                return [SetTimer((f"grace {holder}", run_id), CONTEST_PAUSE)]
+        run.contesting = False
+        if won is False:
+            return self._lost(run_id, holder, "")
+        return self._doom(run)
+
+    def _lost(self, run_id: str, holder: str, detail: str) -> list[Action]:
+        run = self.runs.get(run_id)
+        if run is None or run.holder != holder:
+            return []
+        del self.runs[run_id]
+        return [Report("lost", run_id, detail=detail)]
 
     def _doom(self, run: Run) -> list[Action]:
         if run.doomed or run.stood_down:
@@ -519,6 +726,9 @@ class Policy:
             return []
         run.sweeping = False
         actions: list[Action] = []
+        if run.waiting or run.contesting:  # who comes back for it chooses which of its jobs to keep
+            run.swept = False
+            return []
         if found is None:
             run.failures += 1
             run.swept = False
@@ -564,8 +774,14 @@ class Policy:
         run = self.runs.get(run_id)
         if run is None:
             return []
+        if purpose.startswith("grace "):
+            if purpose != f"grace {run.holder}":
+                return []  # of an earlier holder
+            return [Contest(run_id, run.holder)] if run.contesting else self._contest(run) if run.waiting else []
         if purpose == "window":
             run.window = False
+        if run.waiting or run.contesting:
+            return []
         # A timer of a pause that a later sweep has overtaken changes nothing.
         if run.sweeping or run.swept:
             return []
@@ -583,13 +799,13 @@ class Policy:
             if run.doomed:
                 del self.runs[run.id]
                 state = "pending" if run.unresolved else "cancelled"
-                actions.append(Remember(run.id, state, detail=run.unresolved))
+                actions.append(Remember(run.id, state, detail=run.unresolved, lease=run.lease))
                 actions.append(Report(state, run.id, detail=run.unresolved))
             elif run.stood_down:
                 # A duplicate may be left, which could not be looked for or not be cancelled: that is the ledger's.
                 del self.runs[run.id]
                 state = "pending" if run.unresolved else "done"
-                actions.append(Remember(run.id, state, detail=run.unresolved))
-        if not self.runs and (not self.caller_alive or self._hung_up):
+                actions.append(Remember(run.id, state, detail=run.unresolved, lease=run.lease))
+        if not self.runs and not self._claims and (not self.caller_alive or self._hung_up):
             actions.append(Exit())
         return actions

@@ -70,11 +70,51 @@ class Credentials:
         return made
 
 
+@dataclass(frozen=True)
+class Lease:
+    """What a driver says of a run that has a key, and that it may take up again.
+
+    Attributes:
+        key: The name that the user gave the run.
+        fingerprint: What is submitted, in short.
+        grace: Seconds that its jobs are left alone after the driver's death.
+        holder: What tells this call of this driver from any other.
+    """
+
+    key: str
+    fingerprint: str
+    grace: float
+    holder: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Lease:
+        """Read a lease from a message.
+
+        Raises:
+            ProtocolError: If a field is missing or not of its type.
+        """
+        wanted = {"key": str, "fingerprint": str, "grace": float, "holder": str}
+        if not isinstance(value, dict) or {name: type(each) for name, each in value.items()} != wanted:
+            raise ProtocolError("lease: not an object with the agreed fields")
+        if not value["key"] or not value["holder"] or not 0 <= value["grace"] < float("inf"):
+            raise ProtocolError("lease: a field has no use")
+        return cls(**value)
+
+
 # Kind → its fields and their types. Every message has a `seq` too, which the answer quotes.
 _FROM_CALLER: dict[str, dict[str, type]] = {
     "arm": {"account": str, "credentials": dict},  # credentials, answered when a token is held
-    # A POST is about to leave. driver: the tag of all jobs of this driver, or "" where it has none.
-    "intent": {"run": str, "account": str, "tag": str, "driver": str},
+    # A POST is about to leave. driver: the tag of all jobs of this driver, or "" where it has none. lease: {} without a
+    # key.
+    "intent": {"run": str, "account": str, "tag": str, "driver": str, "lease": dict},
+    # May this driver have the key? Answered with what the ledger says. If so, it is the caller's from here on.
+    "claim": {"run": str, "account": str, "tag": str, "driver": str, "lease": dict, "instances": list},
+    "anew": {"run": str, "outcomes": dict},  # what became of the key's jobs: another one will be submitted
+    "let go": {"run": str},  # nobody waits for it any more; its grace begins
     "job": {"run": str, "job": str},  # its answer came: the job's id
     "session": {"run": str, "account": str, "tag": str, "session": str, "owner": bool},  # an intent for a whole session
     # The driver has opened a session: when it dies, that takes no more jobs. Those in it are guarded one by one.
@@ -132,4 +172,12 @@ def _decode(data: bytes, kinds: dict[str, dict[str, type]]) -> Message:
     for name, wanted in expected.items():
         if type(message.get(name)) is not wanted:
             raise ProtocolError(f"{kind}: {name} is not of type {wanted.__name__}")
+    for name in ("instances", "outcomes"):
+        each = message.get(name, ())
+        if not all(isinstance(word, str) for word in (*each, *(each.values() if isinstance(each, dict) else ()))):
+            raise ProtocolError(f"{kind}: {name} does not hold strings")
+    if message.get("lease"):
+        Lease.from_json(message["lease"])
+    elif kind == "claim":
+        raise ProtocolError("claim: without a lease")
     return message

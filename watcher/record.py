@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from .parent import Identity
-from .place import start_ticks
+from .place import Process, start_ticks
+from .protocol import Lease
 
 if TYPE_CHECKING:
-    from .ledger import Ledger, State
+    from .ledger import Ledger, Row, Ruling, State
 
 SWEPT_FOR = 86400.0
 """For a day what could not be resolved is swept again, by whoever reaps."""
@@ -28,11 +29,26 @@ KEPT_FOR = 30 * 86400.0
 """Seconds after which a run that is over is forgotten."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A run as it is written down: `ledger.Row` says what the fields are."""
+
+    run: str
+    tag: str
+    driver: str
+    endpoint: str
+    instance: str
+    session: str = ""
+    owner: bool = False
+    lease: Lease | None = None
+
+
 @dataclass
 class _Write:
-    do: Callable[[Ledger], object]
+    do: Callable[[Ledger], Any]
     durable: bool = False
-    done: Future[None] | None = None  # somebody waits for it
+    done: Future[Any] | None = None  # somebody waits for it
+    is_question: bool = False  # and for what it says, or for the error
 
 
 class Record:
@@ -42,47 +58,86 @@ class Record:
         directory: The state directory.
         driver: The driver whose runs are written down.
         complain: Called once, in another thread, with what keeps the ledger from being written.
+        lease_seconds: How long a lease is held without being renewed.
     """
 
-    def __init__(self, directory: str, driver: Identity, complain: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: str, driver: Identity, complain: Callable[[str], None], lease_seconds: float = 30.0
+    ) -> None:
         self._directory = directory
+        self._lease_seconds = lease_seconds
         self._driver = driver
         self._start_ticks = start_ticks(os.getpid())
         self._complain = complain
         self._complained = False
+        self._lost = "The ledger could not be written."
         self._ledger: Ledger | None = None
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def guard(
-        self, run: str, tag: str, *, driver: str, endpoint: str, instance: str, session: str, owner: bool
-    ) -> Future[None]:
+    def guard(self, entry: Entry) -> Future[None]:
         """Write that a run is guarded; the future is done when that is durable, or can't be had."""
         written: Future[None] = Future()
-
-        def write(ledger: Ledger) -> None:
-            from .ledger import Row
-
-            ledger.intent(
-                Row(
-                    run=run,
-                    place=ledger.place,
-                    pid=self._driver.pid,
-                    start_ticks=self._driver.start_ticks,
-                    watcher_pid=os.getpid(),
-                    watcher_start_ticks=self._start_ticks,
-                    tag=tag,
-                    driver_tag=driver or None,
-                    endpoint=endpoint,
-                    instance=instance,
-                    session=session or None,
-                    session_owner=owner,
-                )
-            )
-
-        self._writes.put(_Write(write, durable=True, done=written))
+        self._writes.put(_Write(lambda ledger: ledger.intent(self._row(ledger, entry)), durable=True, done=written))
         return written
+
+    def take(self, entry: Entry, instances: tuple[str, ...]) -> Future[Ruling]:
+        """Take the lease on a key, if it can be had; the future may fail with a `LedgerError`."""
+
+        def ask(ledger: Ledger) -> Ruling:
+            from .ledger import Wish
+
+            return ledger.take(Wish(row=replace(self._row(ledger, entry), answered=True), instances=instances))
+
+        return self._ask(ask)
+
+    def contest(self, run: str, holder: str) -> Future[bool]:
+        """Win the lease on a run once more, to cancel its jobs; the future may fail with a `LedgerError`."""
+
+        def ask(ledger: Ledger) -> bool:
+            return ledger.contest(run, holder, Process(ledger.place, os.getpid(), self._start_ticks))
+
+        return self._ask(ask)
+
+    def _ask(self, ask: Callable[[Ledger], Any]) -> Future[Any]:
+        answer: Future[Any] = Future()
+        self._writes.put(_Write(ask, durable=True, done=answer, is_question=True))
+        return answer
+
+    def _row(self, ledger: Ledger, entry: Entry) -> Row:
+        from .ledger import Row
+
+        row = Row(
+            run=entry.run,
+            place=ledger.place,
+            pid=self._driver.pid,
+            start_ticks=self._driver.start_ticks,
+            watcher_pid=os.getpid(),
+            watcher_start_ticks=self._start_ticks,
+            tag=entry.tag,
+            driver_tag=entry.driver or None,
+            endpoint=entry.endpoint,
+            instance=entry.instance,
+            session=entry.session or None,
+            session_owner=entry.owner,
+        )
+        lease = entry.lease
+        if lease is None:
+            return row
+        return replace(row, key=lease.key, fingerprint=lease.fingerprint, grace=lease.grace, holder=lease.holder)
+
+    def anew(self, run: str, outcomes: dict[str, str], holder: str) -> None:
+        """Write what became of a key's jobs so far."""
+        self._writes.put(_Write(lambda ledger: ledger.anew(run, outcomes, holder=holder)))
+
+    def let_go(self, run: str, holder: str) -> None:
+        """Write that nobody waits for a run with a key any more."""
+        self._writes.put(_Write(lambda ledger: ledger.let_go(run, holder), durable=True))
+
+    def renew(self, holders: list[str]) -> None:
+        """Hold leases for longer."""
+        self._writes.put(_Write(lambda ledger: ledger.renew(holders)))
 
     def job(self, run: str, job: str, outcome: str) -> None:
         """Write a job of a run, and what became of it."""
@@ -92,11 +147,15 @@ class Record:
         """Write that no job of a run is unknown."""
         self._writes.put(_Write(lambda ledger: ledger.answered(run)))
 
-    def finish(self, run: str, state: State, detail: str) -> None:
+    def finish(self, run: str, state: State, detail: str, holder: str = "") -> None:
         """Write what a run has come to."""
         until = time.time() + SWEPT_FOR if state == "pending" else None
         # A run that was let go may outlive its driver: the next boot must know.
-        self._writes.put(_Write(lambda ledger: ledger.finish(run, state, detail, sweep_until=until), durable=True))
+
+        def write(ledger: Ledger) -> None:
+            ledger.finish(run, state, detail, sweep_until=until, holder=holder)
+
+        self._writes.put(_Write(write, durable=True))
 
     def close(self, seconds: float) -> None:
         """Wait until everything is written, or so many seconds."""
@@ -118,7 +177,7 @@ class Record:
         from .ledger import Ledger, LedgerError  # in this thread, beside what the start imports
 
         try:
-            self._ledger = Ledger.open(self._directory)
+            self._ledger = Ledger.open(self._directory, lease_seconds=self._lease_seconds)
             self._ledger.forget(KEPT_FOR)
         except LedgerError as error:
             self._trouble(str(error))
@@ -137,30 +196,38 @@ class Record:
 
         if self._ledger is None and any(write.done is not None for write in batch):
             self._open()
+        said: dict[int, Any] = {}
+        trouble: Exception = LedgerError(self._lost)
         try:
             if self._ledger is not None and batch:
                 try:
-                    self._write_together(self._ledger, batch)
+                    said = self._write_together(self._ledger, batch)
                 except UnknownRun:
                     # What fails for one run must not cost another its `done`, or a later reap would cancel its job.
                     for write in batch:
                         try:
-                            self._write_together(self._ledger, [write])
+                            said |= self._write_together(self._ledger, [write])
                         except UnknownRun as error:
                             self._trouble(str(error))
         except LedgerError as error:
+            trouble = error
             self._trouble(str(error))
         for write in batch:
-            if write.done is not None:
-                write.done.set_result(None)
+            if write.done is None:
+                continue
+            if write.is_question and id(write) not in said:
+                write.done.set_exception(trouble)
+            else:
+                write.done.set_result(said.get(id(write)))
 
     @staticmethod
-    def _write_together(ledger: Ledger, batch: list[_Write]) -> None:
+    def _write_together(ledger: Ledger, batch: list[_Write]) -> dict[int, Any]:
+        """Do some writes as one; what each returned, by its id."""
         with ledger.batch(durable=any(write.durable for write in batch)):
-            for write in batch:
-                write.do(ledger)
+            return {id(write): write.do(ledger) for write in batch}
 
     def _trouble(self, text: str) -> None:
+        self._lost = text
         if not self._complained:
             self._complained = True
             self._complain(text)

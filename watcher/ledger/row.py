@@ -57,6 +57,13 @@ class Row:
         sweep_until: Until when a pending run is swept again.
         claimed_by: The process that cancels, in place of the dead.
         claimed_at: When it said so.
+        key: The name that the user gave the run, under which a driver that comes back takes it up again; or None.
+        fingerprint: What is submitted under the key.
+        grace: Seconds that a job with a key is left alone after its driver's death.
+        holder: Who holds the lease on it: a word that no other driver, and no other run of the same driver, has.
+        epoch: How often the lease has changed hands.
+        lease_until: Until when it is held, unless it is renewed. Only those who can't see its processes go by it.
+        let_go_at: When it was first seen, or said, that nobody waits for it any more; the grace counts from here.
         created_at: When the row was written first.
         updated_at: When it was written last.
     """
@@ -80,6 +87,13 @@ class Row:
     sweep_until: float | None = None
     claimed_by: Process | None = None
     claimed_at: float | None = None
+    key: str | None = None
+    fingerprint: str = ""
+    grace: float = 0.0
+    holder: str = ""
+    epoch: int = 0
+    lease_until: float | None = None
+    let_go_at: float | None = None
     created_at: float = 0.0
     updated_at: float = 0.0
 

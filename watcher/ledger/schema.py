@@ -61,6 +61,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX unfinished ON runs (state) WHERE {UNFINISHED_SQL}",
         f"CREATE INDEX finished ON runs (updated_at) WHERE {FINAL_SQL}",
     ),
+    (
+        "ALTER TABLE runs ADD COLUMN key TEXT",
+        "ALTER TABLE runs ADD COLUMN fingerprint TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE runs ADD COLUMN grace REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE runs ADD COLUMN holder TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE runs ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE runs ADD COLUMN lease_until REAL",
+        "ALTER TABLE runs ADD COLUMN let_go_at REAL",
+        "CREATE UNIQUE INDEX keys ON runs (key, endpoint, instance) WHERE key IS NOT NULL",
+    ),
 )
 
 

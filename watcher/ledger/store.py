@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..place import INITIAL_PID_NAMESPACE, IsRunning, Place, Process
 from . import schema
 from .errors import LedgerError, UnknownRun
 from .file import File, prepare
+from .lease import CLAIM_LEASE_SECONDS, LEASE_SECONDS, Ruling, Wish, contend
 from .row import UNFINISHED, Row, State, safe_detail, safe_endpoint
 
 BUSY_SECONDS = 1.0
@@ -52,7 +53,14 @@ class Ledger:
     """
 
     def __init__(
-        self, database: sqlite3.Connection, file: File, place: Place, *, has_wal: bool, clock: Callable[[], float]
+        self,
+        database: sqlite3.Connection,
+        file: File,
+        place: Place,
+        *,
+        has_wal: bool,
+        clock: Callable[[], float],
+        lease_seconds: float,
     ) -> None:
         self.path = file.path
         self.place = place
@@ -60,6 +68,7 @@ class Ledger:
         self._inode = file.inode
         self._has_wal = has_wal
         self._clock = clock
+        self._lease_seconds = lease_seconds
         self._is_full = True  # PRAGMA synchronous
 
     @classmethod
@@ -69,6 +78,7 @@ class Ledger:
         place: Place | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> Ledger:
         """Open the ledger of a directory; make it, or bring it up to date, where that is due.
 
@@ -76,6 +86,7 @@ class Ledger:
             directory: The state directory, absolute (`state_directory()`).
             place: Where this process is; `here()` if that is not known yet.
             clock: The Unix clock.
+            lease_seconds: How long a lease is held without being renewed.
         """
         place = place or places.here()
         file = prepare(Path(directory), place.host)
@@ -89,7 +100,7 @@ class Ledger:
             database = sqlite3.connect(file.path, timeout=0, isolation_level=None)
             try:
                 has_wal = _patiently(lambda: _set_up(database, file.path, wants_wal=file.is_local))
-                return cls(database, file, place, has_wal=has_wal, clock=clock)
+                return cls(database, file, place, has_wal=has_wal, clock=clock, lease_seconds=lease_seconds)
             except BaseException:
                 database.close()
                 raise
@@ -118,7 +129,7 @@ class Ledger:
         now = self._clock()
         with self._writing(durable=True) as database:
             for row in rows:
-                database.execute(_UPSERT, {**_columns(row), "now": now})
+                self._insert(row, now)
                 for job, outcome in row.jobs.items():
                     database.execute(_UPSERT_JOB, (row.run, job, safe_detail(outcome)))
 
@@ -148,7 +159,14 @@ class Ledger:
             self._update(run, watcher_pid=pid, watcher_start_ticks=start_ticks)
 
     def finish(
-        self, run: str, state: State, detail: str = "", *, sweep_until: float | None = None, durable: bool = False
+        self,
+        run: str,
+        state: State,
+        detail: str = "",
+        *,
+        sweep_until: float | None = None,
+        durable: bool = False,
+        holder: str = "",
     ) -> None:
         """Write what a run has come to.
 
@@ -159,9 +177,126 @@ class Ledger:
             sweep_until: For a pending run: until when it is swept again, in seconds of the Unix clock.
             durable: Whether it must survive a power failure at once. It must where the job lives on without its
                 driver (detached), for the next boot would cancel it.
+            holder: Who held the lease on it, if it has a key: where that is another's now, nothing is written.
         """
-        with self._writing(durable=durable):
-            self._update(run, state=state, detail=safe_detail(detail), sweep_until=sweep_until)
+        with self._writing(durable=durable) as database:
+            held = "SELECT 1 FROM runs WHERE run = ? AND holder = ?"
+            if not holder or database.execute(held, (run, holder)).fetchone():
+                self._update(run, state=state, detail=safe_detail(detail), sweep_until=sweep_until)
+
+    # Leases: runs with a key
+
+    def take(self, wish: Wish, *, is_running: IsRunning = places.is_running) -> Ruling:
+        """Take the lease on a key, if it can be had. Durable when it returns.
+
+        A row that is there stays the key's: its run's id, tag and jobs are what the new holder goes on with.
+
+        Args:
+            wish: What is wished.
+            is_running: See `judge`.
+        """
+        now = self._clock()
+        new = wish.row
+        with self._writing(durable=True) as database:
+            known = self._keyed(database, wish)
+            if known is None:
+                self._insert(new, now)
+                return Ruling(answer="granted", row=self._required(new.run), is_new=True)
+            refusal = contend(known, wish, self.place, is_running, now)
+            if refusal is not None:
+                return refusal
+            if known.instance != new.instance:
+                return Ruling(answer="other instance", row=known)
+            self._update(
+                known.run,
+                machine=new.place.machine,
+                host=new.place.host,
+                boot=new.place.boot,
+                pid_ns=new.place.pid_ns,
+                pid=new.pid,
+                start_ticks=new.start_ticks,
+                watcher_pid=new.watcher_pid,
+                watcher_start_ticks=new.watcher_start_ticks,
+                state="guarded",
+                detail="",
+                sweep_until=None,
+                claimed_by=None,
+                claimed_at=None,
+                fingerprint=new.fingerprint,
+                grace=new.grace,
+                holder=new.holder,
+                epoch=known.epoch + (known.holder != new.holder),
+                lease_until=now + self._lease_seconds,
+                let_go_at=None,
+                answered=known.answered or known.state in ("done", "cancelled"),
+            )
+            # What was let go is guarded again.
+            database.execute("UPDATE jobs SET outcome = '' WHERE run = ? AND outcome = 'kept'", (known.run,))
+            return Ruling(answer="granted", row=self._required(known.run), let_go_at=known.let_go_at)
+
+    def anew(self, run: str, outcomes: Mapping[str, str], *, holder: str) -> None:
+        """Write what became of the jobs that a run with a key had so far: another one will be submitted."""
+        with self._writing() as database:
+            if self._required(run).holder == holder:
+                for job, outcome in outcomes.items():
+                    database.execute(_UPSERT_JOB, (run, job, safe_detail(outcome)))
+
+    def let_go(self, run: str, holder: str) -> None:
+        """Write that nobody waits for a run with a key any more, unless that is known or its lease is another's."""
+        now = self._clock()
+        with self._writing(durable=True) as database:
+            database.execute(
+                "UPDATE runs SET let_go_at = ?, updated_at = ? WHERE run = ? AND holder = ? AND let_go_at IS NULL",
+                (now, now, run, holder),
+            )
+
+    def contest(self, run: str, holder: str, claimant: Process) -> bool:
+        """Win the lease once more, to cancel; False where a driver that came back has it.
+
+        Args:
+            run: A run with a key, whose driver is gone.
+            holder: Who held the lease.
+            claimant: The process that will cancel.
+        """
+        now = self._clock()
+        with self._writing(durable=True) as database:
+            won = database.execute(
+                "UPDATE runs SET state = 'pending', claimed_by = ?, claimed_at = ?, lease_until = ?, updated_at = ? "  # noqa: S608
+                f"WHERE run = ? AND holder = ? AND {schema.UNFINISHED_SQL}",
+                (_json(claimant), now, now + CLAIM_LEASE_SECONDS, now, run, holder),
+            ).rowcount
+            return bool(won)
+
+    def renew(self, holders: Collection[str]) -> None:
+        """Hold leases for longer."""
+        until = self._clock() + self._lease_seconds
+        with self._writing() as database:
+            for holder in holders:
+                database.execute(
+                    "UPDATE runs SET lease_until = ? WHERE holder = ? AND let_go_at IS NULL", (until, holder)
+                )
+
+    def _keyed(self, database: sqlite3.Connection, wish: Wish) -> Row | None:
+        """The row under a key: with the instance that is wished, else with another one that the driver can use."""
+        new = wish.row
+        found = database.execute(
+            "SELECT run, instance FROM runs WHERE key = ? AND endpoint = ?", (new.key, safe_endpoint(new.endpoint))
+        ).fetchall()
+        runs = {each["instance"]: each["run"] for each in found}
+        for instance in (new.instance, *wish.instances):
+            if instance in runs:
+                return self._required(runs[instance])
+        return None
+
+    def _required(self, run: str) -> Row:
+        found = self.row(run)
+        if found is None:
+            raise UnknownRun(f"The ledger {self.path} has no run {run}.")
+        return found
+
+    def _insert(self, row: Row, now: float) -> None:
+        until = None if row.key is None else now + self._lease_seconds
+        self._database.execute(_UPSERT, {**_columns(row), "lease_until": until, "now": now})
 
     @contextmanager
     def batch(self, *, durable: bool = True) -> Iterator[None]:
@@ -227,7 +362,7 @@ class Ledger:
                     return False
                 if view == "elsewhere" and abs(now - (found["claimed_at"] or 0.0)) < CLAIM_SECONDS:
                     return False
-            self._update(run, claimed_by=_json(claimant), claimed_at=now)
+            self._update(run, claimed_by=_json(claimant), claimed_at=now, lease_until=now + CLAIM_LEASE_SECONDS)
             return True
 
     def release(self, run: str, claimant: Process) -> None:
@@ -373,10 +508,12 @@ def _sentence(path: Path, error: Exception) -> str:
 _UPSERT = """
 INSERT INTO runs (
     run, tag, driver_tag, endpoint, instance, session, session_owner, answered, machine, host, boot, pid_ns, pid,
-    start_ticks, watcher_pid, watcher_start_ticks, state, detail, sweep_until, created_at, updated_at
+    start_ticks, watcher_pid, watcher_start_ticks, state, detail, sweep_until, key, fingerprint, grace, holder, epoch,
+    lease_until, created_at, updated_at
 ) VALUES (
     :run, :tag, :driver_tag, :endpoint, :instance, :session, :session_owner, :answered, :machine, :host, :boot, :pid_ns,
-    :pid, :start_ticks, :watcher_pid, :watcher_start_ticks, :state, :detail, :sweep_until, :now, :now
+    :pid, :start_ticks, :watcher_pid, :watcher_start_ticks, :state, :detail, :sweep_until,
+    :key, :fingerprint, :grace, :holder, :epoch, :lease_until, :now, :now
 )
 ON CONFLICT (run) DO UPDATE SET
     tag = coalesce(excluded.tag, tag), driver_tag = coalesce(excluded.driver_tag, driver_tag),
@@ -387,7 +524,8 @@ ON CONFLICT (run) DO UPDATE SET
     pid = excluded.pid, start_ticks = excluded.start_ticks,
     watcher_pid = excluded.watcher_pid, watcher_start_ticks = excluded.watcher_start_ticks,
     state = excluded.state, detail = excluded.detail, sweep_until = excluded.sweep_until,
-    updated_at = excluded.updated_at
+    lease_until = excluded.lease_until, updated_at = excluded.updated_at
+WHERE holder = excluded.holder
 """
 
 _UPSERT_JOB = """
@@ -417,6 +555,11 @@ def _columns(row: Row) -> dict[str, str | float | None]:
         "state": row.state,
         "detail": safe_detail(row.detail),
         "sweep_until": row.sweep_until,
+        "key": row.key,
+        "fingerprint": row.fingerprint,
+        "grace": row.grace,
+        "holder": row.holder,
+        "epoch": row.epoch,
     }
 
 
@@ -441,6 +584,13 @@ def _row(found: sqlite3.Row, jobs: dict[str, str]) -> Row:
         sweep_until=found["sweep_until"],
         claimed_by=_process(found["claimed_by"]),
         claimed_at=found["claimed_at"],
+        key=found["key"],
+        fingerprint=found["fingerprint"],
+        grace=found["grace"],
+        holder=found["holder"],
+        epoch=found["epoch"],
+        lease_until=found["lease_until"],
+        let_go_at=found["let_go_at"],
         created_at=found["created_at"],
         updated_at=found["updated_at"],
     )
