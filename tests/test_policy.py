@@ -28,7 +28,7 @@ def said(kind: str, seq: int = 7, **content: object) -> p.Received:
 # The table ------------------------------------------------------------------------------------------------------
 
 ARMED = (said("arm", account="a"), p.Prepared("a"))
-INTENT = said("intent", run="r", account="a", tag="t", driver="")
+INTENT = said("intent", run="r", account="a", tag="t", driver="", lease={})
 SESSION = said("session", run="r", account="a", tag="t", session="s", owner=True)
 JOB = said("job", run="r", job="J")
 CLEAN = said("posted", run="r", clean=True)
@@ -286,14 +286,14 @@ def test_an_intent_waits_for_its_account():
     policy = p.Policy()
     assert policy.handle(INTENT) == [p.Nack(7, "this account is not armed")]
     assert policy.handle(said("arm", 2, account="a")) == [p.Prepare("a")]
-    announced = said("intent", 3, run="r", account="a", tag="t", driver="")
+    announced = said("intent", 3, run="r", account="a", tag="t", driver="", lease={})
     assert policy.handle(announced) == [p.Remember("r", "guarded", "a", "t")]
     assert policy.handle(p.Prepared("a")) == [p.Ack(2), p.Ack(3)]
 
 
 def test_an_account_that_cannot_be_used_is_refused_and_its_runs_stay_guarded():
     policy = p.Policy()
-    for event in (said("arm", 1, account="a"), said("intent", 2, run="r", account="a", tag="t", driver="")):
+    for event in (said("arm", 1, account="a"), said("intent", 2, run="r", account="a", tag="t", driver="", lease={})):
         policy.handle(event)
     assert policy.handle(p.Prepared("a", "the key")) == [p.Nack(1, "the key"), p.Nack(2, "the key")]
     assert words(policy.handle(DEATH)) == "window + sweep"
@@ -302,7 +302,7 @@ def test_an_account_that_cannot_be_used_is_refused_and_its_runs_stay_guarded():
 def test_an_intent_that_crosses_the_goodbye_is_refused():
     policy = brought_to()
     assert words(policy.handle(said("bye", 1))) == "ack + leave"
-    assert policy.handle(said("intent", 2, run="r", account="a", tag="t", driver="")) == [p.Nack(2, "leaving")]
+    assert policy.handle(said("intent", 2, run="r", account="a", tag="t", driver="", lease={})) == [p.Nack(2, "leaving")]
     assert policy.handle(p.Fired(("leave", ""))) == [p.Exit()]
 
 
@@ -313,7 +313,7 @@ def test_a_done_sent_before_the_death_wins():
 
 
 def test_runs_of_a_dead_caller_are_told_apart():
-    policy = brought_to(INTENT, JOB, CLEAN, said("intent", run="q", account="a", tag="u", driver=""))
+    policy = brought_to(INTENT, JOB, CLEAN, said("intent", run="q", account="a", tag="u", driver="", lease={}))
     policy.handle(DONE)
     assert [action for action in policy.handle(DEATH) if isinstance(action, p.StartSweep)] == [
         p.StartSweep("q", "a", "u")
@@ -605,7 +605,7 @@ class World:
     def _intend(self, run: Truth) -> None:
         run.intents += 1
         if run.kind == "run":
-            self.say("intent", run.id, account="a", tag=run.tag, driver="")
+            self.say("intent", run.id, account="a", tag=run.tag, driver="", lease={})
         else:
             owner = run.kind == "session"
             self.say("session", run.id, account="a", tag=run.tag, session=f"session {run.id}", owner=owner)

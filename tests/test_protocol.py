@@ -18,7 +18,7 @@ SECRETS = {"api_key": "key-5f3c", "token": "eyJ0b2tlbg", "proxies": {"http": "ht
 CREDENTIALS = Credentials("https://x.test/api/v1", "crn:v1:x", "https://iam.test", token_expires=1e9, **SECRETS)
 SHOWN = ("key-5f3c", "eyJ0b2tlbg", "pass-77")
 
-CONTENT = {str: st.text(), bool: st.booleans(), dict: st.just(CREDENTIALS.to_json())}
+CONTENT = {str: st.text(), bool: st.booleans(), dict: st.just(CREDENTIALS.to_json()), list: st.just(["x"])}
 DIRECTIONS = [(protocol._FROM_CALLER, decode_from_caller), (protocol._FROM_WATCHER, decode_from_watcher)]
 KINDS = [(kind, fields, decode) for kinds, decode in DIRECTIONS for kind, fields in kinds.items()]
 
@@ -35,7 +35,7 @@ def test_what_is_said_arrives(kind, fields, decode, data, seq):
 
 @pytest.mark.parametrize(("kind", "fields", "decode"), KINDS)
 def test_a_field_that_is_missing_or_of_another_type_is_refused(kind, fields, decode):
-    whole = {"kind": kind, "seq": 3, **{name: {str: "x", bool: True, dict: {}}[of] for name, of in fields.items()}}
+    whole = {"kind": kind, "seq": 3, **{name: {str: "x", bool: True, dict: {}, list: ["y"]}[of] for name, of in fields.items()}}
     decode(json.dumps(whole).encode())
     for name in set(whole) - {"kind"}:
         others = [None, 1.5, [], "another", {}, True, 7]

@@ -31,7 +31,7 @@ from . import policy as p
 from .cancel import GIVE_UP, Cancellation, Closing, Crowd, Effort
 from .parent import Identity, Parent
 from .place import start_ticks
-from .protocol import Credentials, ProtocolError, decode_from_caller, encode
+from .protocol import Credentials, ProtocolError, check_lease, decode_from_caller, encode
 from .record import Entry, Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
 
@@ -162,6 +162,7 @@ class Watcher:
                 message = decode_from_caller(data)
                 if message["kind"] == "arm":
                     self._take(message)
+                check_lease(message)
             except ProtocolError as error:
                 self._handle(p.Malformed(str(error), message.get("seq", 0)))
             else:

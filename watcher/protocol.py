@@ -172,12 +172,19 @@ def _decode(data: bytes, kinds: dict[str, dict[str, type]]) -> Message:
     for name, wanted in expected.items():
         if type(message.get(name)) is not wanted:
             raise ProtocolError(f"{kind}: {name} is not of type {wanted.__name__}")
-    for name in ("instances", "outcomes"):
-        each = message.get(name, ())
-        if not all(isinstance(word, str) for word in (*each, *(each.values() if isinstance(each, dict) else ()))):
-            raise ProtocolError(f"{kind}: {name} does not hold strings")
-    if message.get("lease"):
-        Lease.from_json(message["lease"])
-    elif kind == "claim":
-        raise ProtocolError("claim: without a lease")
     return message
+
+
+def check_lease(message: Message) -> None:
+    """Check what a message about a run with a key has inside.
+
+    Raises:
+        ProtocolError: If it can't be used.
+    """
+    kind = message["kind"]
+    for each in (message.get("instances", ()), message.get("outcomes", {})):
+        words = [*each, *(each.values() if isinstance(each, dict) else ())]
+        if not all(isinstance(word, str) for word in words):
+            raise ProtocolError(f"{kind}: a list or table of strings holds something else")
+    if message.get("lease") or kind == "claim":
+        Lease.from_json(message["lease"])
