@@ -130,6 +130,11 @@ class _Beside:
         return self.ours
 
 
+def sweep_window() -> float:
+    """Seconds after a driver's death in which a POST of it may still make a job."""
+    return float(os.environ.get("QX_SWEEP_WINDOW", "120"))
+
+
 def start(placement: str = "") -> Starting:
     """Start a watcher for this process; that takes some milliseconds.
 
@@ -154,7 +159,7 @@ def start(placement: str = "") -> Starting:
         "start_ticks": ticks,
         "path": _package_folders(),
         "state": _state_directory(),
-        "sweep_window": float(os.environ.get("QX_SWEEP_WINDOW", "120")),
+        "sweep_window": sweep_window(),
         "lease_seconds": float(os.environ.get("QX_LEASE_SECONDS", "30")),
     }
     try:

@@ -7,6 +7,9 @@ imports, from where the caller had its packages: the folder of this file as `wat
 the caller's psutil, multiprocess, requests and ibm_cloud_sdk_core at the end of the path.
 
 INT, TERM and HUP are blocked when it starts, by the caller's mask, and unblocked once they are ignored.
+
+Started by systemd, outside its caller's control group, it is nobody's child already, and forks not at all: systemd ends
+a service with its first process. Its order has the address of its caller, in place of descriptors.
 """
 
 from __future__ import annotations
@@ -26,18 +29,20 @@ if TYPE_CHECKING:
 def main() -> None:
     """Become the watcher that `sys.argv[1]`, a JSON object, describes."""
     order = json.loads(sys.argv[1])
-    if os.fork():
+    if "address" not in order and os.fork():
         os._exit(0)
     try:
         watch = _prepare(order)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller waits to hear of it
-        _tell(order["connection"], f"{type(error).__name__}: {error}")
+        if "connection" in order:
+            _tell(order["connection"], f"{type(error).__name__}: {error}")
         os._exit(1)
     watch(order)
 
 
 def _prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    os.setsid()
+    if os.getsid(0) != os.getpid():  # systemd has made it a leader already
+        os.setsid()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -46,7 +51,8 @@ def _prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _forbid_looks()
+    if "address" not in order:
+        _forbid_looks()
 
     import importlib.util
 
@@ -62,8 +68,22 @@ def _prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     package = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     sys.modules["watcher"] = package
     spec.loader.exec_module(package)  # type: ignore[union-attr]
-    from watcher.loop import watch
+    if "address" not in order:
+        from watcher.loop import watch
 
+        return watch
+
+    from watcher import outside
+
+    caller = outside.call(order)
+    if caller is None:
+        os._exit(0)
+    order["connection"] = caller.fileno()
+    from watcher.loop import watch  # while the caller, which may be busy, comes to answer
+
+    if not outside.take(caller, order):
+        os._exit(0)
+    _forbid_looks()  # only now: where /proc hides such processes, the caller could not see who calls
     return watch
 
 
