@@ -24,14 +24,17 @@ _NO_PROXY = ("no_proxy", "NO_PROXY")
 _environment_lock = threading.Lock()
 
 
-def connect(port: int, token: str) -> QiskitRuntimeService:
+def connect(port: int, token: str, host: str = "127.0.0.1") -> QiskitRuntimeService:
     """Make the service object.
+
+    Another host than the loopback is for tests in which this machine plays several: the service itself listens at the
+    loopback alone.
 
     ``NO_PROXY`` (or ``no_proxy``, whichever is in use) is extended by the made-up host, for good: ``requests`` prefers
     a proxy that the environment names over the one that Qiskit's client was given, and looks at every request. The host
     resolves nowhere, so nothing else is affected. ``IAM_URL`` is set during the construction only.
     """
-    proxy = f"http://127.0.0.1:{port}"
+    proxy = f"http://{host}:{port}"
     _bypass_environment_proxies()
     with _iam_url(f"http://iam.{_HOST}"), _without_account_warning():
         return QiskitRuntimeService(
