@@ -16,7 +16,13 @@ logger = logging.getLogger("qx_supervisor")
 
 
 def advice(
-    pid: int, environ: Mapping[str, str], cgroup: str, *, at_terminal: bool, kill_mode: Callable[[str, bool], str]
+    pid: int,
+    environ: Mapping[str, str],
+    cgroup: str,
+    *,
+    at_terminal: bool,
+    kill_mode: Callable[[str, bool], str],
+    user_manager: bool = False,
 ) -> str:
     """What to tell a driver about its place, or "".
 
@@ -26,16 +32,20 @@ def advice(
         cgroup: What /proc/self/cgroup says.
         at_terminal: Whether it has a terminal.
         kill_mode: Asks systemd for a unit's `KillMode`; the second argument says whether it is a user's unit.
+        user_manager: Whether a user manager of systemd runs for this user.
     """
     if pid == 1:
         return (
             "this driver is process 1 of its container: when it dies, the container ends, and the watcher with it. "
             "Start it from a shell that outlives it: sh -c 'python driver.py; qx-supervisor reap'"
         )
+    if environ.get("QX_WATCHER_PLACEMENT") == "systemd":
+        return ""  # the watcher is elsewhere
+    outside = ", or have the watcher started outside it: QX_WATCHER_PLACEMENT=systemd" if user_manager else ""
     if "SLURM_JOB_ID" in environ and "slurm" in cgroup:
         return (
             f"this driver is in a step of Slurm job {environ['SLURM_JOB_ID']}: at its end Slurm kills the watcher too. "
-            "Run `qx-supervisor reap` after the step, in the batch script on the same node"
+            f"Run `qx-supervisor reap` after the step, in the batch script on the same node{outside}"
         )
     unit = _unit(cgroup)
     if unit and not at_terminal:
@@ -47,7 +57,7 @@ def advice(
         if when:
             return (
                 f"this driver is in the unit {name}, and systemd ends all of a unit's processes with it, the watcher "
-                f"too, {when}. Set KillMode=process in the unit"
+                f"too, {when}. Set KillMode=process in the unit{outside}"
             )
     return ""
 
@@ -75,11 +85,20 @@ def _kill_mode(unit: str, of_user: bool) -> str:
 
 def here() -> str:
     """The advice for this process, or ""."""
+    from .outside import runtime_directory
+
     try:
         cgroup = Path("/proc/self/cgroup").read_text()
     except OSError:
         cgroup = ""
-    return advice(os.getpid(), os.environ, cgroup, at_terminal=_has_terminal(), kill_mode=_kill_mode)
+    return advice(
+        os.getpid(),
+        os.environ,
+        cgroup,
+        at_terminal=_has_terminal(),
+        kill_mode=_kill_mode,
+        user_manager=runtime_directory() is not None,
+    )
 
 
 def warn() -> None:

@@ -15,8 +15,8 @@ SERVICE = "0::/system.slice/vqe.service\n"
 LOGIN = "0::/user.slice/user-1000.slice/session-2.scope\n"
 
 
-def ask(cgroup=LOGIN, pid=4711, environ=None, mode="control-group", at_terminal=False):
-    return advice(pid, environ or {}, cgroup, at_terminal=at_terminal, kill_mode=lambda unit, of_user: mode)
+def ask(cgroup=LOGIN, pid=4711, environ=None, mode="control-group", at_terminal=False, **more):
+    return advice(pid, environ or {}, cgroup, at_terminal=at_terminal, kill_mode=lambda unit, of_user: mode, **more)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,22 @@ def test_a_unit_that_kills_its_control_group(cgroup, mode, when):
     assert "KillMode=process" in told
     assert when in told
     assert asked == [("vqe.service", False)]
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "environ"),
+    [(SERVICE, {}), ("0::/system.slice/slurmstepd.scope/job_77/step_0/user/task_0\n", {"SLURM_JOB_ID": "77"})],
+)
+def test_where_a_watcher_can_be_outside(cgroup, environ):
+    assert "QX_WATCHER_PLACEMENT" not in ask(cgroup, environ=environ)
+    assert ask(cgroup, environ=environ, user_manager=True).endswith("QX_WATCHER_PLACEMENT=systemd")
+    assert ask(cgroup, environ={**environ, "QX_WATCHER_PLACEMENT": "systemd"}, user_manager=True) == ""
+
+
+def test_nothing_is_outside_a_container():
+    told = ask(pid=1, environ={"QX_WATCHER_PLACEMENT": "systemd"}, user_manager=True)
+    assert "process 1 of its container" in told
+    assert "QX_WATCHER_PLACEMENT" not in told
 
 
 def test_a_users_unit():

@@ -23,6 +23,7 @@ SETTINGS = {
     "QX_STATE_DIR": "where the ledger is",
     "QX_LOG_LEVEL": "what is logged to stderr",
     "QX_SWEEP_WINDOW": "how long a dead driver's late jobs are looked for, in seconds",
+    "QX_WATCHER_PLACEMENT": "where the watcher is: here, or in a unit of its own (systemd)",
     "QX_KEEP_ON_EXIT": "of exec: jobs are kept after exit 0",
     "QX_ON_UNPROTECTED": "of exec: what to do where no watcher can be had",
 }
