@@ -24,9 +24,10 @@ from typing import Any, Literal
 Stage = Literal["config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job", "results"]
 """Where in a run something happened."""
 
-CancelOutcome = Literal["confirmed", "handed over", "unconfirmed", "nothing to cancel"]
+CancelOutcome = Literal["confirmed", "handed over", "unconfirmed", "nothing to cancel", "kept"]
 """How the cancel of an interrupted run went: the job is final; the watcher finishes it; it was asked for but neither
-could be had, so look after the job yourself; no job was there."""
+could be had, so look after the job yourself; no job was there; it was not cancelled, for `keep_on_sigterm` asks to have
+it kept for its grace."""
 
 
 class QxError(Exception):
@@ -95,6 +96,7 @@ class Interrupted(BaseException):
         signum: The signal.
         cancel: "confirmed": the job is cancelled or final. "handed over": the watcher finishes the cancel. "nothing to
             cancel": nothing had been submitted. "unconfirmed": the cancel could neither be confirmed nor handed over.
+            "kept": the job is left to its grace, as `keep_on_sigterm` asks.
     """
 
     def __init__(self, job_id: str | None, signum: int, cancel: CancelOutcome) -> None:
@@ -111,6 +113,7 @@ class Interrupted(BaseException):
             "handed over": "the watcher is cancelling it",
             "unconfirmed": "its cancel could not be confirmed; look at https://quantum.cloud.ibm.com/workloads",
             "nothing to cancel": "nothing was submitted",
+            "kept": "kept for its grace; run again with the same key to take it up",
         }[self.cancel]
         return f"interrupted by {name}; {job}{said}"
 

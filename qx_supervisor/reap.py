@@ -28,7 +28,7 @@ PATIENCE = 60.0
 
 BACKGROUND_PAUSES = (5.0, 15.0, 40.0, 70.0)
 
-Fate = Literal["cancelled", "nothing left", "pending", "expired", "other account", "elsewhere"]
+Fate = Literal["cancelled", "nothing left", "in grace", "pending", "expired", "other account", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Reaped:
     Attributes:
         run: The run's id.
         fate: "cancelled": its jobs are cancelled, and that is confirmed. "nothing left": none of its jobs was
-            unfinished. "pending": not resolved yet, look again in some minutes. "expired": it could not be resolved
+            unfinished. "in grace": a driver may still come back for them. "pending": not resolved yet, look again in some minutes. "expired": it could not be resolved
             for a day. "other account": the jobs belong to an account that was not given. "elsewhere": only the machine
             or container where its driver ran can judge it.
         jobs: The jobs that were cancelled, or are known.
@@ -102,7 +102,7 @@ def _in_background(client: Any) -> None:
                 if reaped.fate == "cancelled":
                     jobs = ", ".join(reaped.jobs)
                     logger.warning("cancelled what driver %d left behind with its watcher: %s", reaped.pid, jobs)
-            if not any(reaped.fate == "pending" for reaped in found):
+            if not any(reaped.fate in ("pending", "in grace") for reaped in found):
                 return
             time.sleep(pause)
     except ledger.LedgerError as error:
@@ -119,18 +119,32 @@ def _reap(book: Any, clients: list[Any]) -> list[Reaped]:
             done.append(_told(row, "elsewhere"))
         if verdict != "orphan":
             continue
+        left = _grace_left(book, row)
         client = by_account.get((row.endpoint, row.instance))
-        if client is None:
+        if left > 0:
+            done.append(_told(row, "in grace", f"for {left:.0f} s, for a driver that comes back with its key"))
+        elif client is None:
             done.append(_told(row, "other account", "give reap() the service that it ran with"))
         elif book.claim(row.run, me):
             try:
                 # Between the look and the claim another reaper may have done it all.
                 fresh = book.row(row.run)
-                if fresh is not None and fresh.state in ledger.UNFINISHED:
+                is_same = fresh is not None and fresh.holder == row.holder  # else a driver has come back for it
+                if is_same and fresh.state in ledger.UNFINISHED:
                     done.append(_resolve(book, fresh, qiskit_service.remote_of(client)))
             finally:
                 book.release(row.run, me)
     return done
+
+
+def _grace_left(book: Any, row: Any) -> float:
+    """Seconds in which nobody but a driver that comes back with its key may touch the jobs of an orphan."""
+    if row.key is None:
+        return 0.0
+    now = time.time()
+    if row.let_go_at is None:  # the watcher died too; when is not known, and the grace counts from here
+        book.let_go(row.run, row.holder)
+    return float((row.let_go_at or now) + row.grace - now)
 
 
 def _told(row: Any, fate: Fate, detail: str = "") -> Reaped:
@@ -181,11 +195,12 @@ def _conclude(book: Any, row: Any, troubles: list[str], now: float) -> Reaped:
     detail = troubles[0] if troubles else ""
     if fate == "pending":
         detail = detail or "a job that was being submitted at the death may still turn up; reap again in two minutes"
-        book.finish(row.run, "pending", detail, sweep_until=(now if first_seen is None else first_seen) + 86400.0)
+        until = (now if first_seen is None else first_seen) + 86400.0
+        book.finish(row.run, "pending", detail, sweep_until=until, holder=row.holder)
     elif fate == "expired":
-        book.finish(row.run, "expired", detail)
+        book.finish(row.run, "expired", detail, holder=row.holder)
     else:
-        book.finish(row.run, "cancelled" if was_cancelled else "done", detail)
+        book.finish(row.run, "cancelled" if was_cancelled else "done", detail, holder=row.holder)
     return Reaped(row.run, fate, was_cancelled or tuple(row.jobs), detail, row.pid, row.place.host)
 
 

@@ -18,6 +18,8 @@ USER_TAGS = 5
 """Of the eight tags that IBM Quantum allows a job, three are this package's."""
 
 TAG_LENGTH = 86
+KEY_LENGTH = 200
+
 SHORTEST_POLL = 0.1
 """Seconds; the official client's floor."""
 
@@ -49,6 +51,9 @@ class Request:
     tags: tuple[str, ...]
     max_execution_time: int | None
     on_unprotected: Literal["raise", "warn"]
+    key: str | None = None
+    grace: float = 0.0
+    keep_on_sigterm: bool = False
 
     @property
     def width(self) -> int:
@@ -72,6 +77,9 @@ def check(
     tags: Iterable[str],
     max_execution_time: int | None,
     on_unprotected: Literal["raise", "warn"],
+    key: str | None = None,
+    grace: float = 0.0,
+    keep_on_sigterm: bool = False,
 ) -> Request:
     """Check a call's arguments.
 
@@ -96,6 +104,7 @@ def check(
     _whole(seed_transpiler, "seed_transpiler", 0)
     _seconds(timeout, "timeout", 0.0)
     _seconds(poll_interval, "poll_interval", SHORTEST_POLL)
+    _check_key(key, grace, keep_on_sigterm=keep_on_sigterm)
     return Request(
         pubs=_coerce(pubs, kind, shots),
         kind=kind,
@@ -112,7 +121,25 @@ def check(
         tags=check_tags(tags),
         max_execution_time=max_execution_time,
         on_unprotected=on_unprotected,
+        key=key,
+        grace=float(grace),
+        keep_on_sigterm=keep_on_sigterm,
     )
+
+
+def _check_key(key: Any, grace: Any, *, keep_on_sigterm: Any) -> None:
+    if key is not None and (not isinstance(key, str) or not key.strip()):
+        raise _refuse(f"key must be a string that is not empty, not {key!r}")
+    if key is not None and (len(key) > KEY_LENGTH or not key.isprintable()):
+        raise _refuse(f"key must have {KEY_LENGTH} characters or fewer, all of them printable; this has {len(key)}")
+    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace < float("inf"):
+        raise _refuse(f"grace must be a number of seconds of at least 0, not {grace!r}")
+    if not isinstance(keep_on_sigterm, bool):
+        raise _refuse(f"keep_on_sigterm must be True or False, not {keep_on_sigterm!r}")
+    if key is None and (grace or keep_on_sigterm):
+        raise _refuse("grace and keep_on_sigterm are for a run that can be taken up again; give it a key= too")
+    if keep_on_sigterm and not grace:
+        raise _refuse("keep_on_sigterm=True keeps the job for the seconds of grace=, and that is 0; give grace= too")
 
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:

@@ -56,6 +56,9 @@ def run(
     tags: Iterable[str] = (),
     max_execution_time: int | None = None,
     on_unprotected: Literal["raise", "warn"] = "raise",
+    key: str | None = None,
+    grace: float = 0.0,
+    keep_on_sigterm: bool = False,
 ) -> RunResult:
     """Run circuits on IBM Quantum and wait for the result; whatever ends this process, its job is cancelled.
 
@@ -85,6 +88,13 @@ def run(
         max_execution_time: Seconds of QPU time after which IBM Quantum itself ends the job.
         on_unprotected: What to do if no watcher can protect the run: "raise" a `WatcherError` before anything is
             submitted, or "warn" and submit.
+        key: A name for this submission, by which a program that was killed and started again takes its job up: what
+            was submitted with the same key is waited for, or its result fetched, and nothing is submitted. Only where
+            its job was cancelled or failed, a new one is. A key is for one submission, and for one driver at a time.
+        grace: Seconds that the job with a key is left alone after this process's death, for it to come back; then the
+            watcher cancels. 0: at once.
+        keep_on_sigterm: On SIGTERM, leave the job to its grace instead of cancelling it: for machines that are taken
+            away and given back.
 
     Returns:
         The result: Qiskit's `PrimitiveResult` with `counts`, `job_id` and more within reach.
@@ -114,6 +124,9 @@ def run(
         tags=tags,
         max_execution_time=max_execution_time,
         on_unprotected=on_unprotected,
+        key=key,
+        grace=grace,
+        keep_on_sigterm=keep_on_sigterm,
     )
     # Signals are handled in the main thread alone, and not where they are ignored.
     is_main = threading.current_thread() is threading.main_thread()
@@ -158,6 +171,8 @@ def submit(
     tags: Iterable[str] = (),
     max_execution_time: int | None = None,
     on_unprotected: Literal["raise", "warn"] = "raise",
+    key: str | None = None,
+    grace: float = 0.0,
 ) -> Run:
     """Begin a run and return at once.
 
@@ -186,6 +201,8 @@ def submit(
         tags=tags,
         max_execution_time=max_execution_time,
         on_unprotected=on_unprotected,
+        key=key,
+        grace=grace,
     )
     if on_status is None and panel is None:
         worker = Worker(request, lambda _: None)
@@ -469,7 +486,8 @@ def _run(request: Request, panel: Panel) -> RunResult:
                     break  # a signal from now on throws no result away: it goes to the earlier handler
                 number = wakeup.next_signal()
                 if number is not None:
-                    outcome = _abandon(worker, wakeup, deliver)
+                    keep = request.keep_on_sigterm and number == signal.SIGTERM
+                    outcome = _abandon(worker, wakeup, deliver, keep=keep)
                     error = interrupted(worker.job_id, number, outcome)
                     swallowed = interrupts.is_interactive() or interrupts.is_worker()
                     dies_again = number != signal.SIGINT and wakeup.had_default(number) and swallowed
@@ -514,12 +532,14 @@ def _in_a_thread(work: Callable[[], object]) -> None:
     threading.Thread(target=work, name="qx-run", daemon=True).start()
 
 
-def _abandon(worker: Worker, wakeup: interrupts.Interrupts, deliver: Callable[[], None]) -> CancelOutcome:
-    """Cancel; hand over after ten seconds, or at a second signal."""
+def _abandon(
+    worker: Worker, wakeup: interrupts.Interrupts, deliver: Callable[[], None], *, keep: bool = False
+) -> CancelOutcome:
+    """Cancel, or leave the job to its grace; hand over after ten seconds, or at a second signal."""
     outcome: list[CancelOutcome] = []
 
     def cancel() -> None:
-        outcome.append(worker.abandon())
+        outcome.append(worker.abandon(keep=keep))
         wakeup.wake()
 
     thread = threading.Thread(target=cancel, daemon=True)

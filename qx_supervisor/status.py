@@ -30,6 +30,7 @@ class Status:
         qpu_seconds_estimated: QPU time that IBM Quantum expects the job to take, in seconds, or None.
         qpu_seconds: QPU time that is charged, in seconds; None while that is pending.
         url: The job's page at IBM Quantum, or "".
+        taken_up: Whether the job was submitted before, with the same key, by a driver that is gone.
     """
 
     stage: Stage
@@ -45,6 +46,7 @@ class Status:
     qpu_seconds_estimated: float | None = None
     qpu_seconds: float | None = None
     url: str = ""
+    taken_up: bool = False
 
     def __repr__(self) -> str:
         shown = f"stage={self.stage!r}, state={self.state!r}, job_id={self.job_id!r}"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal
 
-from . import crew, details, service
+from . import crew, details, resume, service
 from .errors import (
     CancelOutcome,
     JobCancelled,
@@ -32,8 +32,9 @@ from .errors import (
     SubmitError,
     WatcherError,
 )
+from .launch import sweep_window
 from .link import CredentialsSource, Guarded, link
-from .ours import cancel, remote
+from .ours import cancel, protocol, remote
 from .patience import Patience
 from .poller import ask, poller_of
 from .reap import reap_in_background
@@ -113,6 +114,10 @@ class Worker:
         self._abandoned: Future[CancelOutcome] | None = None
         self._gave_up = False  # `abandon` could not wait for the answer to the POST
         self._detached = False
+        self._keep = False  # an interrupt leaves the job to its grace
+        self._taken_up = False
+        self._lease_lost = ""  # who has it now
+        self._keyed: Guarded | None = None
         self._armed: Future[None] | None = None
         self._guarded = False
         self._announced: Future[None] | None = None  # in another thread
@@ -163,7 +168,11 @@ class Worker:
     # The end
 
     def abandon(
-        self, error: Callable[[CancelOutcome], RunError] | None = None, seconds: float = CANCEL_SECONDS
+        self,
+        error: Callable[[CancelOutcome], RunError] | None = None,
+        seconds: float = CANCEL_SECONDS,
+        *,
+        keep: bool = False,
     ) -> CancelOutcome:
         """End the run: cancel its job, confirm that, and let the watcher stand down, or hand the cancel over to it.
 
@@ -172,6 +181,7 @@ class Worker:
         Args:
             error: Makes what the run then ends in; by default a `JobCancelled`.
             seconds: How long to try before handing over.
+            keep: Leave the job to its grace instead of cancelling it.
         """
         if os.getpid() != self._process:
             return "unconfirmed"  # a forked child leaves the parent's `run`; the job is the parent's
@@ -179,6 +189,7 @@ class Worker:
             first = self._abandoned is None
             if self._abandoned is None:
                 self._abandoned = Future()
+                self._keep = keep
             shared = self._abandoned
         if not first:
             return shared.result()
@@ -190,7 +201,8 @@ class Worker:
             if error is not None:
                 self._end(error(outcome))
             else:
-                self._end(JobCancelled("job", "cancelled by this program", self.job_id), quietly=True)
+                how = "left to its grace by this program" if outcome == "kept" else "cancelled by this program"
+                self._end(JobCancelled("job", how, self.job_id), quietly=True)
         return outcome
 
     def hurry(self) -> CancelOutcome:
@@ -200,7 +212,7 @@ class Worker:
         with self._changed:
             phase = self._phase
             self._changed.notify_all()
-        return self._leave(phase) or self._hand_over()
+        return self._leave(phase) or self._let_go() or self._hand_over()
 
     def _abandon(self, deadline: float) -> CancelOutcome:
         self._stop.set()
@@ -211,9 +223,10 @@ class Worker:
                     break
             phase = self._phase
             self._gave_up = phase == "posting"
-        if phase in ("posting", "doubtful"):
-            return self._hand_over()
-        return self._leave(phase) or self._cancel(deadline)
+        left = self._leave(phase) or self._let_go()
+        if left is not None:
+            return left
+        return self._hand_over() if phase in ("posting", "doubtful") else self._cancel(deadline)
 
     def _leave(self, phase: Phase) -> CancelOutcome | None:
         """Let the watcher stand down, if no job is left to cancel."""
@@ -221,6 +234,16 @@ class Worker:
             return None
         self._stand_down()
         return "nothing to cancel" if self.job_id is None else "confirmed"
+
+    def _let_go(self) -> CancelOutcome | None:
+        """Leave the job to its grace, if that is asked for; or to whoever has its lease now."""
+        if self._lease_lost:
+            return "kept"
+        if not self._keep:
+            return None
+        link.let_go(self.run_id)
+        self._say("job", "kept", f"for {self.request.grace:g} s; the same key takes it up again")
+        return "kept"
 
     def _cancel(self, deadline: float) -> CancelOutcome:
         assert self._target is not None and self.job_id is not None  # noqa: PT018 - it was submitted
@@ -284,6 +307,7 @@ class Worker:
             "handed over": "so the watcher is cancelling the job",
             "unconfirmed": "and the cancel of the job could not be confirmed",
             "nothing to cancel": "and nothing had been submitted",
+            "kept": "and its job is another driver's by now",
         }
 
         def error(outcome: CancelOutcome) -> RunTimeout:
@@ -319,6 +343,8 @@ class Worker:
             source = functools.partial(service.credentials, target.client)
             if not link.is_armed(account):
                 self._armed = crew.announcing.begin(lambda: link.arm(account, source))
+            if request.key is not None and self._take_up(request.key, account, source):
+                return
         pubs = request.pubs
         foreign = service.not_isa(pubs, target)
         if foreign:
@@ -341,9 +367,77 @@ class Worker:
         finally:
             reap_in_background(target.client)  # not before: it would compete for the interpreter
         self._decoders = service.decoders_of(job)
-        # A thousand jobs in flight need not keep their circuits.
-        self.request = dataclasses.replace(request, pubs=[], primitive=None, options=None, backend=None, service=None)
-        self._watch()
+        self._forget_circuits()
+        self._watch(driver_tag())
+
+    def _forget_circuits(self) -> None:
+        """A thousand jobs in flight need not keep them."""
+        self.request = dataclasses.replace(
+            self.request, pubs=[], primitive=None, options=None, backend=None, service=None
+        )
+
+    def _take_up(self, key: str, account: str, source: CredentialsSource) -> bool:
+        """Take the lease on a key; returns whether the run goes on with a job that was submitted before."""
+        from .fingerprint import fingerprint
+
+        assert self._target is not None
+        self._say("submit", "asking for the key", key)
+        mark = fingerprint(self.request)
+        tag = resume.run_tag(self.run_id, mark)
+        lease = protocol.Lease(key, mark, self.request.grace, uuid.uuid4().hex)
+        guarded = Guarded(self.run_id, account, tag, self._hear, driver_tag(), lease=lease)
+        client, service_of = self._target.client, self.request.service
+        clients = [client, *service.clients_of(service_of or service.default_service())]
+        if self._armed is not None:
+            self._armed.result()
+        found = resume.claim(guarded, source, [service.address(each)[1] for each in clients], self._say, self._sleep)
+        # What the key had before is this run's now; the watcher knows.
+        self.run_id, self.tag = guarded.run, guarded.tag
+        self.tags = (*self.request.tags, self.tag, driver_tag(), resume.key_tag(key))
+        self._keyed, self._protected = guarded, True
+        search = resume.Search(self._there, guarded, found, sweep_window(), self._say, self._sleep)
+        in_doubt = search.is_in_doubt
+        with self._changed:
+            self._phase = "doubtful" if in_doubt else "preparing"
+        self._guarded = not in_doubt  # else there may be a job, which must not be stood down
+        try:
+            self._pause_if_stopped()
+            job = search.job()
+        except BaseException:
+            if in_doubt:  # what there is keeps its grace, unless it was handed over meanwhile
+                link.let_go(self.run_id)
+            with self._changed:
+                self._phase = "preparing"
+                self._changed.notify_all()
+            raise
+        self._guarded = True
+        if job is None:
+            link.anew(self.run_id, search.outcomes)
+            with self._changed:
+                self._phase = "preparing"
+            return False
+        self._go_on_with(job, is_only=found["answered"])
+        return True
+
+    def _go_on_with(self, job: remote.JobState, *, is_only: bool) -> None:
+        """The job that an earlier driver submitted is this run's."""
+        assert self._target is not None
+        self.job_id = str(job.reply["id"])
+        link.job(self.run_id, self.job_id)
+        link.posted(self.run_id, clean=is_only)
+        self._taken_up = True
+        with self._changed:
+            detached = self._detached
+            self._phase = "submitted"
+            self._changed.notify_all()
+        if detached:
+            self._stand_down()
+        self._say("submit", "taken up again", f"submitted before with the key {self.request.key}")
+        program = job.reply.get("program")
+        self._decoders = service.decoders_for(program.get("id", "") if isinstance(program, dict) else "")
+        self._forget_circuits()
+        reap_in_background(self._target.client)
+        self._watch(resume.driver_of(job) or driver_tag())
 
     def _run_locally(self, primitive: Any, pubs: list[Any]) -> RunResult:
         assert self._target is not None
@@ -360,10 +454,10 @@ class Worker:
         assert self._target is not None
         return service.remote_of(self._target.client)
 
-    def _watch(self) -> None:
+    def _watch(self, driver: str) -> None:
         self._watched_since = time.monotonic()
         self._patience = Patience("poll", self.job_id, self._say)
-        poller = self._poller = poller_of(self._there, driver_tag())
+        poller = self._poller = poller_of(self._there, driver)
         watched = poller.watch(str(self.job_id), self._saw, self._missed)
         self._leave_poller = lambda: poller.leave(watched)
         if self._ended:
@@ -435,7 +529,8 @@ class Worker:
         if not state.is_completed:
             self._wait_for_cost()
         if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
-            raise JobCancelled("job", "the job was cancelled, though not by this program", self.job_id)
+            why = f"; this host had lost its lease on it: {self._lease_lost}" if self._lease_lost else ""
+            raise JobCancelled("job", f"the job was cancelled, though not by this program{why}", self.job_id)
         if not state.is_completed:
             raise JobFailed("job", why_it_failed(state), self.job_id)
         self._say("results", "fetching results")
@@ -559,7 +654,7 @@ class Worker:
 
     def _announce(self, account: str, source: CredentialsSource) -> None:
         """Tell the watcher that a POST will leave; `_acknowledged` waits for its word."""
-        guarded = Guarded(self.run_id, account, self.tag, self._hear, driver_tag())
+        guarded = self._keyed or Guarded(self.run_id, account, self.tag, self._hear, driver_tag())
         self._guarded = True
         waits = link.announce_early(guarded, source)
         if waits is not None:
@@ -619,6 +714,9 @@ class Worker:
     def _hear(self, report: dict[str, Any]) -> None:
         """What the watcher reports of this run, in the link's thread."""
         job = report["job"]
+        if report["event"] == "lost":
+            self._lease_lost = report["detail"] or "another driver has taken it up"
+            self._say(self.status.stage, self.status.state, f"not guarded from here any more: {self._lease_lost}")
         if job and job != self.job_id and report["event"] == "cancelled":
             self._say("submit", "duplicate cancelled", f"a retried submission had made {job} too")
 
@@ -653,6 +751,7 @@ class Worker:
                 qpu_seconds_estimated=known.qpu_seconds_estimated,
                 qpu_seconds=known.qpu_seconds,
                 url=service.job_url(target.client, self.job_id) if target and target.client and self.job_id else "",
+                taken_up=self._taken_up,
             )
             logger.info("run %s: %s", self.run_id[:8], self.status)
             self._tell(self.status)

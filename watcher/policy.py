@@ -113,7 +113,7 @@ class Contested:
 
 @dataclass(frozen=True)
 class Lost:
-    """The lease of a run is another's, seen while its caller lived."""
+    """The lease of a run is another's."""
 
     run: str
     holder: str
@@ -461,6 +461,7 @@ class Policy:
                 touched = (run_id,)
                 actions = self._contested(run_id, holder, won=won)
             case Lost(run_id, holder, detail):
+                touched = (run_id,)
                 actions = self._lost(run_id, holder, detail)
             case CancelEnded(run_id, job, outcome, detail):
                 touched = (run_id,)
@@ -572,6 +573,8 @@ class Policy:
             run = Run(event.run, message["account"], event.tag, driver, lease=Lease.from_json(message["lease"]))
             run.posting, run.window = False, not event.answered
             self.runs[run.id] = run
+            if run.window:  # an earlier driver's POST may still make one, if only for so long from now
+                actions.append(SetTimer(("window", run.id), self.sweep_window))
             if not self.caller_alive:
                 actions += self._bereave(run)
         return actions

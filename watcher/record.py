@@ -92,6 +92,10 @@ class Record:
 
         return self._ask(ask)
 
+    def adopt(self, row: Row) -> Future[None]:
+        """Write a run with a key as the shared ledger has it; the future may fail with a `LedgerError`."""
+        return self._ask(lambda ledger: ledger.adopt(replace(row, place=ledger.place)))
+
     def contest(self, run: str, holder: str) -> Future[bool]:
         """Win the lease on a run once more, to cancel its jobs; the future may fail with a `LedgerError`."""
 
@@ -100,9 +104,18 @@ class Record:
 
         return self._ask(ask)
 
-    def _ask(self, ask: Callable[[Ledger], Any]) -> Future[Any]:
+    def holds(self, run: str, holder: str) -> Future[bool]:
+        """Whether the lease on a run is still this one's; the future may fail with a `LedgerError`."""
+
+        def ask(ledger: Ledger) -> bool:
+            row = ledger.row(run)
+            return row is not None and row.holder == holder
+
+        return self._ask(ask, durable=False)
+
+    def _ask(self, ask: Callable[[Ledger], Any], *, durable: bool = True) -> Future[Any]:
         answer: Future[Any] = Future()
-        self._writes.put(_Write(ask, durable=True, done=answer, is_question=True))
+        self._writes.put(_Write(ask, durable=durable, done=answer, is_question=True))
         return answer
 
     def _row(self, ledger: Ledger, entry: Entry) -> Row:

@@ -251,6 +251,13 @@ class Remote:
         """
         return tuple(self._unfinished(tag, session))
 
+    def tagged(self, tag: str) -> dict[str, JobState]:
+        """The states of all jobs under a tag, also of those that are final."""
+        found: dict[str, JobState] = {}
+        for page in self._pages({"tags": tag}):
+            found.update((item["id"], JobState.from_reply(item)) for item in page if _is_wanted(item, tag, ""))
+        return found
+
     def unfinished_states(self, tag: str) -> dict[str, JobState]:
         """The states of all jobs under a tag that are not final."""
         return {job: JobState.from_reply(item) for job, item in self._unfinished(tag, "").items()}

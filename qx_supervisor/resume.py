@@ -1,0 +1,260 @@
+"""Taking a run up again: who may have a key, and what is to be done about the jobs that it names.
+
+A key names one submission. The ledger says who holds it, and which jobs it has; the service says what became of them,
+and, by the tag that all jobs of a key have, of those that the ledger does not know. So a driver that is killed and
+started again at any moment submits nothing twice:
+
+- a job of the key has results: they are fetched;
+- one is queued, or runs: it is waited for;
+- a POST may still make one: it is looked for until none can come any more;
+- else, and only then, a job is submitted.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from .errors import ConfigError, WatcherError
+from .link import CredentialsSource, Guarded, link
+from .ours import remote
+from .patience import Patience
+from .poller import ask
+
+Say = Callable[[Any, str, str], None]
+Sleep = Callable[[float], None]
+T = TypeVar("T")
+
+_WAITING = "waiting for the key"
+_LOOKING = "looking for an earlier job"
+
+_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # between two looks, the last one again and again
+_BUSY_PAUSE = 0.25
+_HELD_PAUSE = 1.0
+
+
+def key_tag(key: str) -> str:
+    """The tag of all jobs of a key. A key may be long, and is nobody else's business."""
+    return f"qxk-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def run_tag(run: str, fingerprint: str) -> str:
+    """The unique tag of a run with a key: it tells what was submitted where no ledger does."""
+    return f"qxs-{run}-{fingerprint}"
+
+
+def claim(
+    guarded: Guarded, source: CredentialsSource, instances: Sequence[str], say: Say, sleep: Sleep
+) -> dict[str, Any]:
+    """Ask for a key until it is this run's, or can't be.
+
+    Args:
+        guarded: The run, with its lease. Its id and tag become the key's.
+        source: Gives the credentials of its account.
+        instances: All instances that this process can use.
+        say: Tells the user.
+        sleep: Waits; it raises what ends the run.
+
+    Returns:
+        What the ledger has under the key: `Link.claim`.
+
+    Raises:
+        ConfigError: The key stands for something else, or a driver that lives holds it.
+        WatcherError: There is no watcher, or no ledger.
+    """
+    assert guarded.lease is not None
+    key = guarded.lease.key
+    lease_until = None
+    while True:
+        try:
+            found = link.claim(guarded, source, instances)
+        except WatcherError as error:
+            raise WatcherError(
+                "submit", f"nothing was submitted, because the key {key!r} can't be held: {error.reason}"
+            ) from None
+        match found["answer"]:
+            case "granted":
+                return found
+            case "busy":
+                say("submit", _WAITING, "the jobs of an earlier driver are being cancelled")
+                sleep(_BUSY_PAUSE)
+            case "held":
+                # One that can't be seen from here lives if its lease is renewed while we look.
+                if found["is_seen"] or lease_until not in (None, found["lease_until"]):
+                    raise _held(key, found)
+                lease_until = found["lease_until"]
+                left = found["seconds_left"]
+                say("submit", _WAITING, f"its driver on {found['host']} may live; its lease ends in {left:.0f} s")
+                sleep(min(_HELD_PAUSE, left + 0.05))
+            case "differs":
+                raise _differs(key, sorted(found["jobs"]))
+            case _:
+                raise ConfigError(
+                    "config",
+                    f"nothing was submitted: the key {key!r} has a job in another instance of this account; give a "
+                    f"service for it: QiskitRuntimeService(instance={found['instance']!r})",
+                )
+
+
+def _held(key: str, found: dict[str, Any]) -> ConfigError:
+    mine = " (this process)" if found["pid"] == os.getpid() and found["is_seen"] else ""
+    return ConfigError(
+        "config",
+        f"nothing was submitted: the key {key!r} is held by process {found['pid']}{mine} on {found['host']}, which "
+        "lives; wait for its end, or use another key",
+    )
+
+
+def _differs(key: str, jobs: Sequence[str]) -> ConfigError:
+    which = f" (job {', '.join(jobs)})" if jobs else ""
+    return ConfigError(
+        "config",
+        f"nothing was submitted: the key {key!r} stands for another submission{which}: its circuits, values, backend, "
+        "options or primitive differ from these; use another key",
+    )
+
+
+@dataclass
+class Search:
+    """Looks for the job of a key that is this run's now.
+
+    Attributes:
+        there: The instance.
+        guarded: The run.
+        found: What the ledger has: `claim`.
+        window: Seconds after a driver's death in which its POST may still make a job.
+        say: Tells the user.
+        sleep: Waits; it raises what ends the run.
+        outcomes: What became of the jobs that are of no use any more.
+    """
+
+    there: remote.Remote
+    guarded: Guarded
+    found: dict[str, Any]
+    window: float
+    say: Say
+    sleep: Sleep
+    outcomes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether there may be a job: until it is found to be over, the run must not be stood down."""
+        open_jobs = [job for job, outcome in self.found["jobs"].items() if outcome in ("", "unconfirmed")]
+        return bool(open_jobs) or not self.found["answered"]
+
+    def job(self) -> remote.JobState | None:
+        """The job to go on with; None if one is to be submitted.
+
+        Raises:
+            ConfigError: The key stands for something else, or a job of it is in flight that nobody here knows of.
+            RunError: The service can't be asked.
+        """
+        since = self.found["since"] or 0.0
+        # The watcher that saw the death may have written it down. If not, it was before this moment.
+        end = time.monotonic() + (0.0 if self.found["answered"] else max(0.0, self.window - since))
+        looks = 0
+        while True:
+            is_last = time.monotonic() >= end
+            jobs = self._jobs()
+            chosen = self._choose(jobs)
+            if chosen is not None or is_last:
+                break
+            left = end - time.monotonic()
+            self.say("submit", _LOOKING, f"one that was being submitted may still turn up, for {max(0.0, left):.0f} s")
+            self.sleep(max(0.0, min(_PAUSES[min(looks, len(_PAUSES) - 1)], left)))
+            looks += 1
+        self.outcomes = {
+            job: "cancelled" if state.is_cancelled else "finished"
+            for job, state in jobs.items()
+            if state.is_final and self._is_ours(state)
+        }
+        return chosen
+
+    def _jobs(self) -> dict[str, remote.JobState]:
+        jobs = self._ask(lambda: self.there.tagged(key_tag(self.lease.key)))
+        # A list may be late; a job whose id is known is read by itself.
+        for job, outcome in self.found["jobs"].items():
+            if job not in jobs and outcome not in ("cancelled", "gone"):
+                state = self._ask(functools.partial(self._read, job))
+                if state is not None:
+                    jobs[job] = state
+        return jobs
+
+    def _read(self, job: str) -> remote.JobState | None:
+        try:
+            return self.there.job(job)
+        except remote.RemoteError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        patience = Patience("submit", None, self.say)
+        while True:
+            try:
+                answer = ask(self.there, question)
+            except remote.RemoteError as error:
+                self.sleep(patience.failed(error))
+            else:
+                patience.answered()
+                return answer
+
+    @property
+    def lease(self) -> Any:
+        """The run's lease."""
+        return self.guarded.lease
+
+    def _choose(self, jobs: Mapping[str, remote.JobState]) -> remote.JobState | None:
+        key, fingerprint = self.lease.key, self.lease.fingerprint
+        foreign = {job: state for job, state in jobs.items() if not self._is_ours(state)}
+        # Submitted with this key from elsewhere, or the ledger was lost: its tags are all that is known of it.
+        others = [job for job, state in foreign.items() if _fingerprint(_tags(state)) != fingerprint]
+        if others:
+            raise _differs(key, others)
+        completed = _first(jobs.values(), lambda state: state.is_completed, self.found["jobs"])
+        if completed is not None:
+            return completed
+        for job, state in foreign.items():
+            if not state.is_final:
+                raise ConfigError(
+                    "config",
+                    f"nothing was submitted: job {job} of the key {key!r} is in flight, and its driver is not known "
+                    f"here; wait for it, cancel it (qx-supervisor cancel {job}), or have all hosts share a ledger "
+                    "(QX_LEDGER)",
+                    job,
+                )
+        running = _first(jobs.values(), lambda state: state.status.lower() == "running", self.found["jobs"])
+        return running or _first(jobs.values(), lambda state: not state.is_final, self.found["jobs"])
+
+    def _is_ours(self, state: remote.JobState) -> bool:
+        return self.guarded.tag in _tags(state) or state.reply.get("id") in self.found["jobs"]
+
+
+def _first(
+    states: Iterable[remote.JobState], fits: Callable[[remote.JobState], bool], known: Mapping[str, str]
+) -> remote.JobState | None:
+    """Of those that fit, one that the ledger knows, else the oldest."""
+    fitting = [state for state in states if fits(state)]
+    fitting.sort(key=lambda state: (state.reply["id"] not in known, str(state.reply.get("created") or "")))
+    return fitting[0] if fitting else None
+
+
+def _tags(state: remote.JobState) -> list[str]:
+    tags = state.reply.get("tags")
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+
+def _fingerprint(tags: Iterable[str]) -> str:
+    """What was submitted, by the tags of a job with a key; "" if they don't tell."""
+    found = [tag.rpartition("-")[2] for tag in tags if tag.startswith("qxs-") and tag.count("-") == 2]
+    return found[0] if found else ""
+
+
+def driver_of(state: remote.JobState) -> str:
+    """The tag of the driver that submitted a job, or ""."""
+    return next((tag for tag in _tags(state) if tag.startswith("qxd-")), "")

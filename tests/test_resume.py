@@ -1,0 +1,483 @@
+"""A run with a key: its driver is killed, comes back, and takes its job up again. No key is executed twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from circuits import bell
+from conftest import Driver, end, wait_for_end, wait_for_watchers
+
+from qx_supervisor import local, reap, run
+from qx_supervisor.resume import key_tag
+
+JOBS = "/api/v1/jobs"
+
+HELD_BEFORE_ARMING = """
+from qx_supervisor import worker
+worker.Worker._announce = lambda *_: (say("held"), signal.pause())
+"""
+
+
+@pytest.fixture(autouse=True)
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watchers that wait for a driver see soon that it came back."""
+    monkeypatch.setenv("QX_LEASE_SECONDS", "1")
+
+
+def keyed(
+    key: str = "step", grace: float = 60, pubs: str = "bell()", backend: str = "ibm_brisbane", **more: Any
+) -> str:
+    """The code of a driver with a key."""
+    arguments = {"shots": 64, "key": key, "grace": grace, **more}
+    rest = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    return f"""
+try:
+    result = run({pubs}, {backend!r}, service=service(), on_status=tell{rest})
+    say("result", result.job_id, sum(result.counts.values()))
+except ConfigError as error:
+    say("refused", error.reason)
+"""
+
+
+def refusal(driver: Driver) -> str:
+    """Why a driver's key was refused."""
+    said = " ".join(driver.line("refused "))
+    assert driver.end() == 0
+    return said
+
+
+def posts(ibm: local.Service) -> int:
+    """How many submissions reached the service."""
+    return len(ibm.journal(method="POST", path=JOBS))
+
+
+def finish(ibm: local.Service, driver: Driver) -> str:
+    """The job whose result a driver got."""
+    job, shots = driver.line("result ")
+    assert shots == "64"
+    assert driver.end() == 0, driver.errors
+    assert ibm.job(job).status == "Completed"
+    return job
+
+
+def kill_both(driver: Driver) -> None:
+    watcher = driver.watcher()
+    driver.send(signal.SIGSTOP)
+    watcher.send_signal(signal.SIGKILL)
+    wait_for_end(watcher)
+    driver.kill()
+
+
+@pytest.mark.parametrize("where", ["queued", "running"])
+def test_a_driver_that_comes_back_takes_its_job_up(ibm, fork, where):
+    ibm.hold(where)
+    first = fork(keyed())
+    job = first.line(f"{where} ")[0]
+    watcher = first.watcher()
+    first.kill()
+    second = fork(keyed())
+    assert second.line("taken up again ")[0] == job
+    wait_for_end(watcher)  # it has seen that the job is another's
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+    assert posts(ibm) == 1
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_a_job_that_finished_meanwhile_is_fetched(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed())
+    job = first.queued()
+    first.kill()
+    ibm.hold(None)
+    ibm.wait_job(job, "Completed")
+    assert finish(ibm, fork(keyed())) == job
+    assert posts(ibm) == 1
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_the_same_key_gives_the_same_result_ever_after(ibm, fork):
+    job = finish(ibm, fork(keyed()))
+    code = """
+    seen = []
+    def again(key):
+        return run(bell(), "ibm_brisbane", service=service(), shots=64, key=key, on_status=seen.append)
+    say("again", again("step").job_id, seen[-1].taken_up, "taken up again" in [status.state for status in seen])
+    say("submitted", submit(bell(), "ibm_brisbane", service=service(), shots=64, key="step").result(60).job_id)
+    say("another", again("another").job_id, seen[-1].taken_up)
+    """
+    second = fork(code)
+    assert second.line("again ") == [job, "True", "True"]
+    assert second.line("submitted ") == [job]
+    other, taken_up = second.line("another ")
+    assert other != job
+    assert taken_up == "False"
+    assert second.end() == 0
+    assert posts(ibm) == 2
+
+
+def test_after_the_grace_the_watcher_cancels_and_the_next_driver_submits_anew(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed(grace=0.5))
+    job = first.queued()
+    first.kill()
+    wait_for_watchers(first.pid)
+    assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
+    ibm.hold(None)
+    second = finish(ibm, fork(keyed(grace=0.5)))
+    assert second != job
+    assert posts(ibm) == 2
+    assert {key_tag("step") in entry.tags for entry in ibm.journal(method="POST", path=JOBS)} == {True}
+
+
+def test_without_a_grace_it_is_cancelled_at_once(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed(grace=0))
+    job = first.queued()
+    first.kill()
+    wait_for_watchers(first.pid)
+    assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
+
+
+def test_the_grace_of_the_dead_does_not_run_out_on_the_one_who_came_back(ibm, fork, monkeypatch):
+    monkeypatch.setenv("QX_LEASE_SECONDS", "60")  # the first watcher looks when the grace has passed, and not before
+    ibm.hold("queued")
+    first = fork(keyed(grace=3))
+    job = first.queued()
+    watcher = first.watcher()
+    first.kill()
+    second = fork(keyed(grace=3))
+    assert second.line("taken up again ")[0] == job
+    wait_for_end(watcher)
+    assert ibm.job(job).cancel_requests == 0
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+
+
+def test_the_driver_that_came_back_is_killed_too(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed())
+    job = first.queued()
+    first.kill()
+    second = fork(keyed())
+    assert second.line("taken up again ")[0] == job
+    second.kill()
+    third = fork(keyed(grace=0.2))
+    assert third.line("taken up again ")[0] == job
+    third.kill()
+    for driver in (first, second, third):
+        wait_for_watchers(driver.pid)
+    assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
+    assert posts(ibm) == 1
+
+
+def test_killed_while_the_submission_is_on_its_way(ibm, fork):
+    """Its job turns up after the second driver has begun to look for it."""
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 2.0}]})
+    first = fork(keyed())
+    ibm.wait_for("POST", JOBS)
+    first.kill()
+    second = fork(keyed())
+    job = second.line("taken up again ")[0]
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+    assert [each.id for each in ibm.jobs()] == [job]
+
+
+def test_killed_before_the_answer_came(ibm, fork):
+    ibm.hold("queued")
+    fault = {"path": JOBS, "method": "POST", "phase": "after", "delay_seconds": 30.0, "times": 1}
+    ibm.scenario({"http_faults": [fault]})
+    first = fork(keyed())
+    [entry] = ibm.wait_for("POST", JOBS)
+    while not ibm.jobs():
+        pass
+    first.kill()
+    second = fork(keyed())
+    job = second.line("taken up again ")[0]
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+    assert [each.id for each in ibm.jobs()] == [job]
+    assert entry.tags
+
+
+def test_killed_before_it_submitted_anything(ibm, fork):
+    """It had said that it would: nothing turns up while one could, and then one is submitted."""
+    code = """
+    from qx_supervisor import worker
+    begin = worker.Worker._begin_post
+    def stop(self):
+        say("armed")
+        signal.pause()
+    worker.Worker._begin_post = stop
+    """
+    first = fork(code + keyed())
+    first.line("armed")
+    first.kill()
+    second = fork(keyed())
+    second.line("looking for an earlier job")
+    finish(ibm, second)
+    assert posts(ibm) == 1
+
+
+def test_killed_before_it_armed(ibm, fork):
+    """Nothing can turn up, and nothing is waited for."""
+    first = fork(HELD_BEFORE_ARMING + keyed())
+    first.line("held")
+    first.kill()
+    second = fork(keyed())
+    finish(ibm, second)
+    assert posts(ibm) == 1
+    assert not [line for line in second.lines if line.startswith("looking")]
+
+
+def test_a_retried_submission_leaves_one_job(ibm, fork):
+    ibm.hold("queued")
+    fault = {"path": JOBS, "method": "POST", "phase": "after", "status": 503, "times": 1}
+    ibm.scenario({"http_faults": [fault]})
+    first = fork(keyed())
+    first.queued()
+    kill_both(first)
+    second = fork(keyed())
+    job = second.line("taken up again ")[0]
+    made = [each.id for each in ibm.jobs()]
+    assert len(made) == 2
+    other = next(each for each in made if each != job)
+    ibm.wait_job(other, "Cancelled")
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+    assert ibm.job(job).cancel_requests == 0
+
+
+@pytest.mark.parametrize(
+    "other", [{"shots": 65}, {"pubs": "[bell(), bell()]"}, {"optimization_level": 2}], ids=str
+)
+def test_a_key_that_stands_for_something_else_is_refused(ibm, fork, other):
+    job = finish(ibm, fork(keyed()))
+    said = refusal(fork(keyed(**other)))
+    assert said.startswith(f"nothing was submitted: the key 'step' stands for another submission (job {job})")
+    assert posts(ibm) == 1
+
+
+def test_what_was_never_submitted_may_change(ibm, fork):
+    first = fork(HELD_BEFORE_ARMING + keyed())
+    first.line("held")
+    first.kill()
+    finish(ibm, fork(keyed(shots=64, pubs="bell().copy()")))
+    assert posts(ibm) == 1
+
+
+def test_a_key_that_a_live_driver_holds_is_refused(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed())
+    job = first.queued()
+    said = refusal(fork(keyed()))
+    assert f"the key 'step' is held by process {first.pid} on {os.uname().nodename}, which lives" in said
+    assert ibm.job(job).cancel_requests == 0
+    ibm.hold(None)
+    assert finish(ibm, first) == job
+    assert posts(ibm) == 1
+
+
+def test_a_key_that_this_process_holds_is_refused(ibm, fork):
+    ibm.hold("queued")
+    code = """
+    mine = submit(bell(), "ibm_brisbane", service=service(), shots=64, key="step")
+    ibm.wait_for("POST", "/api/v1/jobs", answered=True)
+    """
+    driver = fork(textwrap.dedent(code) + keyed() + "ibm.hold(None)\nsay('result', mine.result(60).job_id, 64)")
+    assert f"process {driver.pid} (this process)" in " ".join(driver.line("refused "))
+    finish(ibm, driver)
+    assert posts(ibm) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_cancels_as_ever(ibm, fork, number):
+    ibm.hold("queued")
+    first = fork(keyed())
+    job = first.queued()
+    first.send(number)
+    end(first)
+    assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
+    ibm.hold(None)
+    assert finish(ibm, fork(keyed())) != job
+
+
+def test_sigterm_can_keep_the_job(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed(keep_on_sigterm=True))
+    job = first.queued()
+    first.send(signal.SIGTERM)
+    assert first.line("kept ")[0] == job
+    assert first.end() == 128 + signal.SIGTERM
+    second = fork(keyed(keep_on_sigterm=True))
+    assert second.line("taken up again ")[0] == job
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_what_sigterm_kept_is_cancelled_after_its_grace(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed(grace=0.5, keep_on_sigterm=True))
+    job = first.queued()
+    first.send(signal.SIGTERM)
+    end(first)
+    assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
+
+
+def test_sigint_cancels_what_sigterm_would_keep(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed(keep_on_sigterm=True))
+    job = first.queued()
+    first.send(signal.SIGINT)
+    end(first)
+    assert ibm.job(job).status == "Cancelled"
+
+
+def test_the_same_process_takes_up_what_it_kept(ibm, fork):
+    ibm.hold("queued")
+    code = """
+    def interrupt(status):
+        if status.state == "queued":
+            os.kill(os.getpid(), signal.SIGTERM)
+    arguments = {"service": service(), "shots": 64, "key": "step", "grace": 60}
+    try:
+        run(bell(), "ibm_brisbane", keep_on_sigterm=True, on_status=interrupt, **arguments)
+    except Interrupted as error:
+        say("interrupted", error.job_id, error.cancel, error.code)
+    ibm.hold(None)
+    say("result", run(bell(), "ibm_brisbane", **arguments).job_id, 64)
+    """
+    driver = fork(code)
+    job, cancel, status = driver.line("interrupted ")
+    assert (cancel, int(status)) == ("kept", 128 + signal.SIGTERM)
+    assert finish(ibm, driver) == job
+    assert posts(ibm) == 1
+
+
+def test_the_watcher_died_too(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed())
+    job = first.queued()
+    kill_both(first)
+    second = fork(keyed())
+    assert second.line("taken up again ")[0] == job
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+    assert posts(ibm) == 1
+
+
+def test_reap_leaves_a_job_to_its_grace(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed())
+    job = first.queued()
+    kill_both(first)
+    for _ in range(2):
+        [told] = reap(ibm.service())
+        assert (told.fate, told.jobs) == ("in grace", (job,))
+    assert ibm.job(job).cancel_requests == 0
+    second = fork(keyed())
+    assert second.line("taken up again ")[0] == job
+    assert reap(ibm.service()) == []
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+
+
+def test_reap_cancels_when_the_grace_is_over(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed(grace=0.01))
+    job = first.queued()
+    kill_both(first)
+    fates = []
+    while "cancelled" not in fates and len(fates) < 50:
+        fates += [told.fate for told in reap(ibm.service())]
+    assert ibm.job(job).status == "Cancelled"
+    ibm.hold(None)
+    assert finish(ibm, fork(keyed(grace=0.01))) != job
+
+
+def test_a_watcher_that_died_alone_is_replaced_and_the_lease_goes_on(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed(grace=0.2))
+    job = first.queued()
+    watcher = first.watcher()
+    watcher.kill()
+    wait_for_end(watcher)
+    assert "which lives" in refusal(fork(keyed(grace=0.2)))
+    first.kill()
+    ibm.wait_job(job, "Cancelled")
+    wait_for_watchers(first.pid)
+    assert ibm.job(job).cancel_requests == 1
+
+
+def test_a_failed_job_is_submitted_anew(ibm, fork):
+    ibm.scenario({"next_jobs": [{"outcome": "failed", "reason": "The circuit is cursed.", "reason_code": 7001}]})
+    first = fork(keyed())
+    assert first.end() != 0
+    ibm.scenario({})
+    finish(ibm, fork(keyed()))
+    assert posts(ibm) == 2
+
+
+class TestWithoutTheLedger:
+    """It was lost; the tags at the service are what is left."""
+
+    def test_what_is_done_is_fetched(self, ibm: local.Service, fork: Callable[[str], Driver], state: Path) -> None:
+        job = finish(ibm, fork(keyed()))
+        shutil.rmtree(state)
+        assert finish(ibm, fork(keyed())) == job
+        assert posts(ibm) == 1
+
+    def test_what_stands_for_something_else_is_refused(
+        self, ibm: local.Service, fork: Callable[[str], Driver], state: Path
+    ) -> None:
+        job = finish(ibm, fork(keyed()))
+        shutil.rmtree(state)
+        assert f"stands for another submission (job {job})" in refusal(fork(keyed(shots=65)))
+        assert posts(ibm) == 1
+
+    def test_what_is_in_flight_is_not_touched(
+        self, ibm: local.Service, fork: Callable[[str], Driver], state: Path
+    ) -> None:
+        ibm.hold("queued")
+        first = fork(keyed())
+        job = first.queued()
+        kill_both(first)
+        shutil.rmtree(state)
+        assert f"job {job} of the key 'step' is in flight, and its driver is not known" in refusal(fork(keyed()))
+        assert ibm.job(job).cancel_requests == 0
+        ibm.hold(None)
+        ibm.wait_job(job, "Completed")
+        assert finish(ibm, fork(keyed())) == job
+        assert posts(ibm) == 1
+
+
+def test_an_interrupt_while_the_job_is_looked_for_cancels_it(ibm, fork):
+    """The first driver's job turns up under the second's watcher, and the second was interrupted."""
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 2.0}]})
+    first = fork(keyed())
+    ibm.wait_for("POST", JOBS)
+    first.kill()
+    second = fork(keyed())
+    second.line("looking for an earlier job")
+    second.send(signal.SIGINT)
+    end(second)
+    [job] = ibm.jobs()
+    assert (job.status, job.cancel_requests) == ("Cancelled", 1)
+
+
+def test_a_local_backend_needs_no_lease(ibm):
+    from qiskit_ibm_runtime.fake_provider import FakeSherbrooke
+
+    assert sum(run(bell(), FakeSherbrooke(), shots=16, key="step").counts.values()) == 16
+    assert posts(ibm) == 0
