@@ -710,7 +710,7 @@ def test_every_error_pickles(error: RunError) -> None:
     ("number", "kind", "code"),
     [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143), (signal.SIGHUP, SystemExit, 129)],
 )
-@pytest.mark.parametrize("outcome", ["confirmed", "handed over", "unconfirmed", "nothing to cancel"])
+@pytest.mark.parametrize("outcome", ["confirmed", "handed over", "unconfirmed", "nothing to cancel", "kept"])
 def test_an_interrupt_pickles(number: signal.Signals, kind: type, code: int | None, outcome: Any) -> None:
     import copy
     import pickle

@@ -25,6 +25,15 @@ from .results import FIELDS
 @click.option("--optimization-level", type=click.IntRange(0, 3), default=1, show_default=True, help="The transpiler's.")
 @click.option("--seed", type=int, help="The transpiler's seed.")
 @click.option("--max-execution-time", type=int, metavar="SECONDS", help="QPU time after which IBM ends the job itself.")
+@click.option("--key", metavar="NAME", help="A name by which the job is taken up again if this command is killed.")
+@click.option(
+    "--grace",
+    type=float,
+    default=0.0,
+    metavar="SECONDS",
+    help="How long the job with a key is left alone for that; then the watcher cancels it.",
+)
+@click.option("--keep-on-sigterm", is_flag=True, help="On SIGTERM leave the job to its grace, and don't cancel it.")
 @click.option(
     "--panel",
     type=click.Choice(["auto", "plain", "none"]),
@@ -46,6 +55,9 @@ def run_command(  # noqa: PLR0917 - click passes by name
     optimization_level: int,
     seed: int | None,
     max_execution_time: int | None,
+    key: str | None,
+    grace: float,
+    keep_on_sigterm: bool,
     panel: str,
 ) -> None:
     """Run the circuits of FILE and print the counts.
@@ -54,6 +66,9 @@ def run_command(  # noqa: PLR0917 - click passes by name
 
     Whatever ends this command, the job is cancelled: by the command itself after Ctrl-C, SIGTERM, SIGHUP and --timeout,
     and by its watcher after everything else.
+
+    With --key a command that is given again takes its job up: it is waited for, or its result fetched, and nothing is
+    submitted twice.
 
     With --local it runs on the embedded service: the one that is running, or one for this run alone.
     """
@@ -76,6 +91,9 @@ def run_command(  # noqa: PLR0917 - click passes by name
                 optimization_level=optimization_level,
                 seed_transpiler=seed,
                 max_execution_time=max_execution_time,
+                key=key,
+                grace=grace,
+                keep_on_sigterm=keep_on_sigterm,
                 # The results are on stdout, so the panel need not show them.
                 panel=None if panel == "none" else open_panel(panel, interruptible=True, results=False),  # type: ignore[arg-type]
             )

@@ -141,7 +141,7 @@ class View:
         if status is None:
             return "nothing submitted yet"
         if status.watcher is not None:
-            return f"watched by pid {status.watcher}"
+            return f"{'taken up again, ' if status.taken_up else ''}watched by pid {status.watcher}"
         if "unguarded" in status.detail:
             return "simulated on this machine, nothing to guard"
         return "NOT WATCHED" if status.job_id else "nothing submitted yet"
