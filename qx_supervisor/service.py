@@ -211,6 +211,30 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
     return _inside(session, _by_name(service, backend) if backend is not None else _least_busy(service, width))
 
 
+def backend_asked_for(backend: Any, primitive: Any) -> tuple[Any, ...] | None:
+    """What names the backend that a call asks for, before anything is asked of the service; None for the least busy.
+
+    A session or batch counts as its backend. To the name comes what else was asked for with it.
+    """
+    from qiskit.providers import BackendV2
+    from qiskit_ibm_runtime import IBMBackend, Session
+    from qiskit_ibm_runtime.utils.default_session import get_cm_session
+
+    if primitive is not None:
+        backend = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None)
+    elif backend is None:
+        backend = get_cm_session()
+    if isinstance(backend, Session):
+        backend = backend._backend
+    if isinstance(backend, IBMBackend):
+        fractional = getattr(backend.options, "use_fractional_gates", False)
+        more = (fractional, backend.calibration_id)
+        return (backend.name,) if more == (False, None) else (backend.name, *more)
+    if isinstance(backend, BackendV2):
+        return (backend.name,)
+    return None if backend is None else (str(backend),) if isinstance(backend, str) else ("?", type(backend).__name__)
+
+
 def _inside(session: Any, backend: Any) -> Target:
     """A backend that was named, inside a `with Session(...)` or not."""
     if session is None:
@@ -524,7 +548,7 @@ def make_primitive(kind: str, target: Target, options: Any, shots: int | None) -
         ConfigError: If the options are not of the primitive's.
     """
     name = "Sampler" if kind == "sampler" else "Estimator"
-    if type(options).__module__.startswith("qiskit_ibm_runtime.options."):
+    if _is_deprecated(options):
         import qiskit_ibm_runtime
 
         made = getattr(qiskit_ibm_runtime, f"{name}V2")
@@ -538,6 +562,31 @@ def make_primitive(kind: str, target: Target, options: Any, shots: int | None) -
     except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         raise ConfigError("config", f"the options do not fit {name}: {describe(error)}") from None
     return primitive
+
+
+def _is_deprecated(options: Any) -> bool:
+    return type(options).__module__.startswith("qiskit_ibm_runtime.options.")
+
+
+def class_of(kind: str, primitive: Any, options: Any) -> tuple[str, str]:
+    """The package and the name of the primitive's class that a run will use, the user's own or one made here."""
+    if primitive is not None:
+        return type(primitive).__module__.partition(".")[0], type(primitive).__name__
+    return "qiskit_ibm_runtime", kind.capitalize() + ("V2" if _is_deprecated(options) else "")
+
+
+def parts_of(item: Any) -> Any:
+    """What an object of the client's that may be among a primitive's options is made of; None for anything else."""
+    from qiskit_ibm_runtime.options.utils import UnsetType
+    from qiskit_ibm_runtime.results.noise_learner import LayerError, NoiseLearnerResult, PauliLindbladError
+
+    if isinstance(item, NoiseLearnerResult):
+        return list(item.data)
+    if isinstance(item, LayerError):
+        return item.circuit, list(item.qubits), item.error
+    if isinstance(item, PauliLindbladError):
+        return item.generators, item.rates
+    return () if isinstance(item, UnsetType) else None
 
 
 def tags_of(primitive: Any) -> list[str]:

@@ -1,0 +1,52 @@
+"""Operators, states, and what Qiskit's synthesis is set up with, as plain parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qiskit.quantum_info import (
+    Clifford,
+    Pauli,
+    PauliList,
+    SparseObservable,
+    SparsePauliOp,
+)
+from qiskit.quantum_info.operators.base_operator import BaseOperator
+from qiskit.quantum_info.states.quantum_state import QuantumState
+from qiskit.synthesis import OneQubitEulerDecomposer
+from qiskit.synthesis.boolean.boolean_expression import BooleanExpression
+from qiskit.synthesis.evolution.evolution_synthesis import EvolutionSynthesis
+from qiskit.transpiler import CouplingMap
+
+try:
+    from qiskit.quantum_info import PauliLindbladMap
+except ImportError:  # came with Qiskit 2.1
+    PauliLindbladMap = ()
+
+
+def parts(item: Any) -> Any:
+    """What an object is made of, as plain values, in an order that means something; None if it is none of these."""
+    if isinstance(item, Clifford):
+        return item.tableau
+    if isinstance(item, Pauli | PauliList):
+        return item.z, item.x, item.phase
+    if isinstance(item, SparsePauliOp):
+        return item.paulis.z, item.paulis.x, item.paulis.phase, item.coeffs
+    if isinstance(item, SparseObservable):
+        return item.num_qubits, [tuple(term) for term in item.to_sparse_list()]
+    if PauliLindbladMap and isinstance(item, PauliLindbladMap):
+        return item.num_qubits, [tuple(term) for term in item.to_sparse_list()]
+    if isinstance(item, BaseOperator | QuantumState) and hasattr(item, "data"):
+        return item.dims() if isinstance(item, QuantumState) else (item.input_dims(), item.output_dims()), item.data
+    if isinstance(item, EvolutionSynthesis):
+        try:
+            return item.settings
+        except NotImplementedError:  # it was given a function
+            return None
+    if isinstance(item, BooleanExpression):
+        return item.expression, list(item.args)
+    if isinstance(item, OneQubitEulerDecomposer):
+        return item.basis
+    if isinstance(item, CouplingMap):
+        return item.size(), sorted(item.get_edges())
+    return None
