@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from . import detached
+from . import detached, shared
 from .errors import WatcherError
 from .ours import FOLDER, ledger, place, protocol
 
@@ -241,7 +241,7 @@ def _interpreter() -> str:
 def _package_folders() -> list[str]:
     """The folders from which this process has the watcher's packages, in order, each once."""
     folders = []
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *shared.packages()):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise WatcherError("config", f"the watcher needs the package {name}; install qx-supervisor anew")

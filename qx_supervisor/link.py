@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from . import placement
+from . import placement, shared
 from .errors import WatcherError
 from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
 from .ours import ledger, protocol
@@ -476,6 +476,8 @@ class Link:
 
     def _replay(self) -> None:
         """Tell a new watcher every guarded run. Called with the lock held."""
+        if url := shared.url():
+            self._tell("ledger", url=url)
         # Nothing is fetched here, and no account passes for armed: the token service may be what is out of order. The
         # watcher asks it by itself, and the next run asks for the account to be armed again.
         for account in {guarded.account for guarded in self._runs.values()}:
@@ -535,6 +537,14 @@ class Link:
                     "this process, their jobs would not be found again",
                     message["detail"],
                 )
+            elif message["event"] == "shared ledger away":
+                logger.warning(
+                    "the ledger of many hosts is away (%s): the watcher protects the runs all the same, but should "
+                    "this host be lost, their jobs would not be cancelled; it is tried again",
+                    message["detail"],
+                )
+            elif message["event"] == "shared ledger back":
+                logger.info("the ledger of many hosts is back")
             elif message["event"] == "fault":
                 logger.error("a fault in the watcher, which goes on: %s; please report it", message["detail"])
             elif message["event"] == "token refused":
@@ -545,7 +555,8 @@ class Link:
                 )
             elif guarded is not None:
                 guarded.report(message)
-                if guarded.handed_over and message["event"] in ("cancelled", "pending") and not message["job"]:
+                is_over = message["event"] in ("cancelled", "pending", "lost") and not message["job"]
+                if is_over and (guarded.handed_over or guarded.let_go or message["event"] == "lost"):
                     self.stand_down(guarded.run)
         elif message["kind"] == "nack":
             logger.warning("the watcher refused a message: %s", message["reason"])

@@ -35,6 +35,7 @@ from drivers import (  # noqa: F401 - the tests take them from here
     wait_for_watchers,
     watchers_of,
 )
+from postgres import postgres, shared_url  # noqa: F401 - fixtures
 
 from qx_supervisor import local
 from qx_supervisor.link import link

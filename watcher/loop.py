@@ -28,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 from multiprocess.connection import Connection
 
 from . import policy as p
+from .both import Both
 from .cancel import GIVE_UP, Cancellation, Closing, Crowd, Effort
 from .parent import Identity, Parent
 from .place import start_ticks
 from .protocol import Credentials, ProtocolError, check_lease, decode_from_caller, encode
 from .record import Entry, Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
+from .shared import Shared
 
 if TYPE_CHECKING:
     from .ledger import Ruling
@@ -94,7 +96,7 @@ class Watcher:
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(CONNECTIONS)
         self._lease_seconds = lease_seconds
-        self._record = Record(state, parent.identity, self._complain, lease_seconds)
+        self._record: Record | Both = Record(state, parent.identity, self._complain, lease_seconds)
         self._written: Future[None] | None = None
         self._over = False
 
@@ -135,12 +137,27 @@ class Watcher:
             self._fire()
 
     def leave(self) -> None:
-        """Let the ledger write what it was given."""
+        """Let the ledgers write what they were given."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # that may take a while, where a database is away
         self._record.close(LEDGER_SECONDS)
 
     def _complain(self, trouble: str) -> None:
         """The ledger fails: that costs the ledger only, and the caller hears of it once."""
         self.post(lambda: self._say("report", 0, event="ledger lost", run="", job="", detail=trouble))
+
+    def _share(self, url: str) -> None:
+        """Write to the ledger of many hosts, too."""
+        if isinstance(self._record, Both):
+            return
+
+        def tell(event: str, detail: str) -> None:
+            self.post(lambda: self._say("report", 0, event=f"shared ledger {event}", run="", job="", detail=detail))
+
+        def lost(run: str, holder: str, detail: str) -> None:
+            # Without a key it stays guarded by this watcher all the same: whoever has it now can only cancel it, too.
+            self.post(p.Lost(run, holder, detail) if holder else lambda: self._do(p.Report("lost", run, detail=detail)))
+
+        self._record = Both(self._record, Shared(url, self._parent.identity, self._lease_seconds, tell, lost))
 
     # What wakes it
 
@@ -160,6 +177,9 @@ class Watcher:
             message: dict[str, Any] = {}
             try:
                 message = decode_from_caller(data)
+                if message["kind"] == "ledger":
+                    self._share(message["url"])
+                    continue
                 if message["kind"] == "arm":
                     self._take(message)
                 check_lease(message)
@@ -172,6 +192,8 @@ class Watcher:
         """The caller is dead: first all that it had sent, so that a `done` sent before its death wins."""
         if self._policy.caller_alive:
             self._listen()
+            if isinstance(self._record, Both):
+                self._record.bury()
             self._handle(p.CallerDied())
 
     def _hear(self) -> None:
@@ -320,12 +342,22 @@ class Watcher:
         self._record.contest(run, holder).add_done_callback(answered)
 
     def _renew_leases(self) -> None:
-        """Hold the leases of this caller's runs for longer, three times in their length."""
-        if self._policy.caller_alive:
-            holders = [run.holder for run in self._policy.runs.values() if run.lease is not None]
-            if holders:
-                self._record.renew(holders)
-            self._after(self._lease_seconds / 3, self._renew_leases)
+        """Hold the leases of this caller's runs for longer; see which of those that wait have been taken up."""
+        leased = [run for run in self._policy.runs.values() if run.lease is not None]
+        holders = [run.holder for run in leased if not run.waiting]
+        if holders and self._policy.caller_alive:
+            self._record.renew(holders)
+        for run in leased:
+            if run.waiting:
+                self._look_whether_taken(run.id, run.holder)
+        self._after(self._lease_seconds / 3, self._renew_leases)
+
+    def _look_whether_taken(self, run: str, holder: str) -> None:
+        def answered(said: Future[bool]) -> None:
+            if said.exception() is None and not said.result():
+                self.post(p.Lost(run, holder))
+
+        self._record.holds(run, holder).add_done_callback(answered)
 
     def _acknowledge(self, seq: int) -> None:
         """Answer when the last row that was handed to the ledger is on disk, or the ledger takes too long."""

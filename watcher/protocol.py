@@ -107,6 +107,7 @@ class Lease:
 
 # Kind → its fields and their types. Every message has a `seq` too, which the answer quotes.
 _FROM_CALLER: dict[str, dict[str, type]] = {
+    "ledger": {"url": str},  # the first message, where there is a ledger of many hosts; its URL may hold a password
     "arm": {"account": str, "credentials": dict},  # credentials, answered when a token is held
     # A POST is about to leave. driver: the tag of all jobs of this driver, or "" where it has none. lease: {} without a
     # key.

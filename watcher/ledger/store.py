@@ -234,6 +234,18 @@ class Ledger:
             database.execute("UPDATE jobs SET outcome = '' WHERE run = ? AND outcome = 'kept'", (known.run,))
             return Ruling(answer="granted", row=self._required(known.run), let_go_at=known.let_go_at)
 
+    def adopt(self, row: Row) -> None:
+        """Write a run with a key as the shared ledger has it, which decides, whatever was known here of either."""
+        with self._writing(durable=True) as database:
+            database.execute(
+                "UPDATE runs SET key = NULL WHERE key = ? AND endpoint = ? AND instance = ? AND run <> ?",
+                (row.key, safe_endpoint(row.endpoint), row.instance, row.run),
+            )
+            database.execute("DELETE FROM runs WHERE run = ?", (row.run,))
+            self._insert(row, self._clock())
+            for job, outcome in row.jobs.items():
+                database.execute(_UPSERT_JOB, (row.run, job, safe_detail(outcome)))
+
     def anew(self, run: str, outcomes: Mapping[str, str], *, holder: str) -> None:
         """Write what became of the jobs that a run with a key had so far: another one will be submitted."""
         with self._writing() as database:

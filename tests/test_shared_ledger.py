@@ -1,0 +1,485 @@
+"""The ledger of many hosts, in a real PostgreSQL: what it holds, who may take it, and that the clock is its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+from postgres import Server
+
+from watcher.ledger import UNFINISHED, LedgerError, Row, Wish
+from watcher.ledger.postgres import Kept, SharedLedger
+from watcher.ledger.postgres import schema as schemas
+from watcher.place import Place, Process
+
+HERE = Place("", "here", "boot-1", 1)
+ACCOUNT = ("https://quantum/api", "crn:1")
+
+
+Opener = Callable[..., SharedLedger]
+
+
+@pytest.fixture
+def opened(shared_url: str) -> Iterator[Opener]:
+    """Opens the ledger, as a watcher on a host does."""
+    made: list[SharedLedger] = []
+
+    def begin(host: str = "here", **how: Any) -> SharedLedger:
+        where = Place("", host, f"boot-{host}", 1)
+        made.append(SharedLedger.open(shared_url, **{"place": where, "lease_seconds": 30.0} | how))
+        made[-1].renew()
+        return made[-1]
+
+    yield begin
+    for each in made:
+        each.close()
+
+
+def row(run: str = "r1", book: SharedLedger | None = None, **values: Any) -> Row:
+    """A run; its driver is a process that no test asks for by pid."""
+    given: dict[str, Any] = {
+        "run": run,
+        "place": book.place if book else HERE,
+        "pid": 7,
+        "start_ticks": 70,
+        "tag": f"qxs-{run}",
+        "endpoint": ACCOUNT[0],
+        "instance": ACCOUNT[1],
+        "epoch": 1,
+    }
+    return Row(**given | values)
+
+
+def keyed(run: str, book: SharedLedger, holder: str, **values: Any) -> Row:
+    return row(run, book, key="step-1", fingerprint="f", holder=holder, answered=True, **values)
+
+
+def never(_pid: int, _ticks: int | None) -> bool:
+    return False
+
+
+def end_lease(shared_url: str, book: SharedLedger, seconds: float = 1.0) -> None:
+    """As if its watcher had been gone for so long, and the server up for long."""
+    with psycopg.connect(shared_url, autocommit=True) as database:
+        database.execute(
+            "UPDATE qx_holders SET lease_until = clock_timestamp() - %s * interval '1 second' WHERE id = %s",
+            (seconds, book.id),
+        )
+
+
+@pytest.fixture
+def long_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has been up for long: its own start renews nothing."""
+    from watcher.ledger.postgres import statements, store
+
+    end = statements.LEASE_END
+    monkeypatch.setattr(store, "READ", statements.READ.replace(end, "h.lease_until"))
+    monkeypatch.setattr(store, "CLAIM", statements.CLAIM.replace(end, "h.lease_until"))
+
+
+# Schema -----------------------------------------------------------------------------------------------------------
+
+
+def test_migrations_are_done_once_by_many_at_once(shared_url: str) -> None:
+    gate = threading.Barrier(8)
+
+    def open_one(_: int) -> None:
+        gate.wait()
+        SharedLedger.open(shared_url).close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(open_one, range(8)))
+    SharedLedger.open(shared_url).close()  # and again
+    with psycopg.connect(shared_url) as database:
+        assert database.execute("SELECT version FROM qx_schema").fetchall() == [
+            (number,) for number in range(1, len(schemas.MIGRATIONS) + 1)
+        ]
+
+
+def test_a_newer_one_is_left_alone(shared_url: str) -> None:
+    SharedLedger.open(shared_url).close()
+    with psycopg.connect(shared_url) as database:
+        database.execute("INSERT INTO qx_schema VALUES (999, now())")
+    with pytest.raises(LedgerError, match="update this one"):
+        SharedLedger.open(shared_url)
+
+
+def test_who_may_only_read_and_write_finds_the_tables_made(postgres: Server, shared_url: str) -> None:
+    """A watcher needs no right to make tables, once they are there."""
+    SharedLedger.open(shared_url).close()
+    with psycopg.connect(shared_url, autocommit=True) as database:
+        database.execute("CREATE ROLE driver LOGIN PASSWORD 'x'")
+        database.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON qx_holders, qx_runs, qx_jobs TO driver")
+        database.execute("GRANT SELECT ON qx_schema TO driver")
+    try:
+        with SharedLedger.open(shared_url.replace(f"qx:{postgres.password}", "driver:x")) as book:
+            book.renew()
+            assert book.write([Kept(row=row())]) == {"r1": 1}
+    finally:
+        with psycopg.connect(shared_url, autocommit=True) as database:
+            database.execute("DROP OWNED BY driver")
+            database.execute("DROP ROLE driver")
+
+
+# Rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_comes_back_as_it_was_written(opened: Opener) -> None:
+    book = opened()
+    written = row(
+        "r1",
+        book,
+        watcher_pid=8,
+        watcher_start_ticks=80,
+        driver_tag="qxd-1",
+        jobs={"j1": "", "j2": "cancelled"},
+        session="s1",
+        session_owner=True,
+        answered=True,
+        detail="it holds é and ☂",
+        key="k",
+        fingerprint="f",
+        grace=12.5,
+        holder="h",
+    )
+    assert book.write([Kept(row=written)]) == {"r1": 1}
+    found = book.row("r1")
+    assert found is not None
+    assert found.lease_until == pytest.approx(book.clock() + 30, abs=5)
+    times = {"created_at": found.created_at, "updated_at": found.updated_at, "lease_until": found.lease_until}
+    assert found == replace(written, **times)
+    assert found.created_at == pytest.approx(book.clock(), abs=5)
+
+
+def test_what_text_can_not_hold_costs_nothing(opened: Opener) -> None:
+    book = opened()
+    assert book.write([Kept(row=row(detail="a\0b\ud800", jobs={"j\0": "x"}))]) == {"r1": 1}
+    found = book.row("r1")
+    assert found is not None
+    assert (found.detail, dict(found.jobs)) == ("ab?", {"j": "x"})
+
+
+def test_no_secret_gets_into_a_detail(opened: Opener) -> None:
+    book = opened()
+    book.write([Kept(row=row(detail="token=hush", jobs={"j1": "bearer hush"}))])
+    found = book.row("r1")
+    assert found is not None
+    assert "hush" not in f"{found.detail} {found.jobs}"
+
+
+def test_an_outcome_never_becomes_unknown_again(opened: Opener) -> None:
+    book = opened()
+    book.write([Kept(row=row(jobs={"j1": "cancelled"}))])
+    book.write([Kept(row=row(jobs={"j1": "", "j2": ""}))])
+    found = book.row("r1")
+    assert found is not None
+    assert dict(found.jobs) == {"j1": "cancelled", "j2": ""}
+
+
+# Who may write ----------------------------------------------------------------------------------------------------
+
+
+def test_who_was_cut_off_writes_over_nobody(shared_url: str, opened: Opener, long_up: None) -> None:
+    old, reaper = opened("old"), opened("elsewhere", kind="reaper")
+    old.write([Kept(row=row("r1", old)), Kept(row=row("r2", old))])
+    end_lease(shared_url, old)
+    [claimed] = reaper.due([ACCOUNT], 0.0, 1)
+    kept, lost = ("r2", "r1") if claimed.run == "r1" else ("r1", "r2")
+    assert old.renew()  # it had run out
+    assert old.mine({"r1": 1, "r2": 1}) == {kept}
+    assert old.write([Kept(row=row(run, old, state="done", jobs={"late": ""})) for run in ("r1", "r2")]) == {kept: 1}
+    found = reaper.row(lost)
+    assert found is not None
+    assert (found.state, dict(found.jobs), found.epoch) == ("guarded", {}, 2)
+
+
+def test_another_watcher_of_the_same_driver_takes_over(opened: Opener) -> None:
+    first, second, other = opened(), opened(), opened("elsewhere")
+    first.write([Kept(row=row("r1", first, jobs={"j1": ""}))])
+    assert other.write([Kept(row=row("r1", other))]) == {}
+    assert second.write([Kept(row=row("r1", second))]) == {"r1": 2}
+    assert first.write([Kept(row=row("r1", first, state="done"))]) == {"r1": 3}  # alive, it would take it back
+    assert second.mine({"r1": 2}) == set()
+
+
+def test_a_lease_that_had_run_out_and_that_nobody_took_goes_on(shared_url: str, opened: Opener) -> None:
+    book = opened()
+    book.write([Kept(row=row())])
+    assert not book.renew()
+    end_lease(shared_url, book)
+    assert book.renew()
+    assert book.mine({"r1": 1}) == {"r1"}
+    assert not book.renew()
+
+
+# Keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_taken_once(opened: Opener) -> None:
+    books = [opened(f"host{number}") for number in range(4)]
+    gate = threading.Barrier(4)
+
+    def take(number: int) -> str:
+        gate.wait()
+        return books[number].take(Wish(row=keyed(f"r{number}", books[number], f"h{number}"))).answer
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(take, range(4)))
+    assert sorted(answers) == ["granted", "held", "held", "held"]
+
+
+def test_a_key_of_a_dead_host_is_had_when_its_lease_runs_out(shared_url: str, opened: Opener, long_up: None) -> None:
+    dead, other = opened("dead"), opened("other")
+    assert dead.take(Wish(row=keyed("r1", dead, "h1"))).is_new
+    dead.write([Kept(row=replace(keyed("r1", dead, "h1"), jobs={"j1": ""}))])
+    held = other.take(Wish(row=keyed("r2", other, "h2")), is_running=never)
+    assert (held.answer, held.is_seen) == ("held", False)
+    assert 0 < held.seconds_left <= 30
+    end_lease(shared_url, dead)
+    ruling = other.take(Wish(row=keyed("r2", other, "h2")), is_running=never)
+    assert (ruling.answer, ruling.row.run, dict(ruling.row.jobs), ruling.row.epoch) == ("granted", "r1", {"j1": ""}, 2)
+    assert dead.write([Kept(row=keyed("r1", dead, "h1", state="done"))]) == {}
+
+
+def test_while_the_server_was_away_no_lease_ran_out(shared_url: str, opened: Opener) -> None:
+    """It has just been started: whoever holds a lease gets the time to renew it."""
+    dead, other = opened("dead"), opened("other")
+    dead.take(Wish(row=keyed("r1", dead, "h1")))
+    with psycopg.connect(shared_url, autocommit=True) as database:
+        database.execute("UPDATE qx_holders SET lease_seconds = 100000")
+    end_lease(shared_url, dead)
+    assert other.take(Wish(row=keyed("r2", other, "h2")), is_running=never).answer == "held"
+    assert other.due([ACCOUNT], 0.0, 9) == []
+
+
+def test_on_one_machine_processes_are_looked_at(opened: Opener) -> None:
+    first, second = opened("one"), opened("one")
+    first.take(Wish(row=keyed("r1", first, "h1")))
+    lives = second.take(Wish(row=keyed("r2", second, "h2")), is_running=lambda *_: True)
+    assert (lives.answer, lives.is_seen) == ("held", True)
+    assert second.take(Wish(row=keyed("r2", second, "h2")), is_running=never).answer == "granted"
+
+
+def test_let_go_it_is_free_at_once(opened: Opener) -> None:
+    first, second = opened("one"), opened("two")
+    first.take(Wish(row=keyed("r1", first, "h1", grace=60.0)))
+    first.write([Kept(row=keyed("r1", first, "h1", grace=60.0), let_go=5.0)])
+    ruling = second.take(Wish(row=keyed("r2", second, "h2")), is_running=never)
+    assert ruling.answer == "granted"
+    assert ruling.let_go_at == pytest.approx(time.time() - 5, abs=2)  # by this host's clock
+    assert not first.contest("r1", 1, Process(first.place, 1, 1))
+
+
+def test_won_once_more_to_cancel_it_is_busy(opened: Opener) -> None:
+    first, second = opened("one"), opened("two")
+    first.take(Wish(row=keyed("r1", first, "h1")))
+    first.write([Kept(row=keyed("r1", first, "h1"), let_go=5.0)])
+    assert first.contest("r1", 1, Process(first.place, 1, 1))
+    assert second.take(Wish(row=keyed("r2", second, "h2")), is_running=never).answer == "busy"
+    first.give_back("r1", 1)
+    assert second.take(Wish(row=keyed("r2", second, "h2")), is_running=never).answer == "granted"
+
+
+def test_a_key_that_was_taken_while_the_database_was_away(shared_url: str, opened: Opener, long_up: None) -> None:
+    first, second = opened("one"), opened("two")
+    first.take(Wish(row=keyed("r1", first, "h1")))
+    # Another run under the same key: its holder lives, so this one is written without the key.
+    assert second.enter(Kept(row=keyed("r2", second, "h2")), is_running=never) == 1
+    assert [(each.run, each.key) for each in second.rows()] in (
+        [("r2", None), ("r1", "step-1")],
+        [("r1", "step-1"), ("r2", None)],
+    )
+    # Its holder is gone: the key is this one's.
+    end_lease(shared_url, first)
+    assert second.enter(Kept(row=keyed("r3", second, "h3")), is_running=never) == 1
+    assert {each.run: each.key for each in second.rows()} == {"r1": None, "r2": None, "r3": "step-1"}
+    # The very run, taken up again by a driver on the same machine: it changes hands.
+    third = opened("two")
+    assert third.enter(Kept(row=keyed("r3", third, "h4", jobs={"j": ""})), is_running=never) == 2
+    found = third.row("r3")
+    assert found is not None
+    assert (found.holder, dict(found.jobs)) == ("h4", {"j": ""})
+    # And not while its holder lives.
+    assert second.enter(Kept(row=keyed("r3", second, "h5")), is_running=lambda *_: True) is None
+
+
+# Reapers ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_has_run_out_is_claimed(shared_url: str, opened: Opener, long_up: None) -> None:
+    live, dead, reaper = opened("live"), opened("dead"), opened("r", kind="reaper")
+    live.write([Kept(row=row("r1", live))])
+    dead.write(
+        [
+            Kept(row=row("r2", dead)),
+            Kept(row=row("r3", dead, grace=3600.0)),
+            Kept(row=row("r4", dead, state="done")),
+            Kept(row=row("r5", dead, instance="crn:2")),
+            Kept(row=row("r6", dead, grace=600.0), let_go=700.0),
+        ]
+    )
+    end_lease(shared_url, dead)
+    assert [each.run for each in reaper.due([], 0.0, 9)] == []
+    assert [each.run for each in reaper.due([ACCOUNT], reaper.clock(), 9)] == []  # it has seen nothing run out
+    claimed = reaper.due([ACCOUNT], 0.0, 9)
+    assert sorted(each.run for each in claimed) == ["r2", "r6"]
+    assert all(reaper.holds(each.run) for each in claimed)
+    assert {each.row.run: each.judgement for each in reaper.held(UNFINISHED)} == {
+        "r1": "live",
+        "r2": "reaping",
+        "r3": "waiting",
+        "r5": "expired",
+        "r6": "reaping",
+    }
+
+
+def test_of_many_reapers_one_gets_each(shared_url: str, opened: Opener, long_up: None) -> None:
+    dead = opened("dead")
+    dead.write([Kept(row=row(f"r{number}", dead)) for number in range(200)])
+    end_lease(shared_url, dead)
+    reapers = [opened(f"r{number}", kind="reaper") for number in range(4)]
+    gate = threading.Barrier(4)
+
+    def claim(reaper: SharedLedger) -> list[str]:
+        got: list[str] = []
+        gate.wait()
+        while found := reaper.due([ACCOUNT], 0.0, 7):
+            got += [each.run for each in found]
+        return got
+
+    with ThreadPoolExecutor(4) as pool:
+        shares = list(pool.map(claim, reapers))
+    assert sorted(run for share in shares for run in share) == sorted(f"r{number}" for number in range(200))
+
+
+def test_a_renewal_and_a_claim_at_once(shared_url: str, opened: Opener, long_up: None) -> None:
+    """Whichever comes first: never is a run claimed whose watcher was told that its lease goes on."""
+    reaper = opened("r", kind="reaper")
+    for number in range(40):
+        book = opened(f"host{number}")
+        book.write([Kept(row=row(f"r{number}", book))])
+        end_lease(shared_url, book)
+        gate = threading.Barrier(2)
+
+        def renew(book: SharedLedger = book, gate: threading.Barrier = gate) -> bool:
+            gate.wait()
+            return book.renew()
+
+        with ThreadPoolExecutor(1) as pool:
+            renewed = pool.submit(renew)
+            gate.wait()
+            claimed = [each.run for each in reaper.due([ACCOUNT], 0.0, 9)]
+            had_run_out = renewed.result()
+        assert had_run_out  # so it looks
+        assert book.mine({f"r{number}": 1}) == (set() if claimed else {f"r{number}"})
+        book.close()
+
+
+def test_a_reaper_that_died_is_followed_by_another(shared_url: str, opened: Opener, long_up: None) -> None:
+    dead, first, second = opened("dead"), opened("r1", kind="reaper"), opened("r2", kind="reaper")
+    dead.write([Kept(row=row("r1", dead, jobs={"j1": ""}))])
+    end_lease(shared_url, dead)
+    assert len(first.due([ACCOUNT], 0.0, 9)) == 1
+    assert second.due([ACCOUNT], 0.0, 9) == []
+    end_lease(shared_url, first)
+    assert not first.holds("r1")
+    assert len(second.due([ACCOUNT], 0.0, 9)) == 1
+    # It was only cut off, and comes back.
+    first.renew()
+    assert not first.holds("r1")
+    first.job_outcome("r1", "j1", "cancelled")
+    assert not first.finish("r1", "cancelled")
+    second.job_outcome("r1", "j1", "finished")
+    assert second.finish("r1", "done")
+    found = second.row("r1")
+    assert found is not None
+    assert (found.state, dict(found.jobs), found.epoch) == ("done", {"j1": "finished"}, 3)
+
+
+def test_what_is_pending_is_claimed_again_in_its_time(shared_url: str, opened: Opener, long_up: None) -> None:
+    dead, reaper, other = opened("dead"), opened("r1", kind="reaper"), opened("r2", kind="reaper")
+    dead.write([Kept(row=keyed("r1", dead, "h"))])
+    end_lease(shared_url, dead)
+    reaper.due([ACCOUNT], 0.0, 9)
+    reaper.finish("r1", "pending", "later", sweep_until=reaper.clock() + 86400, retry_seconds=3600.0)
+    assert other.due([ACCOUNT], 0.0, 9) == []
+    assert [each.judgement for each in other.held()] == ["pending"]
+    with psycopg.connect(shared_url, autocommit=True) as database:
+        database.execute("UPDATE qx_runs SET retry_at = clock_timestamp()")
+    assert len(other.due([ACCOUNT], 0.0, 9)) == 1
+    other.release("r1")
+    # A driver that comes back for its key needs to wait for nobody.
+    assert dead.take(Wish(row=keyed("r2", dead, "h2")), is_running=never).answer == "granted"
+
+
+def test_what_was_final_for_long_is_forgotten(shared_url: str, opened: Opener) -> None:
+    book, gone = opened(), opened("gone")
+    book.write([Kept(row=row("r1", state="done", jobs={"j": ""})), Kept(row=row("r2"))])
+    end_lease(shared_url, gone, 90000.0)
+    with psycopg.connect(shared_url, autocommit=True) as database:
+        database.execute("UPDATE qx_runs SET updated_at = updated_at - interval '31 days'")
+    assert book.forget(30 * 86400.0) == 1
+    assert [each.run for each in book.rows()] == ["r2"]
+    with psycopg.connect(shared_url) as database:
+        assert database.execute("SELECT id FROM qx_holders").fetchall() == [(book.id,)]
+
+
+# Faults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda url: url.replace("sentinel", "sentin/el"),
+        lambda url: url.replace("sentinel", "sentin@el"),
+        lambda url: url.replace("sentinel", "sentin?el"),
+        lambda url: url.replace("sentinel", "sentin%el"),
+        lambda url: url.replace("sentinel", "wrong-sentinel"),
+        lambda url: url + "?sentinel=1",
+        lambda url: url + "-sentinel",
+        lambda url: url.replace("127.0.0.1", "host.invalid"),
+        lambda url: url[: url.index("@127")] + "@127.0.0.1:9/x",
+        lambda url: "sentinel",
+    ],
+)
+def test_a_fault_is_told_without_the_url(shared_url: str, spoil: Callable[[str], str]) -> None:
+    with pytest.raises(LedgerError) as caught:
+        SharedLedger.open(spoil(shared_url))
+    assert "sentin" not in str(caught.value)
+    assert caught.value.__suppress_context__
+    assert str(caught.value).startswith(("The shared ledger can't be used: ", "The URL of the shared ledger can't"))
+
+
+def test_a_server_that_does_not_answer_is_given_up(postgres: Server, shared_url: str, monkeypatch: Any) -> None:
+    from watcher.ledger.postgres import connection
+
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.2)
+    with SharedLedger.open(shared_url) as book:
+        book.renew()
+        postgres.freeze()
+        try:
+            with pytest.raises(LedgerError, match="does not answer"):
+                book.renew()
+            with pytest.raises(LedgerError, match="broke"):
+                book.renew()
+        finally:
+            postgres.thaw()
+
+
+def test_what_breaks_is_a_ledger_error(postgres: Server, shared_url: str) -> None:
+    with SharedLedger.open(shared_url) as book:
+        book.renew()
+        postgres.kill()
+        try:
+            with pytest.raises(LedgerError):
+                book.renew()
+            with pytest.raises(LedgerError, match="refused"):
+                SharedLedger.open(shared_url)
+        finally:
+            postgres.start()

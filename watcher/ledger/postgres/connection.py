@@ -1,0 +1,151 @@
+"""A connection to PostgreSQL that never waits for ever, and whose errors hold no secret.
+
+The URL holds a password, and what libpq says of a URL that it can't read quotes parts of it. So nothing of its words
+gets out: a fault is named in words of our own.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import TupleRow
+
+from ..errors import LedgerError
+
+ANSWER_SECONDS = 5.0
+"""How long one answer may take. Where the server is stopped, or a cable pulled, nobody closes the connection."""
+
+CONNECT_SECONDS = 3
+
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": CONNECT_SECONDS,
+    "application_name": "qx-supervisor",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+_STATES = (
+    ("28", "the user's name or password is not accepted"),
+    ("3D", "there is no database of that name"),
+    ("42501", "the user lacks the rights for it"),
+    ("25006", "it can only be read: it is a standby"),
+    ("53", "it is out of disk, memory or connections"),
+    ("57P", "it is starting or stopping"),
+    ("57014", "it ended a statement that took too long"),
+    ("42P01", "its tables are missing"),
+    ("40", "another transaction was in the way"),
+)
+"""What begins a SQLSTATE, and what that means."""
+
+_WORDS = (
+    ("refused", "the connection is refused"),
+    ("no answer in time", "it does not answer"),
+    ("timeout", "it does not answer"),
+    ("timed out", "it does not answer"),
+    ("password authentication failed", "the user's name or password is not accepted"),
+    ("no password", "it wants a password"),
+    ("pg_hba", "it does not admit this host or user"),
+    ("does not exist", "there is no such database or user"),
+    ("starting up", "it is starting or stopping"),
+    ("shutting down", "it is starting or stopping"),
+    ("recovery", "it is starting or stopping"),
+    ("too many clients", "it is out of disk, memory or connections"),
+    ("host name", "its host name is not known"),
+    ("name or service", "its host name is not known"),
+    ("unreachable", "the network does not lead to it"),
+    ("certificate", "its TLS certificate is not accepted"),
+    ("ssl", "TLS failed"),
+    ("no such file", "there is no server at that socket"),
+    ("closed", "the connection broke"),
+    ("lost", "the connection broke"),
+    ("terminat", "the connection broke"),
+    ("reset", "the connection broke"),
+)
+"""What libpq says where there is no SQLSTATE, and what that means."""
+
+
+class Away(LedgerError):
+    """The database can't be used now."""
+
+
+class Connection(psycopg.Connection[TupleRow]):
+    """A connection whose answers come within `ANSWER_SECONDS`, or which is closed."""
+
+    def wait(self, gen: Any, *args: Any, **named: Any) -> Any:
+        """Wait for an answer, but not for ever."""
+        try:
+            return super().wait(_bounded(gen, time.monotonic() + ANSWER_SECONDS), *args, **named)
+        except TimeoutError:
+            self.close()
+            raise psycopg.OperationalError("no answer in time") from None
+
+
+def _bounded(waiting: Generator[Any, Any, Any], until: float) -> Generator[Any, Any, Any]:
+    """What psycopg waits for, given up when it takes too long."""
+    try:
+        wanted = next(waiting)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() >= until:
+                raise TimeoutError
+            wanted = waiting.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
+def connect(url: str) -> Connection:
+    """Connect.
+
+    Args:
+        url: `postgresql://user:password@host:port/database`, with libpq's parameters.
+
+    Raises:
+        LedgerError: If that can't be had.
+    """
+    try:
+        settings = {**_DEFAULTS, **conninfo_to_dict(url)}
+    except psycopg.Error:
+        raise LedgerError(
+            "The URL of the shared ledger can't be read: in a user's name or a password, each of the characters "
+            "/ ? # @ : % and blanks must be percent-encoded."
+        ) from None
+    with translated():
+        # No prepared statements: a pooler in front of the database may give each transaction another connection.
+        return Connection.connect(**settings, autocommit=True, prepare_threshold=None)
+
+
+def host_of(url: str) -> str:
+    """The host that a URL names, or "" where that is not certain: what stands there may be half of a password."""
+    try:
+        host = str(conninfo_to_dict(url).get("host") or "")
+    except psycopg.Error:
+        return ""
+    return host if re.fullmatch(r"[\w.,-]+", host) and url.count("@") <= 1 and "%" not in url else ""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Let nothing of psycopg's out but a sentence."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise Away(f"The shared ledger can't be used: {_reason(error)}.") from None
+    except (OSError, UnicodeError, ValueError) as error:
+        raise Away(f"The shared ledger can't be used ({type(error).__name__}).") from None
+
+
+def _reason(error: psycopg.Error) -> str:
+    if error.sqlstate:
+        known = (words for start, words in _STATES if error.sqlstate.startswith(start))
+        return next(known, f"it answered with error {error.sqlstate}")
+    said = str(error).lower()
+    known = (words for sign, words in _WORDS if sign in said)
+    return next(known, f"{type(error).__name__}")
