@@ -7,13 +7,14 @@ import ctypes, fcntl, resource
 from qiskit import qpy
 os.environ["QX_STATE_DIR"] = {state!r}
 os.environ["QX_SWEEP_WINDOW"] = {window!r}
+os.environ["QX_LEASE_SECONDS"] = "1"
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 TAGS = [{tag!r}]
 with open({circuit!r}, "rb") as _file:
     isa = qpy.load(_file)[0]
-def drive(circuit=isa, on_status=tell, ours=None):
+def drive(circuit=isa, on_status=tell, ours=None, **more):
     try:
-        common = {{"shots": 64, "tags": TAGS, "panel": None, "on_status": on_status}}
+        common = {{"shots": 64, "tags": TAGS, "panel": None, "on_status": on_status, **more}}
         result = run(circuit, "ibm_brisbane", service=ours or service(), **common)
         say("result", result.job_id)
     except RunError as error:
@@ -28,6 +29,8 @@ LINGER = """
 drive()
 signal.pause()
 """
+
+KEYED = "drive(key={key!r}, grace=60)"
 
 DIRECT = """
 ours = service()
