@@ -30,9 +30,6 @@ Say = Callable[[Any, str, str], None]
 Sleep = Callable[[float], None]
 T = TypeVar("T")
 
-_WAITING = "waiting for the key"
-_LOOKING = "looking for an earlier job"
-
 _PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # between two looks, the last one again and again
 _BUSY_PAUSE = 0.25
 _HELD_PAUSE = 1.0
@@ -81,7 +78,7 @@ def claim(
             case "granted":
                 return found
             case "busy":
-                say("submit", _WAITING, "the jobs of an earlier driver are being cancelled")
+                say("submit", "waiting for the key", "the jobs of an earlier driver are being cancelled")
                 sleep(_BUSY_PAUSE)
             case "held":
                 # One that can't be seen from here lives if its lease is renewed while we look.
@@ -89,7 +86,7 @@ def claim(
                     raise _held(key, found)
                 lease_until = found["lease_until"]
                 left = found["seconds_left"]
-                say("submit", _WAITING, f"its driver on {found['host']} may live; its lease ends in {left:.0f} s")
+                say("submit", "waiting for the key", f"its driver on {found['host']} may live; its lease ends in {left:.0f} s")
                 sleep(min(_HELD_PAUSE, left + 0.05))
             case "differs":
                 raise _differs(key, sorted(found["jobs"]))
@@ -165,7 +162,7 @@ class Search:
             if chosen is not None or is_last:
                 break
             left = end - time.monotonic()
-            self.say("submit", _LOOKING, f"one that was being submitted may still turn up, for {max(0.0, left):.0f} s")
+            self.say("submit", "looking for an earlier job", f"one that was being submitted may still turn up, for {max(0.0, left):.0f} s")
             self.sleep(max(0.0, min(_PAUSES[min(looks, len(_PAUSES) - 1)], left)))
             looks += 1
         self.outcomes = {
