@@ -160,7 +160,7 @@ def start(placement: str = "") -> Starting:
         "path": _package_folders(),
         "state": _state_directory(),
         "sweep_window": sweep_window(),
-        "lease_seconds": float(os.environ.get("QX_LEASE_SECONDS", "30")),
+        "lease_seconds": shared.lease_seconds(),
     }
     try:
         if where == "systemd":
@@ -205,7 +205,7 @@ def launch(begun: Starting | None = None) -> WatcherProcess:
         if os.environ.get(PLACEMENT) in (None, "", "here"):
             raise
         # Runs are in flight, and systemd's user manager may have ended with a login. Any watcher is better than none.
-        logger.warning("%s. Until this program ends, its watcher is beside it, in its control group", error.reason)
+        logger.warning("%s. The runs in flight have one beside this program, in its control group", error.reason)
         return _meet(start("here"))
 
 

@@ -226,7 +226,7 @@ def test_the_user_manager_ends_with_all_of_its_units(ibm, fork, monkeypatch):
         second = psutil.Process(int(driver.line("watcher ")[0]))
         assert Path(f"/proc/{second.pid}/cgroup").read_text() == Path(f"/proc/{driver.pid}/cgroup").read_text()
         driver.kill()
-        assert b"its watcher is beside it" in driver.errors
+        assert b"have one beside this program" in driver.errors
         assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
         wait_for_end(second)
 
@@ -247,6 +247,18 @@ def test_odd_characters_reach_it_as_they_are(ibm, fork, outside, tmp_path, monke
     ibm.wait_job(job, "Cancelled")
     wait_for_end(watcher)
     assert (folder / "ledger.db").exists()
+
+
+def test_no_variable_names_the_runtime_directory(ibm, start, outside):
+    """As in cron, and in Slurm."""
+    ibm.hold("queued")
+    driver = start(RUN, wrap=outside.usual)
+    job = driver.queued()
+    watcher = driver.watcher()
+    assert "qx-watcher-" in Path(f"/proc/{watcher.pid}/cgroup").read_text()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    wait_for_end(watcher)
 
 
 # Where it can't be had
@@ -275,6 +287,17 @@ def test_it_is_said_that_it_cannot_be_had(ibm, fork, outside, monkeypatch, envir
     [line] = driver.lines
     assert told in line
     assert not ibm.jobs()
+    assert not list(outside.runtime.glob("qx-watcher-*"))
+
+
+def test_a_driver_in_a_pid_namespace_of_its_own(ibm, start, outside):
+    """The user manager does not speak to who is no process to it; and its own mean nothing there."""
+    driver = start(
+        REFUSED, wrap=lambda command: ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
+    )
+    assert driver.end() == 0, driver.errors
+    [line] = driver.lines
+    assert "systemd-run can't start the watcher (Failed to connect to bus" in line
     assert not list(outside.runtime.glob("qx-watcher-*"))
 
 

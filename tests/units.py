@@ -20,9 +20,18 @@ from drivers import DEADLINE
 
 PROGRAM = next((path for path in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd") if Path(path).exists()), "")
 
-SCENE = f"""
+USUAL = """
 set -e
 mount --make-rprivate /
+mkdir -p /run/user
+mount -t tmpfs none /run/user
+mkdir /run/user/$(id -u)
+mount --bind "$RUNTIME" /run/user/$(id -u)
+"""
+"""Shows a runtime directory in its usual place too, in a mount namespace."""
+
+SCENE = f"""
+{USUAL}
 mkdir -p /run/systemd
 mount -t tmpfs none /run/systemd
 mkdir /run/systemd/system
@@ -64,7 +73,7 @@ class UserSystemd:
         known = {"PATH": os.environ["PATH"], "HOME": str(self.runtime), "QISKIT_IBM_TOKEN": "of-the-manager"}
         self._process = subprocess.Popen(
             self.group.wrap(["unshare", "--mount", "--cgroup", "sh", "-c", SCENE]),
-            env={**known, **self.environment, "NOTIFY_SOCKET": str(self.runtime / "ready")},
+            env={**known, **self.environment, "RUNTIME": str(self.runtime), "NOTIFY_SOCKET": str(self.runtime / "ready")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -72,6 +81,11 @@ class UserSystemd:
         with ready:
             while b"READY=1" not in ready.recv(4096).split(b"\n"):
                 pass
+
+    def usual(self, command: list[str]) -> list[str]:
+        """The same command, where the runtime directory is in its usual place, and no variable names it."""
+        script = f"RUNTIME={self.runtime}\n{USUAL}unset XDG_RUNTIME_DIR DBUS_SESSION_BUS_ADDRESS\nexec \"$@\""
+        return ["unshare", "--mount", "sh", "-c", script, "sh", *command]
 
     def ctl(self, *words: str) -> str:
         """What `systemctl --user` says."""
