@@ -139,9 +139,9 @@ qx_supervisor.service.default_service = Service({pid}, {port}).service
 """The same for a program, and for the processes that import it."""
 
 
-def assert_runs(program: Path) -> None:
+def assert_runs(program: Path, *starter: str) -> None:
     output = program.with_suffix(".txt")
-    command = [sys.executable, str(program)]
+    command = [*starter, sys.executable, str(program)]
     with (
         output.open("w") as file,
         subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as running,

@@ -1,0 +1,57 @@
+"""The program that a module's tests share, and the check that they leave nothing but that behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import _descriptors
+from drivers import orders, wait_for_end
+
+from qx_supervisor import local
+
+from .host import Host
+
+
+@pytest.fixture(scope="module")
+def shared_host(
+    request: pytest.FixtureRequest, running_service: local.Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    """The module's `PROGRAM`, running."""
+    made = Host(running_service, tmp_path_factory.mktemp("host"), request.module.PROGRAM)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def host(ibm: local.Service, shared_host: Host) -> Host:
+    """The same, with the service as new."""
+    shared_host.begin()
+    return shared_host
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, state: Path) -> Iterator[None]:
+    """As for all tests, but the processes of a module's host stay for the next test."""
+    host = request.getfixturevalue("shared_host") if "host" in request.fixturenames else None
+    descriptors = _descriptors()
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    yield
+    for watcher, order in list(orders()):
+        if order["state"] == str(state) or (host and order["state"] == str(host.state) and is_over(order["pid"])):
+            wait_for_end(watcher)
+    kept = before | ({process.pid for process in host.family()} if host else set())
+    left = [process for process in psutil.Process().children(recursive=True) if process.pid not in kept]
+    assert not left, f"processes left behind: {left}"
+    assert _descriptors() <= descriptors, "descriptors left behind"
+    assert not list(Path("/tmp").glob(f"qx-*-{os.getpid()}*"))
+
+
+def is_over(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True

@@ -1,0 +1,149 @@
+"""In the workers of Dask, whose nannies start them again. Tasks run in a thread there, so no signal reaches `run`."""
+
+from __future__ import annotations
+
+import pytest
+from drivers import wait_for_end
+
+from .host import fates
+
+pytest.importorskip("distributed")
+
+PROGRAM = """
+def set_up():
+    global client, cluster, distributed
+    import dask, distributed
+    # A task whose worker has died fails, and is not tried again by another one.
+    dask.config.set({"distributed.scheduler.allowed-failures": 0})
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit="1500MB", silence_logs=50
+    )
+    client = distributed.Client(cluster)
+def tear_down():
+    client.close()
+    cluster.close()
+def begin(*functions):
+    # Each by a worker of its own.
+    client.wait_for_workers(2)
+    workers = list(client.nthreads())
+    return [client.submit(each, pure=False, workers=worker) for each, worker in zip(functions, workers)]
+def show_all(futures):
+    for each in distributed.as_completed(futures):
+        show(each.result)
+def hoard():
+    # More than the nanny allows its worker, while a job is in flight.
+    def note(status):
+        if status.state == "queued":
+            say("queued", status.job_id, os.getpid())
+            hoard.memory = bytes(1) * 2_000_000_000
+    return run(circuit(), "ibm_brisbane", service=service(), panel=None, on_status=note)
+def leave():
+    # A task that is over before its job is.
+    queued = threading.Event()
+    def note(status):
+        if status.state == "queued":
+            queued.set()
+    begun = submit(circuit(), "ibm_brisbane", service=service(), on_status=note)
+    queued.wait()
+    say("queued", begun.job_id, os.getpid())
+    return begun.job_id
+def address_of(pid):
+    return next(address for address, found in client.run(os.getpid).items() if found == pid)
+def retire(dask_worker):
+    # As a worker does at the end of its lifetime; its nanny then starts it again.
+    dask_worker.loop.add_callback(dask_worker.close_gracefully, restart=True)
+"""
+
+
+def by_job(host):
+    """Two jobs in flight: the worker and the watcher of each."""
+    found = [host.queued(), host.queued()]
+    return {job: (worker, watcher) for job, worker, watcher in found}
+
+
+def test_a_killed_worker(ibm, host):
+    """The job of the one is cancelled, the result of the other comes."""
+    ibm.hold("queued")
+    host.do("show_all(begin(work, work))")
+    found = by_job(host)
+    job, others = found
+    worker, watcher = found[job]
+    worker.kill()
+    assert host.line("raised ")[0] == "KilledWorker"
+    wait_for_end(watcher)
+    assert fates(ibm) == {job: ("Cancelled", 1), others: ("Queued", 0)}
+    ibm.hold(None)
+    assert host.line("got ")[0] == others
+    assert fates(ibm)[others] == ("Completed", 0)
+
+
+def test_a_worker_that_takes_too_much_memory(ibm, host):
+    """Its nanny ends it."""
+    ibm.hold("queued")
+    host.do("show_all(begin(hoard, work))")
+    found = by_job(host)
+    assert host.line("raised ")[0] == "KilledWorker"
+    [job] = [job for job, (worker, _) in found.items() if not worker.is_running()]
+    [others] = found.keys() - {job}
+    wait_for_end(found[job][1])
+    assert fates(ibm) == {job: ("Cancelled", 1), others: ("Queued", 0)}
+    ibm.hold(None)
+    assert host.line("got ")[0] == others
+    assert fates(ibm)[others] == ("Completed", 0)
+
+
+def test_a_worker_that_is_restarted(ibm, host):
+    """As `client.restart()` does with all of them."""
+    ibm.hold("queued")
+    host.do("futures = begin(work, work)")
+    found = by_job(host)
+    job, others = found
+    worker, watcher = found[job]
+    host.do(f"client.restart_workers([address_of({worker.pid})])\nshow_all(futures)")
+    assert host.line("raised ")[0] == "KilledWorker"
+    wait_for_end(watcher)
+    assert fates(ibm) == {job: ("Cancelled", 1), others: ("Queued", 0)}
+    ibm.hold(None)
+    assert host.line("got ")[0] == others
+    assert fates(ibm)[others] == ("Completed", 0)
+
+
+def test_a_worker_at_the_end_of_its_lifetime(ibm, host):
+    """What is finished stays so; a job that its task did not wait for ends with the worker."""
+    host.do("show_all(begin(work, work))")
+    found = by_job(host)
+    done, others = found
+    worker, watcher = found[done]
+    host.line("got ")
+    host.line("got ")
+    ibm.hold("queued")
+    host.do(
+        f"""
+        address = address_of({worker.pid})
+        client.submit(leave, workers=address, pure=False).result()
+        """
+    )
+    left, same, _ = host.queued()
+    assert same == worker
+    host.do("client.run(retire, workers=[address])")
+    wait_for_end(worker)
+    wait_for_end(watcher)
+    assert fates(ibm) == {done: ("Completed", 0), others: ("Completed", 0), left: ("Cancelled", 1)}
+    host.do("client.wait_for_workers(2)\nsay('back')")
+    host.line("back")
+    assert found[others][1].is_running()
+
+
+def test_errors_come_through(ibm, host):
+    """Each is pickled, and raised whole where the future is asked."""
+    ibm.scenario({"next_jobs": [{"outcome": "failed", "reason": "luck"}]})
+    host.do(
+        """
+        for arguments in ({"backend": "nowhere"}, {}, {"timeout": 0.001}):
+            show(client.submit(work, pure=False, **arguments).result)
+        """
+    )
+    assert host.line("raised ")[0] == "ConfigError"
+    job, _, _ = host.queued()
+    assert host.line("raised ") == f"JobFailed the job failed at IBM Quantum: luck (job {job})".split()
+    assert host.line("raised ")[:4] == ["RunTimeout", "no", "result", "within"]
