@@ -41,6 +41,7 @@ def _package() -> str:
 
 if TYPE_CHECKING:
     from watcher import cancel, ledger, place, protocol, remote
+    from watcher.ledger.postgres import SharedLedger
 else:
     _name = _package()
 
@@ -49,4 +50,12 @@ else:
 
     cancel, ledger, place, protocol, remote = map(_module, ("cancel", "ledger", "place", "protocol", "remote"))
 
-__all__ = ["FOLDER", "cancel", "ledger", "place", "protocol", "remote"]
+
+
+def shared_ledger() -> type[SharedLedger]:
+    """The ledger of many hosts; only where it is installed what it needs."""
+    found: type[SharedLedger] = importlib.import_module(f"{ledger.__name__}.postgres").SharedLedger
+    return found
+
+
+__all__ = ["FOLDER", "cancel", "ledger", "place", "protocol", "remote", "shared_ledger"]

@@ -11,20 +11,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import service as qiskit_service
 from .errors import QxError
-from .ours import cancel, ledger, place, remote
+from .ours import ledger, place, remote
+from .resolve import resolve
 
 logger = logging.getLogger("qx_supervisor")
-
-WINDOW = 120.0
-"""Seconds after a death in which a POST that was on its way may still make a job."""
-
-PATIENCE = 60.0
-"""Seconds to try for one cancel; what takes longer is left for the next time."""
 
 BACKGROUND_PAUSES = (5.0, 15.0, 40.0, 70.0)
 
@@ -38,9 +33,9 @@ class Reaped:
     Attributes:
         run: The run's id.
         fate: "cancelled": its jobs are cancelled, and that is confirmed. "nothing left": none of its jobs was
-            unfinished. "in grace": a driver may still come back for them. "pending": not resolved yet, look again in some minutes. "expired": it could not be resolved
-            for a day. "other account": the jobs belong to an account that was not given. "elsewhere": only the machine
-            or container where its driver ran can judge it.
+            unfinished. "in grace": a driver may still come back for them. "pending": not resolved yet, look again in
+            some minutes. "expired": it could not be resolved for a day. "other account": the jobs belong to an account
+            that was not given. "elsewhere": only the machine or container where its driver ran can judge it.
         jobs: The jobs that were cancelled, or are known.
         detail: More words, or "".
         pid: The driver's process id.
@@ -153,58 +148,6 @@ def _told(row: Any, fate: Fate, detail: str = "") -> Reaped:
 
 def _resolve(book: Any, row: Any, there: remote.Remote) -> Reaped:
     """Cancel what a row names and what a sweep finds, and write down what the row has come to."""
-    now = time.time()
-    end = time.monotonic() + PATIENCE
-    cancelled: dict[str, str] = {}
-    troubles: list[str] = []
-    kept = {job for job, outcome in row.jobs.items() if outcome == "kept"}
-
-    def cancel_one(job: str) -> None:
-        outcome, trouble = cancel.cancel(job, there, time.monotonic, lambda seconds: _wait(seconds, end))
-        cancelled[job] = outcome
-        book.job_outcome(row.run, job, outcome)
-        if outcome == "unconfirmed":
-            troubles.append(trouble)
-
-    for job, outcome in row.jobs.items():
-        if outcome in ("", "unconfirmed") and job not in kept:
-            cancel_one(job)
-    try:
-        session = row.session if row.session_owner else ""
-        if session:
-            there.close_session(session)
-        for _ in range(2 if session else 1):
-            for job in there.unfinished(tag="" if session else row.tag or "", session=session or ""):
-                if job not in kept and job not in cancelled:
-                    cancel_one(job)
-    except remote.RemoteError as error:
-        troubles.append(str(error))
-    return _conclude(book, replace(row, jobs={**row.jobs, **cancelled}), troubles, now)
-
-
-def _conclude(book: Any, row: Any, troubles: list[str], now: float) -> Reaped:
-    was_cancelled = tuple(job for job, outcome in row.jobs.items() if outcome == "cancelled")
-    first_seen = row.sweep_until - 86400.0 if row.sweep_until is not None else None
-    # When the driver died is not known; that it had died when this row was first judged, is.
-    in_window = now < (now if first_seen is None else first_seen) + WINDOW
-    fate: Fate = "cancelled" if was_cancelled else "nothing left"
-    if troubles or (in_window and not row.answered and not row.session_owner):
-        fate = "pending"
-    if fate == "pending" and first_seen is not None and now >= row.sweep_until:
-        fate = "expired"
-    detail = troubles[0] if troubles else ""
-    if fate == "pending":
-        detail = detail or "a job that was being submitted at the death may still turn up; reap again in two minutes"
-        until = (now if first_seen is None else first_seen) + 86400.0
-        book.finish(row.run, "pending", detail, sweep_until=until, holder=row.holder)
-    elif fate == "expired":
-        book.finish(row.run, "expired", detail, holder=row.holder)
-    else:
-        book.finish(row.run, "cancelled" if was_cancelled else "done", detail, holder=row.holder)
-    return Reaped(row.run, fate, was_cancelled or tuple(row.jobs), detail, row.pid, row.place.host)
-
-
-def _wait(seconds: float, end: float) -> bool:
-    left = end - time.monotonic()
-    time.sleep(max(0.0, min(seconds, left)))
-    return left <= seconds
+    found = resolve(row, there, now=time.time(), note=lambda job, outcome: book.job_outcome(row.run, job, outcome))
+    book.finish(row.run, found.state, found.detail, sweep_until=found.sweep_until, holder=row.holder)
+    return Reaped(row.run, found.fate, found.jobs, found.detail, row.pid, row.place.host)

@@ -126,6 +126,30 @@ def default_service(instance: str | None = None) -> Any:
         return _default[1]
 
 
+def every_service() -> list[Any]:
+    """The default account, and all others that are saved, each as a `QiskitRuntimeService`.
+
+    Raises:
+        RunError: If there is none, or if the default one can't be used.
+    """
+    import qiskit_ibm_runtime
+    from qiskit_ibm_runtime.accounts import AccountManager
+
+    services = [default_service()]
+    known = {address(client) for client in clients_of(services[0])}
+    for name in AccountManager.list():
+        try:
+            service = qiskit_ibm_runtime.QiskitRuntimeService(name=name)
+        except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+            logger.warning("the saved account %r can't be used: %s", name, describe(error))
+            continue
+        found = {address(client) for client in clients_of(service)}
+        if not found <= known:
+            services.append(service)
+            known |= found
+    return services
+
+
 def _is_unreachable(error: BaseException | None) -> bool:
     """Whether a failure of the client's began with a connection that could not be made, or broke."""
     import requests

@@ -28,6 +28,11 @@ def url() -> str:
     return found
 
 
+def lease_seconds() -> float:
+    """How long a lease is held without being renewed."""
+    return float(os.environ.get("QX_LEASE_SECONDS", "30"))
+
+
 def packages() -> tuple[str, ...]:
     """The packages that are needed to write to it; none where there is none.
 

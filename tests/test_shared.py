@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,3 +95,71 @@ def test_a_driver_is_killed_and_its_watcher_says_so(ibm: local.Service, fork: An
     [held] = shared.wait(lambda found: found[0].judgement == "final")
     assert (held.row.state, dict(held.row.jobs)) == ("cancelled", {job: "cancelled"})
     assert held.row.let_go_at is not None
+
+
+# Reapers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reaper(ibm: local.Service, shared: Shared, start: Any) -> Callable[..., Driver]:
+    """Starts reapers, with the embedded service for an account."""
+
+    def begin(*options: str, **how: Any) -> Driver:
+        code = f"""
+        import qx_supervisor.service as services
+        services.every_service = lambda: [service()]
+        from qx_supervisor.cli import main
+        main(["reaper", *{list(options)!r}])
+        """
+        return start(code, stderr=subprocess.STDOUT, **how)
+
+    return begin
+
+
+def test_a_host_is_lost_and_a_reaper_cancels_once(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.jobs and found[0].row.answered)
+    lose_host(driver)
+    reaping = reaper()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    [held] = shared.wait(lambda found: found[0].judgement == "final")
+    assert (held.row.state, dict(held.row.jobs), held.holder.kind) == ("cancelled", {job: "cancelled"}, "reaper")
+    reaping.send(signal.SIGTERM)
+    assert reaping.end() == 0, reaping.lines
+    assert ibm.job(job).cancel_requests == 1
+
+
+def test_two_reapers_race(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    ibm.hold("queued")
+    drivers = [fork(RUN) for _ in range(3)]
+    jobs = [driver.queued() for driver in drivers]
+    shared.wait(lambda found: len(found) == 3 and all(each.row.answered for each in found))
+    reapers = [reaper(), reaper(), reaper()]
+    for each in reapers:
+        each.line("")  # it reaps
+    for driver in drivers:
+        lose_host(driver)
+    shared.wait(lambda found: all(each.judgement == "final" for each in found))
+    for each in reapers:
+        each.send(signal.SIGTERM)
+        assert each.end() == 0
+    assert [ibm.job(job).cancel_requests for job in jobs] == [1] * 3
+
+
+def test_what_lives_is_never_reaped(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    reaping = reaper("--once")
+    assert reaping.end() == 0, reaping.lines
+    assert ibm.job(job).cancel_requests == 0
+    ibm.hold(None)
+    assert driver.end() == 0

@@ -20,6 +20,7 @@ from watcher.place import Place, Process
 
 HERE = Place("", "here", "boot-1", 1)
 ACCOUNT = ("https://quantum/api", "crn:1")
+LATE = 4e9
 
 
 Opener = Callable[..., SharedLedger]
@@ -189,7 +190,7 @@ def test_who_was_cut_off_writes_over_nobody(shared_url: str, opened: Opener, lon
     old, reaper = opened("old"), opened("elsewhere", kind="reaper")
     old.write([Kept(row=row("r1", old)), Kept(row=row("r2", old))])
     end_lease(shared_url, old)
-    [claimed] = reaper.due([ACCOUNT], 0.0, 1)
+    [claimed] = reaper.due([ACCOUNT], 0.0, LATE, 1)
     kept, lost = ("r2", "r1") if claimed.run == "r1" else ("r1", "r2")
     assert old.renew()  # it had run out
     assert old.mine({"r1": 1, "r2": 1}) == {kept}
@@ -255,7 +256,7 @@ def test_while_the_server_was_away_no_lease_ran_out(shared_url: str, opened: Ope
         database.execute("UPDATE qx_holders SET lease_seconds = 100000")
     end_lease(shared_url, dead)
     assert other.take(Wish(row=keyed("r2", other, "h2")), is_running=never).answer == "held"
-    assert other.due([ACCOUNT], 0.0, 9) == []
+    assert other.due([ACCOUNT], 0.0, LATE, 9) == []
 
 
 def test_on_one_machine_processes_are_looked_at(opened: Opener) -> None:
@@ -325,9 +326,9 @@ def test_only_what_has_run_out_is_claimed(shared_url: str, opened: Opener, long_
         ]
     )
     end_lease(shared_url, dead)
-    assert [each.run for each in reaper.due([], 0.0, 9)] == []
-    assert [each.run for each in reaper.due([ACCOUNT], reaper.clock(), 9)] == []  # it has seen nothing run out
-    claimed = reaper.due([ACCOUNT], 0.0, 9)
+    assert [each.run for each in reaper.due([], 0.0, LATE, 9)] == []
+    assert [each.run for each in reaper.due([ACCOUNT], reaper.clock(), LATE, 9)] == []  # it has seen nothing run out
+    claimed = reaper.due([ACCOUNT], 0.0, LATE, 9)
     assert sorted(each.run for each in claimed) == ["r2", "r6"]
     assert all(reaper.holds(each.run) for each in claimed)
     assert {each.row.run: each.judgement for each in reaper.held(UNFINISHED)} == {
@@ -349,7 +350,7 @@ def test_of_many_reapers_one_gets_each(shared_url: str, opened: Opener, long_up:
     def claim(reaper: SharedLedger) -> list[str]:
         got: list[str] = []
         gate.wait()
-        while found := reaper.due([ACCOUNT], 0.0, 7):
+        while found := reaper.due([ACCOUNT], 0.0, LATE, 7):
             got += [each.run for each in found]
         return got
 
@@ -374,7 +375,7 @@ def test_a_renewal_and_a_claim_at_once(shared_url: str, opened: Opener, long_up:
         with ThreadPoolExecutor(1) as pool:
             renewed = pool.submit(renew)
             gate.wait()
-            claimed = [each.run for each in reaper.due([ACCOUNT], 0.0, 9)]
+            claimed = [each.run for each in reaper.due([ACCOUNT], 0.0, LATE, 9)]
             had_run_out = renewed.result()
         assert had_run_out  # so it looks
         assert book.mine({f"r{number}": 1}) == (set() if claimed else {f"r{number}"})
@@ -385,11 +386,11 @@ def test_a_reaper_that_died_is_followed_by_another(shared_url: str, opened: Open
     dead, first, second = opened("dead"), opened("r1", kind="reaper"), opened("r2", kind="reaper")
     dead.write([Kept(row=row("r1", dead, jobs={"j1": ""}))])
     end_lease(shared_url, dead)
-    assert len(first.due([ACCOUNT], 0.0, 9)) == 1
-    assert second.due([ACCOUNT], 0.0, 9) == []
+    assert len(first.due([ACCOUNT], 0.0, LATE, 9)) == 1
+    assert second.due([ACCOUNT], 0.0, LATE, 9) == []
     end_lease(shared_url, first)
     assert not first.holds("r1")
-    assert len(second.due([ACCOUNT], 0.0, 9)) == 1
+    assert len(second.due([ACCOUNT], 0.0, LATE, 9)) == 1
     # It was only cut off, and comes back.
     first.renew()
     assert not first.holds("r1")
@@ -406,13 +407,13 @@ def test_what_is_pending_is_claimed_again_in_its_time(shared_url: str, opened: O
     dead, reaper, other = opened("dead"), opened("r1", kind="reaper"), opened("r2", kind="reaper")
     dead.write([Kept(row=keyed("r1", dead, "h"))])
     end_lease(shared_url, dead)
-    reaper.due([ACCOUNT], 0.0, 9)
+    reaper.due([ACCOUNT], 0.0, LATE, 9)
     reaper.finish("r1", "pending", "later", sweep_until=reaper.clock() + 86400, retry_seconds=3600.0)
-    assert other.due([ACCOUNT], 0.0, 9) == []
+    assert other.due([ACCOUNT], 0.0, LATE, 9) == []
     assert [each.judgement for each in other.held()] == ["pending"]
     with psycopg.connect(shared_url, autocommit=True) as database:
         database.execute("UPDATE qx_runs SET retry_at = clock_timestamp()")
-    assert len(other.due([ACCOUNT], 0.0, 9)) == 1
+    assert len(other.due([ACCOUNT], 0.0, LATE, 9)) == 1
     other.release("r1")
     # A driver that comes back for its key needs to wait for nobody.
     assert dead.take(Wish(row=keyed("r2", dead, "h2")), is_running=never).answer == "granted"

@@ -232,7 +232,7 @@ def cancel(job: str, remote: Remote, clock: Callable[[], float], wait: Callable[
     """
     cancellation = Cancellation(job, remote, clock)
     while True:
-        outcome = cancellation.step()
+        outcome = remote.seconds_closed() or cancellation.step()
         if isinstance(outcome, str):
             return outcome, ""
         if wait(outcome):

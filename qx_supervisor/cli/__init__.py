@@ -36,6 +36,7 @@ class Commands(LazyGroup):
         "wait": "wait:wait_command",
         "cancel": "cancel:cancel_command",
         "reap": "reap:reap_command",
+        "reaper": "reaper:reaper_command",
         "doctor": "doctor:doctor_command",
         "demo": "demo:demo_command",
         "local": "local:local_command",

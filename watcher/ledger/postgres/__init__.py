@@ -18,7 +18,7 @@ itself, for as long as a lease lasts, and the time of the server's own start cou
 """
 
 from .connection import Away, host_of
-from .runs import Held, Holder, Judgement, Kept
+from .runs import Census, Held, Holder, Judgement, Kept
 from .store import SharedLedger
 
-__all__ = ["Away", "Held", "Holder", "Judgement", "Kept", "SharedLedger", "host_of"]
+__all__ = ["Away", "Census", "Held", "Holder", "Judgement", "Kept", "SharedLedger", "host_of"]

@@ -75,6 +75,27 @@ class Held:
     judgement: Judgement
 
 
+@dataclass(frozen=True)
+class Census:
+    """How many unfinished runs an account has.
+
+    Attributes:
+        endpoint: The base URL of the REST API.
+        instance: The instance's CRN.
+        held: Under a lease that is renewed.
+        expired: Under one that has run out; some of them in their grace.
+        reaping: Being cancelled.
+        pending: To be swept again.
+    """
+
+    endpoint: str
+    instance: str
+    held: int
+    expired: int
+    reaping: int
+    pending: int
+
+
 def given(kept: Kept) -> dict[str, Any]:
     """A run as `statements.WRITE` takes it."""
     row = kept.row

@@ -91,6 +91,7 @@ WITH due AS (
     WHERE """
     + UNFINISHED_SQL
     + """
+      AND clock_timestamp() < to_timestamp(%(before)s)
       AND (r.endpoint, r.instance) IN (SELECT * FROM unnest(%(endpoints)s::text[], %(instances)s::text[]))
       AND CASE WHEN r.retry_at IS NOT NULL THEN r.retry_at <= clock_timestamp() ELSE
           greatest("""
@@ -104,5 +105,26 @@ WITH due AS (
 UPDATE qx_runs r SET held_by = %(me)s, epoch = r.epoch + 1, claimed_by = %(claimant)s, claimed_at = clock_timestamp(),
     retry_at = NULL, let_go_at = coalesce(r.let_go_at, due.lease_until), updated_at = clock_timestamp()
 FROM due WHERE r.run = due.run RETURNING r.run, r.epoch
+"""
+)
+
+CENSUS: LiteralString = (
+    """
+SELECT r.endpoint, r.instance,
+    count(*) FILTER (WHERE r.retry_at IS NULL AND """
+    + LEASE_END
+    + """ > clock_timestamp() AND r.claimed_by IS NULL),
+    count(*) FILTER (WHERE r.retry_at IS NULL AND """
+    + LEASE_END
+    + """ <= clock_timestamp()),
+    count(*) FILTER (WHERE r.retry_at IS NULL AND """
+    + LEASE_END
+    + """ > clock_timestamp() AND r.claimed_by IS NOT NULL),
+    count(*) FILTER (WHERE r.retry_at IS NOT NULL)
+FROM qx_runs r JOIN qx_holders h ON h.id = r.held_by
+WHERE """
+    + UNFINISHED_SQL
+    + """
+GROUP BY r.endpoint, r.instance
 """
 )

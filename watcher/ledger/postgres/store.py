@@ -21,8 +21,8 @@ from ..lease import LEASE_SECONDS, Ruling, Wish, contend
 from ..row import UNFINISHED, Row, State, safe_detail, safe_endpoint
 from . import schema
 from .connection import Away, Connection, connect, translated
-from .runs import RETRY_SECONDS, Held, Holder, Kept, given, held, json_of, only, shifted, text_of
-from .statements import CLAIM, READ, WRITE
+from .runs import RETRY_SECONDS, Census, Held, Holder, Kept, given, held, json_of, only, shifted, text_of
+from .statements import CENSUS, CLAIM, READ, WRITE
 
 Kind = Literal["watcher", "reaper"]
 
@@ -361,13 +361,17 @@ class SharedLedger:
 
     # A reaper's
 
-    def due(self, accounts: Collection[tuple[str, str]], watching_since: float, limit: int) -> list[Row]:
+    def due(
+        self, accounts: Collection[tuple[str, str]], watching_since: float, before: float, limit: int
+    ) -> list[Row]:
         """Claim runs that nobody holds any more and whose grace has passed: of all that try, one gets each.
 
         Args:
             accounts: The endpoints and instances whose jobs this process can cancel.
             watching_since: Since when this process has had the database at hand without a break, by its clock. While it
                 was away no lease was renewed: only what runs out before these eyes counts.
+            before: Until when, by the database's clock, this is to be carried out, or not at all: a server that was
+                stopped carries it out when it goes on, and has had no renewal meanwhile.
             limit: The most to claim.
         """
         with self._asking() as database, database.transaction():
@@ -379,6 +383,7 @@ class SharedLedger:
                     "endpoints": [endpoint for endpoint, _ in accounts],
                     "instances": [instance for _, instance in accounts],
                     "since": watching_since,
+                    "before": before,
                     "limit": limit,
                 },
             ).fetchall()
@@ -386,13 +391,20 @@ class SharedLedger:
             return [each.row for each in self._read("WHERE r.run = ANY(%(runs)s)", {"runs": [r for r, _ in claimed]})]
 
     def longest_lease(self) -> float:
-        """The length of the longest lease that an unfinished run is under, in seconds."""
+        """The length of the longest lease on unfinished runs that has run out, in seconds; 0 where none has."""
         with self._asking() as database:
             found = database.execute(
-                "SELECT coalesce(max(h.lease_seconds), 0) FROM qx_holders h "
-                "WHERE EXISTS (SELECT FROM qx_runs r WHERE r.held_by = h.id AND " + schema.UNFINISHED_SQL + ")"
+                "SELECT coalesce(max(h.lease_seconds), 0) FROM qx_holders h WHERE h.lease_until < clock_timestamp() "
+                "AND EXISTS (SELECT FROM qx_runs r WHERE r.held_by = h.id AND r.retry_at IS NULL AND "
+                + schema.UNFINISHED_SQL
+                + ")"
             ).fetchone()
             return float(only(found))
+
+    def census(self) -> list[Census]:
+        """How many unfinished runs there are, by account."""
+        with self._asking() as database:
+            return [Census(*each) for each in database.execute(CENSUS).fetchall()]
 
     def holds(self, run: str) -> bool:
         """Whether a run that this process claimed is its own still, by a lease that lasts."""

@@ -1,0 +1,337 @@
+"""What a reaper does: claim, look once more, cancel, record.
+
+Any number of reapers may run, anywhere. Of all that try, one gets a run (`FOR UPDATE SKIP LOCKED`); its claim is a
+lease like a driver's, so one that dies in the middle is followed by another. It reads the claim again and the job's
+state right before each cancel.
+
+A lease that has run out says that nobody renewed it, and not why. Where the database was away, nobody could. So this
+process goes by what it has seen itself: it claims only what has run out for as long as it has had the database at hand
+without a break, and for the length of that lease. A driver that lives has renewed it by then, three times over.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..ours import ledger, remote
+from ..resolve import WINDOW, Resolved, resolve
+from .counts import Counts
+
+if TYPE_CHECKING:
+    from watcher.ledger.postgres import SharedLedger
+
+logger = logging.getLogger("qx_supervisor.reaper")
+
+POLL_SECONDS = 2.0
+"""Between two looks, or less where leases are short."""
+
+AT_ONCE = 64
+"""The most runs that are claimed and not resolved."""
+
+CENSUS_SECONDS = 5.0
+FORGET_SECONDS = 3600.0
+KEPT_FOR = 30 * 86400.0
+"""Seconds after which a run that is over is forgotten."""
+
+DRAIN_SECONDS = 8.0
+"""How long a reaper that is to stop waits for requests that are under way."""
+
+FIRST_RETRY, LAST_RETRY = 2.0, 600.0
+"""Seconds until what is pending is looked at again: as long as it has been known, within these."""
+
+LONGEST_PAUSE = 15.0
+"""Seconds between two tries for a database that is away."""
+
+
+class _Stopped(Exception):
+    """The reaper is to stop."""
+
+
+class _Lost(Exception):
+    """The run is not this reaper's any more."""
+
+
+class Reaper:
+    """A reaper of one ledger.
+
+    Args:
+        url: The database; it holds a password.
+        remotes: The services at hand, by their endpoints and instances.
+        lease_seconds: How long a claim is held without being renewed; what the drivers have.
+        window: Seconds after a death in which a POST that was on its way may still make a job.
+        counts: Where it counts what it does.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        remotes: Mapping[tuple[str, str], remote.Remote],
+        *,
+        lease_seconds: float,
+        window: float = WINDOW,
+        counts: Counts | None = None,
+    ) -> None:
+        self.counts = counts or Counts()
+        self._url = url
+        self._remotes = dict(remotes)
+        self._lease_seconds = lease_seconds
+        self._window = window
+        self._book: SharedLedger | None = None
+        self._since = 0.0  # of the break-free look at the database, by its clock
+        self._asked_at = 0.0  # when the database answered last, by its clock
+        self._gap = lease_seconds / 2  # without an answer, after which the look at it counts as broken
+        self._renew_at = self._census_at = self._forget_at = 0.0
+        self._pause = 1.0
+        self._told_away = False
+        self._told_accounts: set[tuple[str, str]] = set()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._stopping = threading.Event()
+        self._work: queue.SimpleQueue[tuple[SharedLedger, Any]] = queue.SimpleQueue()
+        self._under_way = 0
+        self._changed = threading.Condition()
+
+    def __repr__(self) -> str:
+        return "Reaper()"
+
+    def stop(self) -> None:
+        """Have it end soon; from any thread, or a signal handler."""
+        self._is_stopping = True
+        self._wake.put(None)
+
+    def run(self, *, once: bool = False) -> bool:
+        """Reap until `stop` is called.
+
+        Args:
+            once: End when nothing is left that is due now.
+
+        Returns:
+            Whether all that was claimed is resolved.
+
+        Raises:
+            LedgerError: Once, and the database can't be used.
+        """
+        for number in range(remote.CONNECTIONS * len(self._remotes)):
+            threading.Thread(target=self._carry, name=f"qx-reaper-{number}", daemon=True).start()
+        try:
+            while not self._is_stopping:
+                try:
+                    if self._round() and once:
+                        break
+                    pause = min(POLL_SECONDS, self._lease_seconds / 3)
+                except ledger.LedgerError as error:
+                    if once:
+                        raise
+                    pause = self._away(error)
+                self._sleep(pause)
+        finally:
+            self._end()
+        return not self.counts.fates["pending"] and not self.counts.fates["expired"]
+
+    def _sleep(self, seconds: float) -> None:
+        try:
+            self._wake.get(timeout=seconds)
+        except queue.Empty:
+            pass
+
+    # A round
+
+    def _round(self) -> bool:
+        """Claim what is due; returns whether there is nothing left to do or to wait for."""
+        book = self._opened()
+        with self._changed:
+            room = AT_ONCE - self._under_way
+        with self.counts.timing(self.counts.claim):
+            found = book.due(list(self._remotes), self._since, self._asked_at + self._gap, room) if room else []
+        for row in found:
+            logger.info("%s claimed: %s", _name(row), _why(row))
+            with self._changed:
+                self._under_way += 1
+            self._work.put((book, row))
+        with self.counts.lock:
+            self.counts.claimed += len(found)
+        now = time.monotonic()
+        if now >= self._census_at:
+            self._census_at = now + CENSUS_SECONDS
+            self._look_around(book)
+        if now >= self._forget_at:
+            self._forget_at = now + FORGET_SECONDS
+            book.forget(KEPT_FOR)
+        is_idle = not found and not self._is_busy()
+        has_seen_enough = is_idle and book.clock() - self._since > book.longest_lease()
+        if len(found) == room and room:
+            self._wake.put(None)  # there may be more
+        return has_seen_enough
+
+    def _is_busy(self) -> bool:
+        with self._changed:
+            return self._under_way > 0
+
+    def _opened(self) -> SharedLedger:
+        if self._book is None:
+            from ..ours import shared_ledger
+
+            # A new name each time: what was claimed under the last one is left to run out.
+            book = shared_ledger().open(self._url, kind="reaper", lease_seconds=self._lease_seconds)
+            self._book = book
+            self._renew_at = 0.0
+            self._since = self._asked_at = book.clock()
+            if self._told_away:
+                logger.warning("the ledger is back; leases that ran out meanwhile get the time to be renewed")
+            self._told_away = False
+            self._pause = 1.0
+        if time.monotonic() >= self._renew_at:
+            with self.counts.timing(self.counts.renew):
+                self._book.renew()
+            self._renew_at = time.monotonic() + self._lease_seconds / 3
+        with self.counts.lock:
+            self.counts.is_up = True
+        now = self._book.clock()
+        if now - self._asked_at > self._gap:  # an answer was long in coming: the others may have had none at all
+            self._since = now
+        self._asked_at = now
+        return self._book
+
+    def _away(self, error: ledger.LedgerError) -> float:
+        """The database is away; returns the pause."""
+        with self.counts.lock:
+            self.counts.is_up = False
+        if not self._told_away:
+            logger.warning("%s It is tried again", error)
+            self._told_away = True
+        self._shut()
+        pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
+        return min(pause, max(self._lease_seconds / 3, 0.1))
+
+    def _shut(self) -> None:
+        book, self._book = self._book, None
+        if book is not None:
+            try:
+                book.close()
+            except ledger.LedgerError:
+                pass  # it is away
+
+    def _look_around(self, book: SharedLedger) -> None:
+        census = book.census()
+        others = 0
+        for each in census:
+            account = (each.endpoint, each.instance)
+            if account in self._remotes:
+                continue
+            others += each.held + each.expired + each.reaping + each.pending
+            if account not in self._told_accounts and each.expired + each.pending:
+                self._told_accounts.add(account)
+                logger.warning(
+                    "runs of another account are left alone: %s at %s; start a reaper that has it",
+                    each.instance or "no instance",
+                    each.endpoint,
+                )
+        counts = self.counts
+        with counts.lock:
+            counts.held = sum(each.held for each in census)
+            counts.expired = sum(each.expired for each in census)
+            counts.reaping = sum(each.reaping for each in census)
+            counts.pending = sum(each.pending for each in census)
+            counts.other_account = others
+
+    # One run, in a thread
+
+    def _carry(self) -> None:
+        while True:
+            book, row = self._work.get()
+            try:
+                self._reap(book, row)
+            except ledger.LedgerError as error:
+                logger.warning("%s given up for now: %s", _name(row), error)
+            except Exception:
+                logger.exception("%s given up for now, by a fault in here; please report it", _name(row))
+            finally:
+                with self._changed:
+                    self._under_way -= 1
+                    self._changed.notify_all()
+
+    def _reap(self, book: SharedLedger, row: Any) -> None:
+        def note(job: str, outcome: str) -> None:
+            book.job_outcome(row.run, job, outcome)
+            logger.info("%s job %s: %s", _name(row), job, outcome)
+            if outcome == "cancelled":
+                with self.counts.lock:
+                    self.counts.cancelled += 1
+
+        def look_once_more() -> None:
+            if self._stopping.is_set():
+                raise _Stopped
+            if not book.holds(row.run):
+                raise _Lost
+
+        def wait(seconds: float) -> None:
+            if self._stopping.wait(seconds):
+                raise _Stopped
+
+        try:
+            look_once_more()
+            found = resolve(
+                row,
+                self._remotes[row.endpoint, row.instance],
+                now=book.clock(),
+                note=note,
+                window=self._window,
+                before_cancel=look_once_more,
+                looks_first=True,
+                wait=wait,
+            )
+        except _Stopped:
+            book.release(row.run)
+            logger.info("%s released: this reaper stops", _name(row))
+            return
+        except _Lost:
+            self._note_loss(row)
+            return
+        self._conclude(book, row, found)
+
+    def _conclude(self, book: SharedLedger, row: Any, found: Resolved) -> None:
+        retry = max(FIRST_RETRY, min(LAST_RETRY, found.age))
+        if not book.finish(row.run, found.state, found.detail, sweep_until=found.sweep_until, retry_seconds=retry):
+            self._note_loss(row)
+            return
+        with self.counts.lock:
+            self.counts.fates[found.fate] += 1
+        logger.info("%s %s%s", _name(row), found.fate, f": {found.detail}" if found.detail else "")
+
+    def _note_loss(self, row: Any) -> None:
+        with self.counts.lock:
+            self.counts.lost += 1
+        logger.info("%s left alone: another holder has it", _name(row))
+
+    # The end
+
+    def _end(self) -> None:
+        """Release what is not begun, let what is under way come to its next step, and let the own lease run out."""
+        self._stopping.set()
+        end = time.monotonic() + DRAIN_SECONDS
+        with self._changed:
+            self._changed.wait_for(lambda: self._under_way == 0, end - time.monotonic())
+        if self._book is not None:
+            try:
+                self._book.leave()
+            except ledger.LedgerError as error:
+                logger.warning("%s What was claimed is free when the claim runs out", error)
+        self._shut()
+
+
+def _name(row: Any) -> str:
+    """What a line of the log begins with."""
+    key = f" (key {row.key!r})" if row.key is not None else ""
+    return f"run {row.run}{key} of {row.place.host}:{row.pid}:"
+
+
+def _why(row: Any) -> str:
+    if row.state == "pending":
+        return "to be swept again"
+    grace = f" and its grace of {row.grace:g} s has passed" if row.grace else ""
+    return f"its lease ran out{grace}"
