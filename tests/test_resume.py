@@ -461,19 +461,20 @@ class TestWithoutTheLedger:
         assert posts(ibm) == 1
 
 
-def test_an_interrupt_while_the_job_is_looked_for_cancels_it(ibm, fork):
+def test_an_interrupt_while_the_job_is_looked_for_cancels_it(ibm, fork, monkeypatch):
     """The first driver's job turns up under the second's watcher, and the second was interrupted."""
+    monkeypatch.setenv("QX_SWEEP_WINDOW", "10")
     ibm.hold("queued")
-    ibm.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 2.0}]})
+    ibm.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 5.0}]})
     first = fork(keyed())
-    ibm.wait_for("POST", JOBS)
-    first.kill()
-    second = fork(keyed())
+    # It is there already, and kills the first by itself: no time is lost until it looks.
+    second = fork(f'ibm.wait_for("POST", "{JOBS}")\nos.kill({first.pid}, signal.SIGKILL)\n' + keyed())
     second.line("looking for an earlier job")
     second.send(signal.SIGINT)
-    end(second)
-    [job] = ibm.jobs()
-    assert (job.status, job.cancel_requests) == ("Cancelled", 1)
+    second.end()
+    [entry] = ibm.wait_for("POST", JOBS, answered=True)
+    assert ibm.wait_job(entry.job_id, "Cancelled").cancel_requests == 1
+    first.end()
 
 
 def test_a_local_backend_needs_no_lease(ibm):
