@@ -45,7 +45,7 @@ def why_not() -> str:
     if not shutil.which("ip") or not shutil.which("nsenter"):
         return "ip and nsenter are not installed (Debian: apt-get install iproute2 util-linux)"
     if not Path("/etc/machine-id").exists():
-        return "this machine has no /etc/machine-id, in whose place a host's own could be shown (systemd-machine-id-setup)"
+        return "this machine has no /etc/machine-id, in whose place a host's could be shown (systemd-machine-id-setup)"
     tried = ["unshare", "--net", "--mount", "--uts", "ip", "link", "add", "qxa", "type", "veth", "peer", "name", "qxb"]
     done = subprocess.run(tried, check=False, capture_output=True, text=True)
     return f"no network namespace with a link can be made here: {done.stderr.strip()}" if done.returncode else ""

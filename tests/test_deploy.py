@@ -33,6 +33,7 @@ import qx_supervisor.service
 from qx_supervisor import local
 from qx_supervisor.cli import main
 qx_supervisor.service.default_service = lambda *_: local.Service({{pid}}, {{port}}).service()
+qx_supervisor.service.every_service = lambda: [local.Service({{pid}}, {{port}}).service()]
 main()
 """
 """`qx-supervisor`, whose saved account is the embedded service."""
@@ -262,6 +263,31 @@ def test_the_drivers_unit_runs(ibm, programs, state, write_script, end):
             "kill": {"Result=signal", "ActiveState=failed"},
             "stop": {"Result=exit-code", "ActiveState=failed"},  # 143: it did not come to its end
         }[end]
+    assert_cancelled_once(ibm, job)
+
+
+@pytest.mark.skipif(bool(units.why_not()), reason=units.why_not())
+def test_the_reapers_unit_runs(ibm, programs, postgres, shared_url, fork, monkeypatch):
+    """Under a real user manager, with the database's address in the file that the unit names."""
+    monkeypatch.setenv("QX_LEASE_SECONDS", "1")
+    monkeypatch.setenv("QX_LEDGER", shared_url)
+    ibm.hold("queued")
+    with units.user_systemd() as systemd:
+        _home_with(systemd.runtime, programs)
+        (systemd.runtime / ".config" / "qx-reaper.env").write_text(f"QX_LEDGER={shared_url}\nQX_LEASE_SECONDS=1\n")
+        systemd.ctl("daemon-reload")
+        driver = fork(RUN)
+        job = driver.queued()
+        watcher = driver.watcher()
+        driver.send(signal.SIGSTOP)
+        watcher.kill()
+        wait_for_end(watcher)
+        driver.kill()
+        systemd.ctl("start", "qx-reaper")
+        assert ibm.wait_job(job, "Cancelled", timeout=60).cancel_requests == 1
+        assert systemd.ctl("is-active", "qx-reaper") == "active\n"
+        systemd.ctl("stop", "qx-reaper")
+        assert systemd.ctl("show", "--property=Result", "--value", "qx-reaper") == "success\n"
     assert_cancelled_once(ibm, job)
 
 

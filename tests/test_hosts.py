@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import hosts
 import pytest
-from conftest import RUN, assert_cancelled_once, wait_for_end
+from conftest import DEADLINE, RUN, Driver, assert_cancelled_once, wait_for_end
 
 from qx_supervisor import reap
+from watcher.ledger.postgres import SharedLedger
 
 pytestmark = pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not())
 
@@ -111,6 +114,49 @@ def test_a_host_is_lost(ibm, start, network):
     assert reaper.end() == 0, reaper.errors
     assert reaper.lines == [f"reaped cancelled {job}"]
     assert_cancelled_once(ibm, job)
+
+
+REAPER = """
+import qx_supervisor.service as services
+services.every_service = lambda: [service()]
+from qx_supervisor.cli import main
+main(["reaper"])
+"""
+
+
+def test_a_host_is_lost_and_another_one_reaps(ibm, start, network, postgres, shared_url, monkeypatch):
+    """The ledger is a database that both reach, over their links."""
+    ibm.hold("queued")
+    monkeypatch.setenv("QX_LEASE_SECONDS", "1")
+    port, database = network.offer(ibm.port), network.offer(postgres.port)
+    a, b = network.host(), network.host()
+
+    def on(host: hosts.Host, code: str) -> Driver:
+        url = shared_url.replace(f"127.0.0.1:{postgres.port}", f"{host.gateway}:{database}")
+        return start(host.prelude(port) + code, wrap=host.wrap, env={**os.environ, "QX_LEDGER": url})
+
+    driver, reaper = on(a, RUN), on(b, REAPER)
+    job = driver.queued()
+    watcher = driver.watcher()
+    _wait_until_known(shared_url)
+    a.kill()
+    assert driver.end() == -signal.SIGKILL
+    wait_for_end(watcher)
+    assert ibm.wait_job(job, "Cancelled", timeout=60).cancel_requests == 1
+    reaper.send(signal.SIGTERM)
+    assert reaper.end() == 0, reaper.errors
+    assert_cancelled_once(ibm, job)
+
+
+def _wait_until_known(url: str) -> None:
+    """Wait until the job of the only run is in the database, and its submission answered."""
+    book = SharedLedger.open(url)
+    try:
+        end = time.monotonic() + DEADLINE
+        while not any(held.row.jobs and held.row.answered for held in book.held()):
+            assert time.monotonic() < end, "the database does not hear of the job"
+    finally:
+        book.close()
 
 
 def test_hosts_reach_each_other_and_what_is_offered_only(network, ibm):

@@ -17,6 +17,8 @@ import units
 from cgroups import Cgroup, cgroup, where
 from conftest import DEADLINE, RUN, assert_cancelled_once, orders, wait_for_end, watchers_of
 
+from watcher.ledger.postgres import SharedLedger
+
 needs_cgroups = pytest.mark.skipif(where() is None, reason="no version 2 of control groups can be written to here")
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,24 @@ def test_the_drivers_whole_control_group_is_killed(ibm, start, outside, group):
     assert driver.end() == -signal.SIGKILL
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
     wait_for_end(watcher)
+
+
+@needs_cgroups
+def test_it_writes_to_a_ledger_of_many_hosts(ibm, start, outside, group, shared_url, monkeypatch):
+    monkeypatch.setenv("QX_LEDGER", shared_url)
+    ibm.hold("queued")
+    driver = start(RUN, wrap=group.wrap)
+    job = driver.queued()
+    watcher = driver.watcher()
+    assert "sentinel" not in " ".join(watcher.cmdline())  # the database's password
+    group.kill()
+    assert driver.end() == -signal.SIGKILL
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    wait_for_end(watcher)
+    book = SharedLedger.open(shared_url)
+    [held] = book.held()
+    book.close()
+    assert (held.row.state, dict(held.row.jobs)) == ("cancelled", {job: "cancelled"})
 
 
 @needs_cgroups

@@ -71,9 +71,10 @@ class UserSystemd:
         ready.settimeout(DEADLINE)
         # A key that someone has imported into the manager's environment must not come from there to a watcher.
         known = {"PATH": os.environ["PATH"], "HOME": str(self.runtime), "QISKIT_IBM_TOKEN": "of-the-manager"}
+        places = {"RUNTIME": str(self.runtime), "NOTIFY_SOCKET": str(self.runtime / "ready")}
         self._process = subprocess.Popen(
             self.group.wrap(["unshare", "--mount", "--cgroup", "sh", "-c", SCENE]),
-            env={**known, **self.environment, "RUNTIME": str(self.runtime), "NOTIFY_SOCKET": str(self.runtime / "ready")},
+            env={**known, **self.environment, **places},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
