@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import TYPE_CHECKING
 
-from .errors import WatcherError
+from .errors import ConfigError, WatcherError
+from .ours import shared_ledger
+
+if TYPE_CHECKING:
+    from watcher.ledger.postgres import SharedLedger
 
 SETTING = "QX_LEDGER"
 
@@ -55,3 +60,18 @@ def check_installed() -> None:
         raise WatcherError(
             "config", f'{SETTING} needs the package psycopg: pip install "qx-supervisor[postgres]"'
         )
+
+
+def opened() -> SharedLedger:
+    """The shared ledger, to be read.
+
+    Raises:
+        ConfigError: If none is named.
+        WatcherError: If what it needs is not installed.
+        LedgerError: If it can't be had.
+    """
+    where = url()
+    if not where:
+        raise ConfigError("config", f"no ledger of many hosts is named; set {SETTING}")
+    check_installed()
+    return shared_ledger().open(where, may_migrate=False)

@@ -335,7 +335,7 @@ def test_only_what_has_run_out_is_claimed(shared_url: str, opened: Opener, long_
         "r1": "live",
         "r2": "reaping",
         "r3": "waiting",
-        "r5": "expired",
+        "r5": "orphan",
         "r6": "reaping",
     }
 

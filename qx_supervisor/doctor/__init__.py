@@ -2,6 +2,7 @@
 
 `finding`  what a check found
 `machine`  the installation and the place: versions, kernel, state directory, container, settings
+`hosts`    the ledger of many hosts
 `account`  the account, the way to the service, the clock
 `drill`    a driver killed for real, on the embedded service
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from . import account, drill, machine
+from . import account, drill, hosts, machine
 from .finding import Finding, Verdict
 
 __all__ = ["Finding", "Verdict", "examine"]
@@ -24,6 +25,7 @@ def examine(*, with_drill: bool = True, say: Callable[[str], object] = lambda _:
         say: Called with what takes a while, before it begins.
     """
     yield from machine.check()
+    yield from hosts.check()
     say("looking at the account, and asking its service")
     yield from account.check()
     if with_drill:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import placement
+from .. import placement, shared
 from ..ours import FOLDER, ledger
 from .finding import Finding
 
@@ -23,6 +23,8 @@ SETTINGS = {
     "QX_STATE_DIR": "where the ledger is",
     "QX_LOG_LEVEL": "what is logged to stderr",
     "QX_SWEEP_WINDOW": "how long a dead driver's late jobs are looked for, in seconds",
+    "QX_LEDGER": "the ledger of many hosts",
+    "QX_LEASE_SECONDS": "how long a run is held without word of its watcher, in seconds",
     "QX_WATCHER_PLACEMENT": "where the watcher is: here, or in a unit of its own (systemd)",
     "QX_KEEP_ON_EXIT": "of exec: jobs are kept after exit 0",
     "QX_ON_UNPROTECTED": "of exec: what to do where no watcher can be had",
@@ -161,6 +163,7 @@ def _exec() -> Finding:
 
 def _settings() -> Finding:
     inside = {name: value for name, value in os.environ.items() if name.startswith("QX_")}
+    inside = {name: value if name != shared.SETTING else "…" for name, value in inside.items()}  # it holds a password
     known = [f"{name}={value} ({SETTINGS[name]})" for name, value in inside.items() if name in SETTINGS]
     unknown = sorted(set(inside) - set(SETTINGS))
     text = ", ".join(known) or "none of QX_*"

@@ -44,12 +44,12 @@ class Holder:
     pid: int
 
 
-Judgement = Literal["live", "waiting", "expired", "reaping", "pending", "final"]
+Judgement = Literal["live", "waiting", "orphan", "reaping", "pending", "final"]
 """What can be said of a run by the database alone.
 
 - live: its lease is renewed
 - waiting: its driver is gone, and its grace has not passed
-- expired: its lease has run out, or nobody waits for it and its grace has passed: a reaper's
+- orphan: its lease has run out, and its grace has passed: a reaper's
 - reaping: a reaper, or its own watcher, cancels its jobs
 - pending: its jobs could not be resolved yet, and are looked for again
 - final: nothing is left to do
@@ -168,13 +168,13 @@ def held(found: dict[str, Any]) -> Held:
     if row.state not in UNFINISHED:
         judgement = "final"
     elif found["retry_at"] is not None:
-        judgement = "pending" if row.state == "pending" else "expired"
+        judgement = "pending" if row.state == "pending" else "orphan"
     elif row.claimed_by is not None:
-        judgement = "reaping" if until > now else "expired"
+        judgement = "reaping" if until > now else "orphan"
     elif row.let_go_at is None and until > now:
         judgement = "live"
     else:
-        judgement = "waiting" if grace_ends > now else "expired" if until <= now else "reaping"
+        judgement = "waiting" if grace_ends > now else "orphan" if until <= now else "reaping"
     return Held(
         row=row,
         holder=Holder(kind=found["by_kind"] or "", host=found["by_host"] or "", pid=found["by_pid"] or 0),

@@ -151,6 +151,11 @@ class SharedLedger:
         with self._asking() as database:
             database.execute("UPDATE qx_holders SET lease_until = clock_timestamp() WHERE id = %s", (self.id,))
 
+    def version(self) -> int:
+        """The version of the tables; 0 where there are none."""
+        with self._asking() as database:
+            return schema.version(database)
+
     def clock(self) -> float:
         """The database's clock, in seconds of the Unix clock."""
         with self._asking() as database:
