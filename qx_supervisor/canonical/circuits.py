@@ -307,8 +307,8 @@ class Circuits:
         elif isinstance(operation, BoxOp):
             parts.append(self.value((operation.duration, operation.unit), scope))
             parts.append(values.sequence(self.value(each, scope) for each in operation.annotations))
-        for body in operation.blocks:
-            parts.append(self._body(body, scope.block(instruction, body, bound)))
+        inner = [(body, scope.block(instruction, body, bound)) for body in operation.blocks]
+        parts.extend(self._body(body, within) for body, within in inner)
         return b"f" + values.text(operation.name) + _label(operation) + values.sequence(parts)
 
     def _condition(self, condition: Any, scope: Scope) -> bytes:
