@@ -385,6 +385,12 @@ def address(client: Any) -> tuple[str, str]:
     return ledger.safe_endpoint(session.base_url), session.auth.crn or ""
 
 
+def instances_near(target: Target) -> list[str]:
+    """The instances of the service that a backend was found with: another one may be chosen the next time."""
+    clients = clients_of(getattr(target.backend, "service", None))
+    return [address(client)[1] for client in clients]
+
+
 def credentials(client: Any, *, fetch: bool = True) -> protocol.Credentials:
     """How the client reaches its service, with a token that is valid now, or "" where there is none to be had.
 

@@ -386,11 +386,9 @@ class Worker:
         tag = resume.run_tag(self.run_id, mark)
         lease = protocol.Lease(key, mark, self.request.grace, uuid.uuid4().hex)
         guarded = Guarded(self.run_id, account, tag, self._hear, driver_tag(), lease=lease)
-        client, service_of = self._target.client, self.request.service
-        clients = [client, *service.clients_of(service_of or service.default_service())]
         if self._armed is not None:
             self._armed.result()
-        found = resume.claim(guarded, source, [service.address(each)[1] for each in clients], self._say, self._sleep)
+        found = resume.claim(guarded, source, service.instances_near(self._target), self._say, self._sleep)
         # What the key had before is this run's now; the watcher knows.
         self.run_id, self.tag = guarded.run, guarded.tag
         self.tags = (*self.request.tags, self.tag, driver_tag(), resume.key_tag(key))

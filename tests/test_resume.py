@@ -123,6 +123,58 @@ def test_the_same_key_gives_the_same_result_ever_after(ibm, fork):
     assert posts(ibm) == 2
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        'run(bell(), service().backend("ibm_brisbane"), shots=64, on_status=tell, key="step", grace=60)',
+        'run(bell(), service=service(), shots=64, on_status=tell, key="step", grace=60)',
+        'run(bell(), Batch(service().backend("ibm_brisbane")), shots=64, on_status=tell, key="step", grace=60)',
+        "run(isa, primitive=Sampler(mode=backend), shots=64, on_status=tell, key='step', grace=60)",
+    ],
+    ids=["backend", "least busy", "batch", "primitive"],
+)
+def test_however_the_backend_is_named(ibm, fork, call):
+    ibm.hold("queued")
+    code = f"""
+from qiskit import transpile
+from qiskit_ibm_runtime import Batch
+from qiskit_ibm_runtime.executor_sampler import Sampler
+backend = service().backend("ibm_brisbane")
+isa = transpile(bell(), backend, seed_transpiler=1)
+result = {call}
+say("result", result.job_id, sum(result.counts.values()))
+"""
+    first = fork(code)
+    job = first.queued()
+    first.kill()
+    second = fork(code)
+    assert second.line("taken up again ")[0] == job
+    ibm.hold(None)
+    assert finish(ibm, second) == job
+    assert posts(ibm) == 1
+
+
+def test_an_estimator(ibm, fork):
+    ibm.hold("queued")
+    code = """
+from qiskit.quantum_info import SparsePauliOp
+circuit = bell()
+circuit.remove_final_measurements()
+pub = (circuit, SparsePauliOp(["ZZ", "XX"]))
+result = run([pub], "ibm_brisbane", service=service(), primitive="estimator", on_status=tell, key="step", grace=60)
+say("result", result.job_id, 64, result[0].data.evs)
+"""
+    first = fork(code)
+    job = first.queued()
+    first.kill()
+    second = fork(code)
+    assert second.line("taken up again ")[0] == job
+    ibm.hold(None)
+    second.line(f"result {job} 64 ")
+    assert second.end() == 0, second.errors
+    assert posts(ibm) == 1
+
+
 def test_after_the_grace_the_watcher_cancels_and_the_next_driver_submits_anew(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed(grace=0.5))
