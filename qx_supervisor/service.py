@@ -222,9 +222,7 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
     if isinstance(backend, BackendV2):
         return Target(backend, None, None)
     if backend is not None and not isinstance(backend, str):
-        raise ConfigError(
-            "config", f"backend must be a name, a backend object, a Session or a Batch, not {type(backend).__name__}"
-        )
+        raise _not_a_backend(backend)
     if backend == "":  # which Qiskit takes for any
         raise ConfigError("config", "the backend's name is empty; give a name, or None to have one chosen")
     service = service if service is not None else default_service()
@@ -239,6 +237,9 @@ def backend_asked_for(backend: Any, primitive: Any) -> tuple[Any, ...] | None:
     """What names the backend that a call asks for, before anything is asked of the service; None for the least busy.
 
     A session or batch counts as its backend. To the name comes what else was asked for with it.
+
+    Raises:
+        ConfigError: If it is no backend.
     """
     from qiskit.providers import BackendV2
     from qiskit_ibm_runtime import IBMBackend, Session
@@ -256,7 +257,15 @@ def backend_asked_for(backend: Any, primitive: Any) -> tuple[Any, ...] | None:
         return (backend.name,) if more == (False, None) else (backend.name, *more)
     if isinstance(backend, BackendV2):
         return (backend.name,)
-    return None if backend is None else (str(backend),) if isinstance(backend, str) else ("?", type(backend).__name__)
+    if backend is not None and not isinstance(backend, str):
+        raise _not_a_backend(backend)
+    return None if backend is None else (backend,)
+
+
+def _not_a_backend(backend: Any) -> ConfigError:
+    return ConfigError(
+        "config", f"backend must be a name, a backend object, a Session or a Batch, not {type(backend).__name__}"
+    )
 
 
 def _inside(session: Any, backend: Any) -> Target:

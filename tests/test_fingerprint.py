@@ -568,6 +568,11 @@ def test_a_session_counts_as_its_backend(ibm, service):
     assert fingerprint(request(simple(), backend)) != known
 
 
+def test_what_is_no_backend_is_refused():
+    with pytest.raises(ConfigError, match="backend must be a name, a backend object, a Session or a Batch, not object"):
+        fingerprint(request(simple(), object()))
+
+
 # What can't be told ---------------------------------------------------------------------------------------------------
 
 

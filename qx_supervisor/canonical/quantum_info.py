@@ -7,6 +7,7 @@ from typing import Any
 from qiskit.quantum_info import (
     Clifford,
     Pauli,
+    PauliLindbladMap,
     PauliList,
     SparseObservable,
     SparsePauliOp,
@@ -18,11 +19,6 @@ from qiskit.synthesis.boolean.boolean_expression import BooleanExpression
 from qiskit.synthesis.evolution.evolution_synthesis import EvolutionSynthesis
 from qiskit.transpiler import CouplingMap
 
-try:
-    from qiskit.quantum_info import PauliLindbladMap
-except ImportError:  # came with Qiskit 2.1
-    PauliLindbladMap = ()
-
 
 def parts(item: Any) -> Any:
     """What an object is made of, as plain values, in an order that means something; None if it is none of these."""
@@ -32,9 +28,7 @@ def parts(item: Any) -> Any:
         return item.z, item.x, item.phase
     if isinstance(item, SparsePauliOp):
         return item.paulis.z, item.paulis.x, item.paulis.phase, item.coeffs
-    if isinstance(item, SparseObservable):
-        return item.num_qubits, [tuple(term) for term in item.to_sparse_list()]
-    if PauliLindbladMap and isinstance(item, PauliLindbladMap):
+    if isinstance(item, SparseObservable | PauliLindbladMap):
         return item.num_qubits, [tuple(term) for term in item.to_sparse_list()]
     if isinstance(item, BaseOperator | QuantumState) and hasattr(item, "data"):
         return item.dims() if isinstance(item, QuantumState) else (item.input_dims(), item.output_dims()), item.data
