@@ -112,7 +112,8 @@ def _differs(key: str, jobs: Sequence[str]) -> ConfigError:
     return ConfigError(
         "config",
         f"nothing was submitted: the key {key!r} stands for another submission{which}: its circuits, values, backend, "
-        "options or primitive differ from these; use another key",
+        "options or primitive differ from these; use another key (if they should be the same: is there something random "
+        "without a seed, or a classical register without a name?)",
     )
 
 
