@@ -15,7 +15,6 @@ import pytest
 from conftest import DEADLINE, RUN, Driver, assert_cancelled_once, wait_for_end
 
 from qx_supervisor import reap
-from watcher.ledger.postgres import SharedLedger
 
 pytestmark = pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not())
 
@@ -150,6 +149,8 @@ def test_a_host_is_lost_and_another_one_reaps(ibm, start, network, postgres, sha
 
 def _wait_until_known(url: str) -> None:
     """Wait until the job of the only run is in the database, and its submission answered."""
+    from watcher.ledger.postgres import SharedLedger  # needs what the extra brings
+
     book = SharedLedger.open(url)
     try:
         end = time.monotonic() + DEADLINE

@@ -17,8 +17,6 @@ import units
 from cgroups import Cgroup, cgroup, where
 from conftest import DEADLINE, RUN, assert_cancelled_once, orders, wait_for_end, watchers_of
 
-from watcher.ledger.postgres import SharedLedger
-
 needs_cgroups = pytest.mark.skipif(where() is None, reason="no version 2 of control groups can be written to here")
 
 @pytest.fixture(scope="module")
@@ -82,6 +80,8 @@ def test_the_drivers_whole_control_group_is_killed(ibm, start, outside, group):
 
 @needs_cgroups
 def test_it_writes_to_a_ledger_of_many_hosts(ibm, start, outside, group, shared_url, monkeypatch):
+    from watcher.ledger.postgres import SharedLedger  # needs what the extra brings
+
     monkeypatch.setenv("QX_LEDGER", shared_url)
     ibm.hold("queued")
     driver = start(RUN, wrap=group.wrap)
