@@ -185,8 +185,8 @@ def test_the_rules_of_the_watcher(ibm, start, outside, monkeypatch):
     assert there["cwd"] == "/"
     assert there["sid"] == there["pid"]
     assert there["dumpable"] == 0
-    assert sorted(map(_kind, there["descriptors"].values())) == sorted(map(_kind, here["descriptors"].values()))
-    assert set(there["modules"]) - set(here["modules"]) <= {"watcher.outside"}
+    assert {*map(_kind, there["descriptors"].values())} <= {*map(_kind, here["descriptors"].values())}
+    assert not {name.partition(".")[0] for name in there["modules"]} & {"qiskit", "qx_supervisor", "rich", "numpy"}
 
 
 def _kind(target: str) -> str:
