@@ -73,7 +73,10 @@ class UserSystemd:
         known = {"PATH": os.environ["PATH"], "HOME": str(self.runtime), "QISKIT_IBM_TOKEN": "of-the-manager"}
         places = {"RUNTIME": str(self.runtime), "NOTIFY_SOCKET": str(self.runtime / "ready")}
         self._process = subprocess.Popen(
-            self.group.wrap(["unshare", "--mount", "--cgroup", "sh", "-c", SCENE]),
+            # It ends with the tests, however these end.
+            self.group.wrap(
+                ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--cgroup", "sh", "-c", SCENE]
+            ),
             env={**known, **self.environment, **places},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
