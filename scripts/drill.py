@@ -30,7 +30,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests"))
 
-from drill_rows import deaths, faults, keys, kills, places  # noqa: E402
+from drill_rows import deaths, faults, keys, kills, leases, places  # noqa: E402
 from drill_rows.attempt import Stopped  # noqa: E402
 from drill_rows.judge import Totals, total  # noqa: E402
 from drill_rows.lane import Lane, make_circuit  # noqa: E402
@@ -43,7 +43,7 @@ WINDOW = 2.5
 CHUNK = 10
 """Tries of a row that a lane makes before it waits for their watchers."""
 
-ROWS: list[Row] = [*kills.ROWS, *keys.ROWS, *deaths.ROWS, *places.ROWS, *faults.ROWS]
+ROWS: list[Row] = [*kills.ROWS, *keys.ROWS, *deaths.ROWS, *places.ROWS, *faults.ROWS, *leases.ROWS]
 
 CONTROL = Row("a live driver throughout", "every job completes and is never asked to stop", lambda _: None)
 

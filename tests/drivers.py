@@ -56,12 +56,16 @@ RUN = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell)'
 
 
 class Zygote:
-    """Forks drivers quickly: see `zygote.py`."""
+    """Forks drivers quickly: see `zygote.py`.
 
-    def __init__(self) -> None:
+    Args:
+        environment: Its own, from its first instruction, where that is not this process's; a driver has this process's.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
         theirs.close()
         self._ends: dict[int, int] = {}
 

@@ -133,6 +133,10 @@ class Host:
         """The same command, on this host. Its pid is the one that `subprocess` knows."""
         return self._spaces.wrap(command)
 
+    def namespaces(self) -> list[str]:
+        """Where its namespaces are found, for a process with one thread that comes here by itself (setns)."""
+        return [self._spaces.path(kind) for kind in self._spaces.held]
+
     def prelude(self, port: int) -> str:
         """A driver's lines that have its `service()` reached over the link.
 

@@ -56,12 +56,16 @@ def programs() -> Path:
 class Server:
     """A server of our own, with a data directory that `close` deletes.
 
+    Args:
+        is_durable: Whether a commit waits for the disk: for what is measured.
+
     Attributes:
         port: Its TCP port on 127.0.0.1, the same after each start.
         password: The superuser's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_durable: bool = False) -> None:
+        self._settings = SETTINGS | {"fsync": "on"} if is_durable else SETTINGS
         self._programs = programs()
         self._folder = Path(tempfile.mkdtemp(prefix="qxpg-"))
         self._user = None if os.getuid() else _unprivileged()
@@ -123,7 +127,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers. It is no child of ours."""
-        settings = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+        settings = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
         options = f"-p {self.port} -k {self._folder} {settings}"
         self._run("pg_ctl", "-D", self._data, "-l", str(self._folder / "log"), "-w", "-o", options, "start")
 

@@ -12,11 +12,13 @@ import signal
 import socket
 import sys
 
-import qiskit  # noqa: F401
-import qiskit_ibm_runtime.executor_estimator
-import qiskit_ibm_runtime.executor_sampler  # noqa: F401
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for who started it
 
-import qx_supervisor.local.client  # noqa: F401
+import qiskit  # noqa: E402, F401
+import qiskit_ibm_runtime.executor_estimator  # noqa: E402
+import qiskit_ibm_runtime.executor_sampler  # noqa: E402, F401
+
+import qx_supervisor.local.client  # noqa: E402, F401
 
 _control = socket.socket(fileno=int(sys.argv[1]))
 

@@ -103,9 +103,9 @@ class Try:
 
     # What rows do
 
-    def start(self, program: str = code.DRIVE, state: Path | None = None) -> Driver:
-        """Start the driver."""
-        self._driver = self.lane.fork(program, self.tag, state)
+    def start(self, program: str = code.DRIVE, state: Path | None = None, *, wrong_clock: bool = False) -> Driver:
+        """Start the driver, by a clock that is an hour off if that is asked for."""
+        self._driver = self.lane.fork(program, self.tag, state, wrong_clock=wrong_clock)
         return self._driver
 
     def sleep(self, seconds: float) -> None:

@@ -30,7 +30,30 @@ drive()
 signal.pause()
 """
 
-KEYED = "drive(key={key!r}, grace=60)"
+KEYED = "drive(key={key!r}, grace={grace})"
+
+LEDGER = """
+os.environ["QX_LEDGER"] = {ledger!r}
+os.environ["QX_LEASE_SECONDS"] = "{lease}"
+"""
+"""The lines that have a program write to a ledger of many hosts."""
+
+ON_HOST = """
+for _namespace in [open(_path) for _path in {namespaces!r}]:
+    if ctypes.CDLL(None, use_errno=True).setns(_namespace.fileno(), 0):
+        raise OSError(ctypes.get_errno(), "setns")
+def service(token="local-key"):
+    return connect({port}, token, {gateway!r})
+"""
+"""The lines that take a program to a host of `tests/hosts.py`."""
+
+REAPER = """
+import qx_supervisor.service as services
+services.every_service = lambda: [service()]
+from qx_supervisor.cli import main
+sys.exit(main(["reaper"]))
+"""
+"""`qx-supervisor reaper`, with the embedded service as the account that is saved."""
 
 DIRECT = """
 ours = service()

@@ -17,7 +17,7 @@ class JobSeen:
 
     Attributes:
         id: Its id.
-        run: The tag of its run.
+        run: The tag of its run, or of its key.
         status: Its last status.
         ended: When it became final.
         requests: How many requests to cancel it have arrived.

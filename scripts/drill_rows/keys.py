@@ -25,7 +25,7 @@ def _kill(one: Try, *, with_watcher: bool) -> None:
 
 
 def _killed_and_restarted(one: Try) -> None:
-    program = code.KEYED.format(key=one.tag)
+    program = code.KEYED.format(key=one.tag, grace=60)
     with contextlib.nullcontext() if one.random.random() < 0.5 else one.let_go():
         for _ in range(one.random.choice((1, 1, 2, 3))):
             one.start(program).line("connecting")

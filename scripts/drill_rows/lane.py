@@ -20,10 +20,11 @@ from pathlib import Path
 
 import psutil
 from drivers import DEADLINE, PRELUDE, Driver, Zygote, orders
+from postgres import Server
 
 from qx_supervisor import local
 
-from . import code
+from . import clocks, code
 from .attempt import Stopped, Try
 from .judge import JobSeen, Totals, TrySeen
 from .processes import ends, open_pidfd
@@ -40,6 +41,11 @@ class Lane:
         folder: An empty directory of its own.
         circuit: A file with the circuit that the drivers run, transpiled.
         window: The watchers' sweep window in seconds.
+
+    Attributes:
+        before_look: What is to be ended after some tries of a row, before it is looked at what has come of them.
+        at_row_end: What is to be ended after that.
+        row_troubles: What went wrong that is no single try's.
     """
 
     def __init__(self, number: int, folder: Path, circuit: Path, window: float) -> None:
@@ -59,14 +65,19 @@ class Lane:
         self._pidfds: dict[int, int] = {}  # of the drivers, by pid
         self._control: Driver | None = None
         self.at_row_end = contextlib.ExitStack()
+        self.before_look = contextlib.ExitStack()
+        self.row_troubles: list[str] = []
+        self._server: Server | None = None
+        self._wrong_zygote: Zygote | None = None
+        self._shift = 1 if number % 2 else -1  # hours that a wrong clock is ahead here
         self.ibm = local.start()
-        self._zygote = _start_zygote()
+        self._zygote = Zygote()
 
     def begin(self) -> None:
         """Wait for the service, and start the control."""
         self.ibm.health()
         control = code.CONTROL.format(log=str(self._log), lock=str(self.lock))
-        self._control = self._fork(control, CONTROL_TAG, self.state)
+        self._control = self._fork(control, CONTROL_TAG, self.state, self._zygote)
         self.ibm.wait_for("POST", "/api/v1/jobs", timeout=DEADLINE)
 
     # Tries
@@ -79,24 +90,25 @@ class Lane:
         tries: list[Try] = []
         waiting: list[tuple[Try, Iterator[float], float]] = []
         with self.at_row_end:
-            for chance in chances:
-                tries.append(one := Try(self, f"{self.number}.{self._next()}", chance))
-                steps = one.carry_out(row)
-                if steps is not None and (until := one.advance(steps)) is not None:
-                    waiting.append((one, steps, until))
-                if self.stopping.is_set():
-                    raise Stopped
-            while waiting:
-                one, steps, until = waiting.pop(0)
-                if self.stopping.wait(max(0.0, until - time.monotonic())):
-                    raise Stopped
-                if (then := one.advance(steps)) is not None:
-                    waiting.append((one, steps, then))
-            late = self.wait_for_watchers()
+            with self.before_look:
+                for chance in chances:
+                    tries.append(one := Try(self, f"{self.number}.{self._next()}", chance))
+                    steps = one.carry_out(row)
+                    if steps is not None and (until := one.advance(steps)) is not None:
+                        waiting.append((one, steps, until))
+                    if self.stopping.is_set():
+                        raise Stopped
+                while waiting:
+                    one, steps, until = waiting.pop(0)
+                    if self.stopping.wait(max(0.0, until - time.monotonic())):
+                        raise Stopped
+                    if (then := one.advance(steps)) is not None:
+                        waiting.append((one, steps, then))
+                late = self.wait_for_watchers()
             if self.stopping.is_set():
                 raise Stopped
-            if late:
-                tries[-1].seen.troubles.append(late)
+            tries[-1].seen.troubles += [*filter(None, [late]), *self.row_troubles]
+            self.row_troubles.clear()
             self._look(tries, cursor)
             for one in tries:
                 one.conclude(row)
@@ -129,20 +141,33 @@ class Lane:
         if arrivals:
             tries[-1].seen.troubles.append(f"requests to cancel jobs that there are not: {sorted(arrivals)}")
 
-    def fork(self, program: str, tag: str, state: Path | None = None) -> Driver:
-        """Start a driver."""
-        return self._fork(program, tag, state or self.state)
+    def fork(self, program: str, tag: str, state: Path | None = None, *, wrong_clock: bool = False) -> Driver:
+        """Start a driver, by a clock that is an hour off if that is asked for."""
+        return self._fork(program, tag, state or self.state, self._wrong() if wrong_clock else self._zygote)
 
-    def _fork(self, program: str, tag: str, state: Path) -> Driver:
+    def _fork(self, program: str, tag: str, state: Path, zygote: Zygote) -> Driver:
         if self.stopping.is_set():
             raise Stopped
+        if zygote is self._wrong_zygote:
+            program = clocks.prelude(self._shift, clocks.interpreter(self._shift, self.folder)) + program
         script = self.folder / f"driver{self._next()}.py"
         head = code.HEAD.format(state=str(state), window=str(self.window), tag=tag, circuit=str(self.circuit))
         script.write_text(PRELUDE.format(pid=self.ibm.pid, port=self.ibm.port) + head + program)
-        driver = Driver(self._zygote.fork(script))
+        driver = Driver(zygote.fork(script))
         self._drivers.append(driver)
         self._pidfds[driver.pid] = os.pidfd_open(driver.pid)
         return driver
+
+    def _wrong(self) -> Zygote:
+        if self._wrong_zygote is None:
+            self._wrong_zygote = Zygote({**os.environ, **clocks.environment(self._shift)})
+        return self._wrong_zygote
+
+    def server(self) -> Server:
+        """A PostgreSQL of the lane's own, which any try may kill and start again."""
+        if self._server is None:
+            self._server = Server()
+        return self._server
 
     @property
     def _control_pid(self) -> int:
@@ -246,21 +271,17 @@ class Lane:
         for driver in list(self._drivers):
             self._forget(driver)
         self._zygote.close()
+        if self._wrong_zygote is not None:
+            self._wrong_zygote.close()
+        if self._server is not None:
+            self._server.close()
         self.ibm.stop()
 
 
 def _seen(job: local.Job, cancels: tuple[int, ...]) -> JobSeen:
-    run = next((tag for tag in job.tags if tag.startswith("qxs-")), job.id)
+    # All jobs of a key are one run's, whoever submitted them.
+    run = next((tag for start in ("qxk-", "qxs-") for tag in job.tags if tag.startswith(start)), job.id)
     return JobSeen(job.id, run, job.status, job.ended, job.cancel_requests, cancels)
-
-
-def _start_zygote() -> Zygote:
-    # A Ctrl-C at the terminal is for the drill alone; the drivers take their own signals back.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return Zygote()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def make_circuit(file: Path, ibm: local.Service) -> None:
