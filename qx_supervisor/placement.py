@@ -37,7 +37,7 @@ def advice(
     if pid == 1:
         return (
             "this driver is process 1 of its container: when it dies, the container ends, and the watcher with it. "
-            "Start it from a shell that outlives it: sh -c 'python driver.py; qx-supervisor reap'"
+            "Start it from a shell that outlives it: sh -c 'python driver.py; qx-supervisor reap --wait 60'"
         )
     if environ.get("QX_WATCHER_PLACEMENT") == "systemd":
         return ""  # the watcher is elsewhere
@@ -45,7 +45,7 @@ def advice(
     if "SLURM_JOB_ID" in environ and "slurm" in cgroup:
         return (
             f"this driver is in a step of Slurm job {environ['SLURM_JOB_ID']}: at its end Slurm kills the watcher too. "
-            f"Run `qx-supervisor reap` after the step, in the batch script on the same node{outside}"
+            f"Run `qx-supervisor reap --wait 60` after the step, in the batch script on the same node{outside}"
         )
     unit = _unit(cgroup)
     if unit and not at_terminal:

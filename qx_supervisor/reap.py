@@ -7,7 +7,10 @@ machine, container or PID namespace is never touched, nor one of an account that
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import service as qiskit_service
+from . import shared
 from .errors import QxError
 from .ours import ledger, place, remote
-from .resolve import resolve
+from .resolve import Resolved, resolve
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -50,11 +54,13 @@ class Reaped:
     host: str
 
 
-def reap(service: Any = None) -> list[Reaped]:
+def reap(service: Any = None, *, wait: float = 0.0) -> list[Reaped]:
     """Cancel what the ledger knows to be orphaned on this machine.
 
     Args:
         service: A `QiskitRuntimeService`. None: the user's saved account.
+        wait: Seconds to wait first for the watchers of dead drivers that are still at work: whoever is about to end
+            this container, or this machine, would end them in the middle of it.
 
     Returns:
         What became of each run that was left behind; those that live are not among them.
@@ -62,10 +68,10 @@ def reap(service: Any = None) -> list[Reaped]:
     Raises:
         QxError: If the ledger can't be read, or there are orphans and no account can be used.
     """
-    return reap_with(lambda: service if service is not None else qiskit_service.default_service())
+    return reap_with(lambda: service if service is not None else qiskit_service.default_service(), wait)
 
 
-def reap_with(connect: Callable[[], Any]) -> list[Reaped]:
+def reap_with(connect: Callable[[], Any], wait: float = 0.0) -> list[Reaped]:
     """`reap`, with a service that is made only if there is something to reap.
 
     Raises:
@@ -73,10 +79,26 @@ def reap_with(connect: Callable[[], Any]) -> list[Reaped]:
     """
     try:
         with ledger.Ledger.open(ledger.state_directory()) as book:
+            _wait_for_watchers(book, wait)
             is_needed = any(ledger.judge(row, book.place) == "orphan" for row in book.rows(ledger.UNFINISHED))
             return _reap(book, qiskit_service.clients_of(connect()) if is_needed else [])
     except ledger.LedgerError as error:
         raise QxError(str(error)) from None
+
+
+def _wait_for_watchers(book: Any, seconds: float) -> None:
+    """Wait for the ends of watchers whose drivers are dead, but not for those that leave a job to its grace."""
+    end = time.monotonic() + seconds
+    for row in book.rows(ledger.UNFINISHED) if seconds > 0 else ():
+        in_grace = row.key is not None and row.state == "guarded" and row.grace > seconds
+        if in_grace or ledger.judge(row, book.place) != "live" or place.is_running(row.pid, row.start_ticks):
+            continue
+        pidfd = place.pidfd_of(row.watcher_pid)
+        if pidfd is not None:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(max(0.0, end - time.monotonic()) * 1000)
+            os.close(pidfd)
 
 
 _begun = threading.Lock()
@@ -104,7 +126,50 @@ def _in_background(client: Any) -> None:
         logger.warning("what was left behind on this machine could not be looked for: %s", error)
 
 
+class _Elsewhere:
+    """The ledger of many hosts, as far as it has a say in what may be reaped here: a driver on another host may have
+    come back for a run whose driver and watcher died on this one."""
+
+    def __init__(self) -> None:
+        self._ledger: Any = None
+        self._seized: set[str] = set()
+
+    def seize(self, row: Any) -> Literal["free", "taken"]:
+        """Ask for a run with a key; from then on nobody else may have it.
+
+        Raises:
+            QxError: If it can't be asked.
+        """
+        if self._ledger is None:
+            self._ledger = shared.opened("reaper")
+        if self._ledger.seize(row.run, row.holder):
+            self._seized.add(row.run)
+            return "free"
+        return "free" if self._ledger.row(row.run) is None else "taken"  # it was never written there
+
+    def finish(self, run: str, found: Resolved) -> None:
+        """Write what a run has come to; if that fails, a reaper looks again when the claim has run out."""
+        if run in self._seized:
+            with contextlib.suppress(ledger.LedgerError):
+                self._ledger.finish(run, found.state, found.detail, sweep_until=found.sweep_until)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._ledger is not None:
+            with contextlib.suppress(ledger.LedgerError):
+                self._ledger.leave()
+                self._ledger.close()
+
+
 def _reap(book: Any, clients: list[Any]) -> list[Reaped]:
+    elsewhere = _Elsewhere()
+    try:
+        return _reap_rows(book, clients, elsewhere)
+    finally:
+        elsewhere.close()
+
+
+def _reap_rows(book: Any, clients: list[Any], elsewhere: _Elsewhere) -> list[Reaped]:
     done = []
     me = place.this_process(book.place)
     by_account = {qiskit_service.address(client): client for client in clients}
@@ -126,7 +191,7 @@ def _reap(book: Any, clients: list[Any]) -> list[Reaped]:
                 fresh = book.row(row.run)
                 is_same = fresh is not None and fresh.holder == row.holder  # else a driver has come back for it
                 if is_same and fresh.state in ledger.UNFINISHED:
-                    done.append(_resolve(book, fresh, qiskit_service.remote_of(client)))
+                    done += _resolve_if_free(book, fresh, qiskit_service.remote_of(client), elsewhere)
             finally:
                 book.release(row.run, me)
     return done
@@ -146,8 +211,22 @@ def _told(row: Any, fate: Fate, detail: str = "") -> Reaped:
     return Reaped(row.run, fate, tuple(row.jobs), detail, row.pid, row.place.host)
 
 
-def _resolve(book: Any, row: Any, there: remote.Remote) -> Reaped:
+def _resolve_if_free(book: Any, row: Any, there: remote.Remote, elsewhere: _Elsewhere) -> list[Reaped]:
+    if row.key is not None and row.is_shared:
+        try:
+            if elsewhere.seize(row) == "taken":
+                book.finish(row.run, "done", "taken up on another host", holder=row.holder)
+                return []
+        except (ledger.LedgerError, QxError) as error:
+            detail = f"a driver on another host may have taken it up, and that can't be asked: {error}"
+            return [_told(row, "pending", detail)]
+    found = _resolve(book, row, there)
+    elsewhere.finish(row.run, found)
+    return [Reaped(row.run, found.fate, found.jobs, found.detail, row.pid, row.place.host)]
+
+
+def _resolve(book: Any, row: Any, there: remote.Remote) -> Resolved:
     """Cancel what a row names and what a sweep finds, and write down what the row has come to."""
     found = resolve(row, there, now=time.time(), note=lambda job, outcome: book.job_outcome(row.run, job, outcome))
     book.finish(row.run, found.state, found.detail, sweep_until=found.sweep_until, holder=row.holder)
-    return Reaped(row.run, found.fate, found.jobs, found.detail, row.pid, row.place.host)
+    return found

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Literal
 
-from .errors import ConfigError, WatcherError
-from .ours import shared_ledger
+from .errors import ConfigError, RunError, WatcherError
+from .ours import ledger, shared_ledger
 
 if TYPE_CHECKING:
     from watcher.ledger.postgres import SharedLedger
 
+logger = logging.getLogger("qx_supervisor")
+
 SETTING = "QX_LEDGER"
+
+STAND_DOWN_SECONDS = 1.0
 
 SCHEMES = ("postgresql://", "postgres://")
 
@@ -62,8 +68,11 @@ def check_installed() -> None:
         )
 
 
-def opened() -> SharedLedger:
-    """The shared ledger, to be read.
+def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
+    """The shared ledger, without making it where there is none.
+
+    Args:
+        kind: What this process is there.
 
     Raises:
         ConfigError: If none is named.
@@ -74,4 +83,26 @@ def opened() -> SharedLedger:
     if not where:
         raise ConfigError("config", f"no ledger of many hosts is named; set {SETTING}")
     check_installed()
-    return shared_ledger().open(where, may_migrate=False)
+    return shared_ledger().open(where, kind=kind, lease_seconds=lease_seconds(), may_migrate=False)
+
+
+def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
+    """Write that a run was stood down, where there is no watcher to do it; waits a second for that, and no longer.
+
+    Args:
+        run: The run.
+        jobs: The jobs that this process holds.
+        is_over: Whether no other job of the run may be left.
+    """
+
+    def write() -> None:
+        try:
+            with opened() as book:
+                book.stand_down(run, jobs, is_over=is_over)
+        except (ledger.LedgerError, RunError) as error:
+            logger.warning("run %s is not written down as over in the ledger of many hosts: %s", run, error)
+
+    if os.environ.get(SETTING):
+        writing = threading.Thread(target=write, name="qx-shared", daemon=True)
+        writing.start()
+        writing.join(STAND_DOWN_SECONDS)

@@ -186,7 +186,7 @@ def test_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     found = find("place")
     assert found.verdict == "warning"
     assert "Slurm job 42" in found.text
-    assert found.next_step.startswith("Run `qx-supervisor reap` after the step")
+    assert found.next_step.startswith("Run `qx-supervisor reap --wait 60` after the step")
     monkeypatch.setattr(placement, "here", lambda: "")
     monkeypatch.setattr(machine, "_in_container", lambda: True)
     assert "when its process 1 ends" in find("place").text

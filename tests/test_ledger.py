@@ -1146,7 +1146,7 @@ def test_no_file_of_it_holds_a_secret(state: Path) -> None:
         "run", "tag", "driver_tag", "endpoint", "instance", "session", "session_owner", "answered", "machine", "host",
         "boot", "pid_ns", "pid", "start_ticks", "watcher_pid", "watcher_start_ticks", "state", "detail", "sweep_until",
         "claimed_by", "claimed_at", "created_at", "updated_at", "key", "fingerprint", "grace", "holder", "epoch",
-        "lease_until", "let_go_at",
+        "lease_until", "let_go_at", "is_shared",
     }  # fmt: skip
 
 

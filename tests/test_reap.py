@@ -67,6 +67,35 @@ def test_two_reapers_never_cancel_twice(ibm, fork):
     assert [ibm.job(job).cancel_requests for job in jobs] == [1] * 4
 
 
+def test_it_can_wait_for_a_watcher_that_is_at_work(ibm, fork):
+    """Whoever is about to end the container would end it in the middle of its cancel."""
+    ibm.hold("queued", cancel_lag=1.0)
+    driver = fork(RUN)
+    job = driver.queued()
+    watcher = driver.watcher()
+    driver.kill()
+    ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel")
+    assert reap(ibm.service(), wait=60) == []
+    assert ibm.job(job).status == "Cancelled"
+    wait_for_end(watcher)
+    assert ibm.job(job).cancel_requests == 1
+
+
+def test_it_does_not_wait_for_those_that_live_nor_for_a_grace(ibm, fork):
+    ibm.hold("queued")
+    living, waiting = fork(RUN), fork(RUN.replace("shots=64", 'shots=64, key="step", grace=3600'))
+    living.queued()
+    job = waiting.queued()
+    watcher = waiting.watcher()
+    waiting.kill()
+    assert reap(ibm.service(), wait=600) == []
+    assert [each.cancel_requests for each in ibm.jobs()] == [0, 0]
+    living.kill()
+    watcher.kill()  # it would wait for an hour
+    wait_for_end(watcher)
+    assert ibm.job(job).status == "Queued"
+
+
 def test_what_lives_is_not_touched(ibm, fork):
     ibm.hold("queued")
     driver = fork(RUN)

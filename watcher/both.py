@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .record import Entry, Record
@@ -38,7 +39,7 @@ class Both:
     def guard(self, entry: Entry) -> Future[None]:
         """Write that a run is guarded; the future is done when that is durable, or can't be had."""
         written: Future[None] = Future()
-        own, shared = self._own.guard(entry), self._shared.guard(entry)
+        own, shared = self._own.guard(replace(entry, is_shared=True)), self._shared.guard(entry)
         own.add_done_callback(lambda _: shared.add_done_callback(lambda _: written.set_result(None)))
         return written
 
@@ -48,7 +49,7 @@ class Both:
 
         def decided(said: Future[Ruling]) -> None:
             if said.exception() is not None:
-                self._own.take(entry, instances).add_done_callback(decided_alone)
+                self._own.take(replace(entry, is_shared=True), instances).add_done_callback(decided_alone)
                 return
             ruling = said.result()
             if ruling.answer == "granted":

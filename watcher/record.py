@@ -41,6 +41,7 @@ class Entry:
     session: str = ""
     owner: bool = False
     lease: Lease | None = None
+    is_shared: bool = False
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Record:
 
     def adopt(self, row: Row) -> Future[None]:
         """Write a run with a key as the shared ledger has it; the future may fail with a `LedgerError`."""
-        return self._ask(lambda ledger: ledger.adopt(replace(row, place=ledger.place)))
+        return self._ask(lambda ledger: ledger.adopt(replace(row, place=ledger.place, is_shared=True)))
 
     def contest(self, run: str, holder: str) -> Future[bool]:
         """Win the lease on a run once more, to cancel its jobs; the future may fail with a `LedgerError`."""
@@ -134,6 +135,7 @@ class Record:
             instance=entry.instance,
             session=entry.session or None,
             session_owner=entry.owner,
+            is_shared=entry.is_shared,
         )
         lease = entry.lease
         if lease is None:

@@ -10,7 +10,8 @@ from .group import debug_option, json_option
 EPILOG = """\b
 --json prints an object for each run that was left behind:
   run        the run's id
-  fate       "cancelled", "nothing left", "pending" (look again in some
+  fate       "cancelled", "nothing left", "in grace" (a driver may come
+             back with its key), "pending" (look again in some
              minutes), "expired" (not resolved for a day), "other
              account" or "elsewhere" (another machine or container)
   jobs       the jobs that were cancelled, or are known
@@ -20,9 +21,16 @@ EPILOG = """\b
 
 @click.command("reap", epilog=EPILOG)
 @account.account_options
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for watchers of dead drivers that are at work: before a container or machine ends.",
+)
 @json_option
 @debug_option
-def reap_command(local: bool, instance: str | None, as_json: bool) -> int:
+def reap_command(local: bool, instance: str | None, wait: float, as_json: bool) -> int:
     """Cancel what dead drivers left behind on this machine.
 
     Whose driver or watcher lives is never touched. The exit code is 6 if something could not be resolved: "pending", or
@@ -32,7 +40,7 @@ def reap_command(local: bool, instance: str | None, as_json: bool) -> int:
 
     account.check(local, instance)
     unresolved = False
-    found = reap_with(lambda: account.connect(local, instance))
+    found = reap_with(lambda: account.connect(local, instance), wait)
     for reaped in found:
         unresolved |= reaped.fate in ("pending", "expired")
         if as_json:

@@ -142,7 +142,7 @@ def _place() -> Finding:
             "place",
             "warning",
             "in a container: when its process 1 ends, driver and watcher die together",
-            "let process 1 be a shell that outlives the driver: sh -c 'python driver.py; qx-supervisor reap'",
+            "let process 1 be a shell that outlives the driver: sh -c 'python driver.py; qx-supervisor reap --wait 60'",
         )
     return Finding("place", "ok", "nothing here is known to kill a watcher along with its driver")
 

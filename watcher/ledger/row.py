@@ -64,6 +64,7 @@ class Row:
         epoch: How often the lease has changed hands.
         lease_until: Until when it is held, unless it is renewed. Only those who can't see its processes go by it.
         let_go_at: When it was first seen, or said, that nobody waits for it any more; the grace counts from here.
+        is_shared: Whether a ledger of many hosts has it too, and decides who may have it.
         created_at: When the row was written first.
         updated_at: When it was written last.
     """
@@ -94,6 +95,7 @@ class Row:
     epoch: int = 0
     lease_until: float | None = None
     let_go_at: float | None = None
+    is_shared: bool = False
     created_at: float = 0.0
     updated_at: float = 0.0
 

@@ -69,6 +69,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE runs ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE runs ADD COLUMN lease_until REAL",
         "ALTER TABLE runs ADD COLUMN let_go_at REAL",
+        "ALTER TABLE runs ADD COLUMN is_shared INTEGER NOT NULL DEFAULT 0",
         "CREATE UNIQUE INDEX keys ON runs (key, endpoint, instance) WHERE key IS NOT NULL",
     ),
 )

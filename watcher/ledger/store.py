@@ -182,7 +182,15 @@ class Ledger:
         with self._writing(durable=durable) as database:
             held = "SELECT 1 FROM runs WHERE run = ? AND holder = ?"
             if not holder or database.execute(held, (run, holder)).fetchone():
-                self._update(run, state=state, detail=safe_detail(detail), sweep_until=sweep_until)
+                # Whoever worked on it does so no more: a claim that stayed would keep its key from all others.
+                self._update(
+                    run,
+                    state=state,
+                    detail=safe_detail(detail),
+                    sweep_until=sweep_until,
+                    claimed_by=None,
+                    claimed_at=None,
+                )
 
     # Leases: runs with a key
 
@@ -224,6 +232,7 @@ class Ledger:
                 claimed_at=None,
                 fingerprint=new.fingerprint,
                 grace=new.grace,
+                is_shared=new.is_shared,
                 holder=new.holder,
                 epoch=known.epoch + (known.holder != new.holder),
                 lease_until=now + self._lease_seconds,
@@ -265,17 +274,20 @@ class Ledger:
     def contest(self, run: str, holder: str, claimant: Process) -> bool:
         """Win the lease once more, to cancel; False where a driver that came back has it.
 
+        Nobody waits for the run from here on, even if its driver lives: once its jobs are cancelled, or that was tried
+        for long enough, the key is free.
+
         Args:
-            run: A run with a key, whose driver is gone.
+            run: A run with a key, whose driver is gone, or wants its jobs cancelled.
             holder: Who held the lease.
             claimant: The process that will cancel.
         """
         now = self._clock()
         with self._writing(durable=True) as database:
             won = database.execute(
-                "UPDATE runs SET state = 'pending', claimed_by = ?, claimed_at = ?, lease_until = ?, updated_at = ? "  # noqa: S608
-                f"WHERE run = ? AND holder = ? AND {schema.UNFINISHED_SQL}",
-                (_json(claimant), now, now + CLAIM_LEASE_SECONDS, now, run, holder),
+                "UPDATE runs SET state = 'pending', claimed_by = ?, claimed_at = ?, lease_until = ?, updated_at = ?, "  # noqa: S608
+                f"let_go_at = coalesce(let_go_at, ?) WHERE run = ? AND holder = ? AND {schema.UNFINISHED_SQL}",
+                (_json(claimant), now, now + CLAIM_LEASE_SECONDS, now, now, run, holder),
             ).rowcount
             return bool(won)
 
@@ -521,11 +533,11 @@ _UPSERT = """
 INSERT INTO runs (
     run, tag, driver_tag, endpoint, instance, session, session_owner, answered, machine, host, boot, pid_ns, pid,
     start_ticks, watcher_pid, watcher_start_ticks, state, detail, sweep_until, key, fingerprint, grace, holder, epoch,
-    lease_until, created_at, updated_at
+    is_shared, lease_until, created_at, updated_at
 ) VALUES (
     :run, :tag, :driver_tag, :endpoint, :instance, :session, :session_owner, :answered, :machine, :host, :boot, :pid_ns,
     :pid, :start_ticks, :watcher_pid, :watcher_start_ticks, :state, :detail, :sweep_until,
-    :key, :fingerprint, :grace, :holder, :epoch, :lease_until, :now, :now
+    :key, :fingerprint, :grace, :holder, :epoch, :is_shared, :lease_until, :now, :now
 )
 ON CONFLICT (run) DO UPDATE SET
     tag = coalesce(excluded.tag, tag), driver_tag = coalesce(excluded.driver_tag, driver_tag),
@@ -536,7 +548,7 @@ ON CONFLICT (run) DO UPDATE SET
     pid = excluded.pid, start_ticks = excluded.start_ticks,
     watcher_pid = excluded.watcher_pid, watcher_start_ticks = excluded.watcher_start_ticks,
     state = excluded.state, detail = excluded.detail, sweep_until = excluded.sweep_until,
-    lease_until = excluded.lease_until, updated_at = excluded.updated_at
+    is_shared = excluded.is_shared, lease_until = excluded.lease_until, updated_at = excluded.updated_at
 WHERE holder = excluded.holder
 """
 
@@ -572,6 +584,7 @@ def _columns(row: Row) -> dict[str, str | float | None]:
         "grace": row.grace,
         "holder": row.holder,
         "epoch": row.epoch,
+        "is_shared": row.is_shared,
     }
 
 
@@ -603,6 +616,7 @@ def _row(found: sqlite3.Row, jobs: dict[str, str]) -> Row:
         epoch=found["epoch"],
         lease_until=found["lease_until"],
         let_go_at=found["let_go_at"],
+        is_shared=bool(found["is_shared"]),
         created_at=found["created_at"],
         updated_at=found["updated_at"],
     )

@@ -194,6 +194,34 @@ class SharedLedger:
                 (self.id,),
             )
 
+    def stand_down(self, run: str, jobs: Iterable[str], *, is_over: bool) -> None:
+        """Write that a run was stood down, by its driver itself, which has no watcher at the moment.
+
+        Args:
+            run: The run.
+            jobs: The jobs that its driver holds, which are to be spared.
+            is_over: Whether no other job of the run may be left.
+        """
+        me = (self.place.boot, self.place.pid_ns, self._pid, self._start_ticks)
+        with self._asking() as database, database.transaction():
+            is_mine = database.execute(
+                "SELECT FROM qx_runs WHERE run = %s AND claimed_by IS NULL AND boot = %s AND pid_ns = %s AND pid = %s "
+                "AND start_ticks IS NOT DISTINCT FROM %s FOR UPDATE",
+                (run, *me),
+            ).fetchone()
+            if is_mine is None:
+                return
+            for job in jobs:
+                database.execute(
+                    "INSERT INTO qx_jobs VALUES (%s, %s, 'kept') "
+                    "ON CONFLICT (run, job) DO UPDATE SET outcome = excluded.outcome",
+                    (run, text_of(job)),
+                )
+            if is_over:
+                database.execute(
+                    "UPDATE qx_runs SET state = 'done', updated_at = clock_timestamp() WHERE run = %s", (run,)
+                )
+
     def contest(self, run: str, epoch: int, claimant: Process) -> bool:
         """Win the lease on a run once more, to cancel; False where another has it.
 
@@ -394,6 +422,26 @@ class SharedLedger:
             ).fetchall()
             self._epochs.update(claimed)
             return [each.row for each in self._read("WHERE r.run = ANY(%(runs)s)", {"runs": [r for r, _ in claimed]})]
+
+    def seize(self, run: str, holder: str) -> bool:
+        """Claim one run whose driver and watcher are seen to be dead, on their own machine, before its lease has run out.
+
+        Args:
+            run: A run with a key.
+            holder: Who held it, as the machine's own ledger has it; if another does by now, nothing is claimed.
+        """
+        self.renew()  # a claim needs a holder
+        with self._asking() as database:
+            claimed = database.execute(
+                "UPDATE qx_runs r SET held_by = %s, epoch = epoch + 1, state = 'pending', claimed_by = %s, "
+                "claimed_at = clock_timestamp(), retry_at = NULL, updated_at = clock_timestamp() "
+                "WHERE run = %s AND holder = %s AND claimed_by IS NULL AND "
+                + schema.UNFINISHED_SQL
+                + " RETURNING run, epoch",
+                (self.id, json_of(Process(self.place, self._pid, self._start_ticks)), run, holder),
+            ).fetchall()
+            self._epochs.update(claimed)
+            return bool(claimed)
 
     def longest_lease(self) -> float:
         """The length of the longest lease on unfinished runs that has run out, in seconds; 0 where none has."""
