@@ -1,0 +1,93 @@
+"""`reap` where a ledger of many hosts has the runs with a key, too: another host may have come back for them."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Driver, wait_for_end
+from postgres import Server
+
+from qx_supervisor import local, reap
+from watcher.ledger import Ledger
+from watcher.ledger.postgres import SharedLedger
+
+KEYED = """
+result = run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=0.01)
+say("result", result.job_id)
+"""
+
+
+@pytest.fixture
+def shared_url_is_set(shared_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("QX_LEDGER", shared_url)
+    monkeypatch.setenv("QX_LEASE_SECONDS", "1")
+    return shared_url
+
+
+def lose(driver: Driver) -> None:
+    """Driver and watcher die together."""
+    watcher = driver.watcher()
+    driver.send(signal.SIGSTOP)
+    watcher.send_signal(signal.SIGKILL)
+    wait_for_end(watcher)
+    driver.kill()
+
+
+def fates_until(wanted: str, ibm: local.Service) -> list[str]:
+    """What `reap` says, again and again, for a grace may not have passed the first time."""
+    said: list[str] = []
+    while wanted not in said and len(said) < 50:
+        said += [told.fate for told in reap(ibm.service())]
+    return said
+
+
+def test_what_another_host_has_taken_up_is_left_to_it(
+    ibm: local.Service, fork: Any, shared_url_is_set: str, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ibm.hold("queued")
+    first = fork(KEYED)
+    job = first.queued()
+    lose(first)
+    with monkeypatch.context() as there:
+        there.setenv("QX_STATE_DIR", str(state.with_name("another-host")))
+        second = fork(KEYED)
+    assert second.line("taken up again ")[0] == job
+    found = [told.fate for _ in range(3) for told in reap(ibm.service())]
+    assert set(found) <= {"in grace"}
+    assert ibm.job(job).cancel_requests == 0
+    with Ledger.open(state) as book:
+        assert [row.state for row in book.rows()] == ["done"]
+    ibm.hold(None)
+    assert second.line("result ") == [job]
+    assert second.end() == 0, second.errors
+
+
+def test_what_nobody_took_up_is_cancelled_in_both(ibm: local.Service, fork: Any, shared_url_is_set: str) -> None:
+    ibm.hold("queued")
+    driver = fork(KEYED)
+    job = driver.queued()
+    lose(driver)
+    assert fates_until("cancelled", ibm)[-1] == "cancelled"
+    assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
+    with SharedLedger.open(shared_url_is_set) as book:
+        assert [row.state for row in book.rows()] == ["cancelled"]
+
+
+def test_while_the_database_is_away_it_is_not_touched(
+    ibm: local.Service, fork: Any, shared_url_is_set: str, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ibm.hold("queued")
+    driver = fork(KEYED)
+    job = driver.queued()
+    lose(driver)
+    with monkeypatch.context() as away:
+        away.setenv("QX_LEDGER", "postgresql://nobody@127.0.0.1:1/none")
+        assert fates_until("pending", ibm)[-1] == "pending"
+        away.delenv("QX_LEDGER")
+        [told] = reap(ibm.service())
+        assert (told.fate, "QX_LEDGER" in told.detail) == ("pending", True)
+    assert ibm.job(job).cancel_requests == 0
+    assert fates_until("cancelled", ibm)[-1] == "cancelled"
