@@ -44,8 +44,8 @@ def long_ledger(ibm: local.Service, folder: Path, rows: int, tries: int) -> list
     _fill(long / "state", rows)
     calls: dict[str, list[float]] = {EMPTY: [], OURS: []}
     for _ in range(3):  # in turns
-        calls[EMPTY] += _arm(ibm, short, tries // 3)
-        calls[OURS] += _arm(ibm, long, tries // 3)
+        calls[EMPTY] += arm(ibm, short, tries // 3)
+        calls[OURS] += arm(ibm, long, tries // 3)
     listings: dict[str, list[float]] = {EMPTY: [], OURS: []}
     for _ in range(10):
         listings[EMPTY].append(_list(short / "state"))
@@ -59,9 +59,17 @@ def long_ledger(ibm: local.Service, folder: Path, rows: int, tries: int) -> list
     ]
 
 
-def _arm(ibm: local.Service, folder: Path, tries: int) -> list[float]:
+def arm(ibm: local.Service, folder: Path, tries: int, variables: dict[str, str] | None = None) -> list[float]:
+    """Milliseconds from an intent to its acknowledgement.
+
+    Args:
+        ibm: The service.
+        folder: Where the ledger is kept.
+        tries: How often.
+        variables: More of the driver's environment.
+    """
     ibm.hold("queued")
-    with started(ibm, ARMS, folder, tries) as driver:
+    with started(ibm, ARMS, folder, tries, variables=variables) as driver:
         values = [float(driver.line()[0]) for _ in range(tries)]
         driver.process.wait()
     ibm.hold(None)

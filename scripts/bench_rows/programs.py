@@ -61,15 +61,17 @@ class Program:
             raise RuntimeError(f"the program ended early, with {self.process.wait()}")
         return words
 
-    def tell(self) -> None:
+    def tell(self, word: object = "") -> None:
         """Let it go on: it waits for a line."""
         assert self.process.stdin is not None
-        self.process.stdin.write(b"\n")
+        self.process.stdin.write(f"{word}\n".encode())
         self.process.stdin.flush()
 
 
 @contextmanager
-def started(ibm: local.Service, code: str, folder: Path, *words: object) -> Iterator[Program]:
+def started(
+    ibm: local.Service, code: str, folder: Path, *words: object, variables: dict[str, str] | None = None
+) -> Iterator[Program]:
     """Run a program on the embedded service; it is killed at the end of the block.
 
     Args:
@@ -77,12 +79,13 @@ def started(ibm: local.Service, code: str, folder: Path, *words: object) -> Iter
         code: The program, after `COMMON`.
         folder: Where it is written, and its ledger kept.
         *words: More arguments.
+        variables: More of its environment.
     """
     script = folder / "driver.py"
     script.write_text(COMMON + code)
     with subprocess.Popen(
         [sys.executable, str(script), str(ibm.pid), str(ibm.port), *map(str, words)],
-        env=environment(folder / "state"),
+        env=environment(folder / "state") | (variables or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
