@@ -16,7 +16,7 @@ def set_up():
     # A task whose worker has died fails, and is not tried again by another one.
     dask.config.set({"distributed.scheduler.allowed-failures": 0})
     cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit="1500MB", silence_logs=50
+        n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit="1500MB", silence_logs=30
     )
     client = distributed.Client(cluster)
 def tear_down():
@@ -26,6 +26,7 @@ def begin(*functions):
     # Each by a worker of its own.
     client.wait_for_workers(2)
     workers = list(client.nthreads())
+    say("workers", *workers)
     return [client.submit(each, pure=False, workers=worker) for each, worker in zip(functions, workers)]
 def show_all(futures):
     for each in distributed.as_completed(futures):
