@@ -583,11 +583,13 @@ def _write_down(guarded: Guarded) -> None:
     The next watcher is not told of it any more. Left as it is, its row would be an orphan's once this process ends, and
     whoever reaps would cancel a job that was let go.
     """
+    is_over = guarded.posted is not False or not guarded.jobs  # else there may be duplicates, for whoever reaps
+    shared.stand_down(guarded.run, guarded.jobs, is_over=is_over)
     try:
         with ledger.Ledger.open(ledger.state_directory()) as book:
             for job in guarded.jobs:
                 book.job_outcome(guarded.run, job, "kept")
-            if guarded.posted is not False or not guarded.jobs:  # else there may be duplicates, for whoever reaps
+            if is_over:
                 book.finish(guarded.run, "done", durable=True)
     except ledger.LedgerError as error:
         logger.debug("run %s is not written down as over: %s", guarded.run, error)

@@ -11,15 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from circuits import BACKEND, ones
-from conftest import RUN, wait_for_end
+from conftest import RUN, wait_for_end, wait_for_watchers
+from postgres import Server
 
 from qx_supervisor import local, submit
 from qx_supervisor import service as ours
 from qx_supervisor.link import Guarded, Link, link
 from qx_supervisor.ours import FOLDER, protocol, remote
 from qx_supervisor.worker import Worker
+from watcher.ledger.postgres import SharedLedger
 
 CANCEL = "/api/v1/jobs/*/cancel"
 
@@ -186,6 +189,77 @@ def test_a_key_in_the_drivers_environment(
     assert "HOME" in watcher.environ()
     driver.kill()
     ibm.wait_idle()
+
+
+LEDGER_LIFE = """
+import logging
+from qx_supervisor.link import link
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+class Line(logging.Handler):
+    def emit(self, record):
+        say("log", record.name, repr(self.format(record)))
+
+logging.basicConfig(level=logging.DEBUG, handlers=[Line()])
+queued = threading.Event()
+def watched(status):
+    if status.state == "queued":
+        queued.set()
+held = submit(bell(), "ibm_brisbane", service=service(), on_status=watched)
+queued.wait()
+say("shown", held, link, link._process, vars(link), vars(held))
+say("armed", held.job_id)
+signal.sigwait({signal.SIGUSR1})
+first = link.watcher_pid
+os.kill(first, signal.SIGKILL)
+with link._changed:
+    link._changed.wait_for(lambda: link.watcher_pid not in (None, first))
+say("again", link.inspect()["pid"])
+signal.sigwait({signal.SIGUSR1})
+"""
+
+
+def test_the_password_of_the_shared_ledger(
+    ibm: local.Service, fork: Any, postgres: Server, shared_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the driver's environment, where the user put it, and goes no further than the watcher's memory."""
+    for name in ("HOME", "TMPDIR"):
+        folder = tmp_path / name.lower()
+        folder.mkdir()
+        monkeypatch.setenv(name, str(folder))
+    monkeypatch.setenv("QX_LEDGER", shared_url)
+    monkeypatch.setenv("QX_LEASE_SECONDS", "1")
+    secret = postgres.password
+    ibm.hold("queued")
+    driver = fork(LEDGER_LIFE)
+    [job] = driver.line("armed ")
+
+    def shown_by_others() -> list[str]:
+        return [file for file in shown_by_processes(secret) if f"/{driver.pid}/" not in file]
+
+    assert not shown_by_others()
+    postgres.kill()  # it is told of, in words of ours
+    try:
+        driver.line('log qx_supervisor "WARNING:qx_supervisor:the ledger of many hosts is away')
+        driver.send(10)  # SIGUSR1: it kills its watcher
+        driver.line("again ")
+        assert not shown_by_others()
+    finally:
+        postgres.start()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    wait_for_watchers(driver.pid)
+    assert not files_with(tmp_path, secret)
+    said = [*driver.lines, *driver.errors.decode().splitlines()]
+    assert [line for line in said if secret in line] == []
+    with SharedLedger.open(shared_url) as book:
+        [held] = book.held()
+        assert held.row.state == "cancelled"
+        assert secret not in repr((book, held, book._database))
+    with psycopg.connect(shared_url) as database:
+        stored = database.execute("SELECT r::text FROM qx_runs r UNION ALL SELECT h::text FROM qx_holders h").fetchall()
+    assert stored
+    assert [text for [text] in stored if secret in text] == []
 
 
 def test_what_shows_itself(ibm: local.Service, key: str) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
-import subprocess
+import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+import requests
 from conftest import DEADLINE, RUN, Driver, wait_for_end
-from postgres import Server
+from postgres import Cable, Server
 
 from qx_supervisor import local
+from qx_supervisor.cli import main
+from qx_supervisor.doctor import hosts
 from watcher.ledger.postgres import Held, SharedLedger
 
 LEASE = 1.0
@@ -101,17 +107,18 @@ def test_a_driver_is_killed_and_its_watcher_says_so(ibm: local.Service, fork: An
 
 
 @pytest.fixture
-def reaper(ibm: local.Service, shared: Shared, start: Any) -> Callable[..., Driver]:
-    """Starts reapers, with the embedded service for an account."""
+def reaper(ibm: local.Service, shared: Shared, start: Any, fork: Any) -> Callable[..., Driver]:
+    """Starts reapers, with the embedded service for an account; what they log is on stdout."""
 
     def begin(*options: str, **how: Any) -> Driver:
         code = f"""
+        os.dup2(1, 2)
         import qx_supervisor.service as services
         services.every_service = lambda: [service()]
         from qx_supervisor.cli import main
         main(["reaper", *{list(options)!r}])
         """
-        return start(code, stderr=subprocess.STDOUT, **how)
+        return start(code, **how) if how else fork(code)
 
     return begin
 
@@ -163,3 +170,454 @@ def test_what_lives_is_never_reaped(
     assert ibm.job(job).cancel_requests == 0
     ibm.hold(None)
     assert driver.end() == 0
+
+
+def test_a_reaper_that_is_killed_in_the_middle_is_followed_by_another(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/*/cancel", "delay_seconds": 2.0, "phase": "after"}]})
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    lose_host(driver)
+    first = reaper()
+    ibm.wait_for("POST", "*/cancel")
+    second = reaper()
+    second.line("")
+    first.kill()
+    [held] = shared.wait(lambda found: found[0].judgement == "final")
+    second.send(signal.SIGTERM)
+    assert second.end() == 0
+    assert ibm.job(job).status == "Cancelled"
+    assert ibm.job(job).cancel_requests == 1  # the second one has looked first
+    assert (held.row.state, held.row.epoch) == ("cancelled", 3)
+
+
+def test_a_reaper_stops_cleanly_in_the_middle(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    """The service can't be asked: what is claimed is released at once, for the next reaper."""
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/*/cancel", "method": "POST", "status": 503, "times": 1000}]})
+    lose_host(driver)
+    reaping = reaper()
+    ibm.wait_for("POST", "*/cancel")
+    reaping.send(signal.SIGINT)
+    assert reaping.end() == 0, reaping.lines
+    [held] = shared.book.held()
+    assert (held.judgement, held.row.claimed_by) == ("orphan", None)
+    ibm.scenario({})
+    once = reaper("--once")
+    assert once.end() == 0, once.lines
+    assert ibm.job(job).status == "Cancelled"
+
+
+def test_the_id_was_not_known_on_a_host_that_is_lost(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    """Its POST makes a job after the death: that is found by its tag, for as long as one may turn up."""
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "delay_seconds": 1.0}]})
+    driver = fork(RUN)
+    ibm.wait_for("POST", "/api/v1/jobs")
+    lose_host(driver)
+    ibm.wait_for("POST", "/api/v1/jobs", answered=True)
+    [job] = ibm.jobs()
+    reaping = reaper()
+    assert ibm.wait_job(job.id, "Cancelled").cancel_requests == 1
+    shared.wait(lambda found: found[0].judgement == "final")
+    reaping.send(signal.SIGTERM)
+    assert reaping.end() == 0
+
+
+def test_another_account_is_left_alone(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    lose_host(driver)
+    with psycopg.connect(shared.url, autocommit=True) as database:
+        database.execute("UPDATE qx_runs SET instance = 'crn:v1:another'")
+    shared.wait(lambda found: found[0].judgement == "orphan")
+    reaping = reaper()
+    while "another account" not in " ".join(reaping.line("")):
+        pass
+    reaping.send(signal.SIGTERM)
+    assert reaping.end() == 0
+    assert sum("another account" in line for line in reaping.lines) == 1
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_metrics(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    reaping = reaper("--metrics", str(port))
+    reaping.line("")
+    lose_host(driver)
+    shared.wait(lambda found: found[0].judgement == "final")
+    said = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+    reaping.send(signal.SIGTERM)
+    assert reaping.end() == 0
+    assert ibm.job(job).status == "Cancelled"
+    numbers = dict(line.rsplit(" ", 1) for line in said.splitlines() if not line.startswith("#"))
+    assert numbers["qx_database_up"] == "1.0"
+    assert numbers["qx_leases_claimed_total"] == "1.0"
+    assert numbers["qx_jobs_cancelled_total"] == "1.0"
+    assert float(numbers["qx_claim_seconds_count"]) > 0
+
+
+# The database is away ---------------------------------------------------------------------------------------------
+
+
+def test_the_database_is_killed_in_mid_run(ibm: local.Service, fork: Any, shared: Shared) -> None:
+    """One warning, and the run returns its result; what it came to is in the ledger when that is back."""
+    ibm.hold("queued")
+    driver = fork(LOGGED + RUN + '\nsay("result")\nsignal.pause()')
+    driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    shared.close()
+    shared.postgres.kill()
+    try:
+        ibm.hold(None)
+        driver.line("result")
+    finally:
+        shared.postgres.start()
+    [held] = shared.wait(lambda found: found[0].judgement == "final")
+    assert held.row.state == "done"
+    driver.kill()
+    assert driver.errors.decode().count("the ledger of many hosts is away") == 1
+
+
+def test_no_database_from_the_beginning(
+    ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("QX_LEDGER", f"postgresql://me:hush@127.0.0.1:{port}/x")
+    driver = fork(f"{LOGGED}\n{RUN}\n{RUN}\nsay('result')\nsignal.pause()")
+    driver.line("result")
+    watcher = driver.watcher()
+    driver.kill()
+    watcher.terminate()  # it would wait for a day
+    said = driver.errors.decode()
+    assert said.count("the ledger of many hosts is away") == 1
+    assert "the connection is refused" in said
+    assert "hush" not in said
+
+
+def test_a_database_that_does_not_answer_holds_up_one_run_for_a_second(
+    ibm: local.Service, fork: Any, shared: Shared
+) -> None:
+    """Its packets go nowhere. The first announcement waits a second for it, and the next ones do not."""
+    cable = Cable(shared.postgres.port)
+    os.environ["QX_LEDGER"] = cable.leads_to(shared.url)  # the fixture's monkeypatch puts it back
+    try:
+        driver = fork(
+            LOGGED
+            + f"""
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
+{RUN}
+say("ready")
+signal.sigwait({{signal.SIGUSR1}})
+for number in range(4):
+    began = time.monotonic()
+    run(bell(), "ibm_brisbane", service=service(), shots=16)
+    say("took", time.monotonic() - began)
+"""
+        )
+        driver.line("ready")
+        cable.cut()
+        driver.send(signal.SIGUSR1)
+        took = [float(driver.line("took ")[0]) for _ in range(4)]
+        assert driver.end() == 0, driver.errors
+        assert took[0] - min(took) < 3.0
+        assert driver.errors.decode().count("the ledger of many hosts is away") == 1
+        cable.mend()
+        shared.wait(lambda found: len(found) == 5 and all(each.judgement == "final" for each in found))
+    finally:
+        cable.close()
+
+
+def test_a_host_is_cut_off_and_comes_back(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    """Its lease runs out and a reaper cancels. Its driver is told so, and who did it."""
+    cable = Cable(shared.postgres.port)
+    os.environ["QX_LEDGER"] = cable.leads_to(shared.url)
+    try:
+        ibm.hold("queued")
+        trying = RUN.replace("run(", "try_run(")
+        driver = fork(f'{LOGGED}\noutcome = {trying}\nsay("outcome", repr(outcome.error))')
+        job = driver.queued()
+        shared.wait(lambda found: found and found[0].row.answered)
+        os.environ["QX_LEDGER"] = shared.url
+        reaping = reaper()
+        cable.cut()
+        assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+        shared.wait(lambda found: found[0].judgement == "final")
+        cable.mend()
+        said = " ".join(driver.line("outcome "))
+        assert driver.end() == 0, driver.errors
+        assert "JobCancelled" in said
+        reaping.send(signal.SIGTERM)
+        assert reaping.end() == 0
+        [held] = shared.book.held()
+        assert (held.row.state, held.holder.kind) == ("cancelled", "reaper")  # and not what the old host would write
+        assert ibm.job(job).cancel_requests == 1
+    finally:
+        cable.close()
+
+
+def test_a_lease_that_ran_out_and_that_nobody_took_goes_on(ibm: local.Service, fork: Any, shared: Shared) -> None:
+    cable = Cable(shared.postgres.port)
+    os.environ["QX_LEDGER"] = cable.leads_to(shared.url)
+    try:
+        ibm.hold("queued")
+        driver = fork(LOGGED + RUN)
+        driver.queued()
+        shared.wait(lambda found: found and found[0].row.answered)
+        cable.cut()
+        shared.wait(lambda found: found[0].judgement == "orphan")
+        cable.mend()
+        shared.wait(lambda found: found[0].judgement == "live")
+        ibm.hold(None)
+        assert driver.end() == 0, driver.errors
+        shared.wait(lambda found: found[0].row.state == "done")
+        assert "lost" not in driver.errors.decode()
+    finally:
+        cable.close()
+
+
+def test_a_database_that_was_away_costs_no_living_driver_its_job(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    """When it is back, all leases have run out. A reaper that is there already waits until they can be renewed."""
+    ibm.hold("queued")
+    drivers = [fork(LOGGED + RUN) for _ in range(3)]
+    jobs = [driver.queued() for driver in drivers]
+    shared.wait(lambda found: len(found) == 3 and all(each.row.answered for each in found))
+    reaping = reaper()
+    reaping.line("")
+    for is_frozen in (False, True):
+        shared.close()
+        if is_frozen:
+            shared.postgres.freeze()
+        else:
+            shared.postgres.kill()
+        ended = time.monotonic() + 3 * LEASE
+        while time.monotonic() < ended:  # time must pass here: it is what makes leases run out
+            time.sleep(0.1)
+        if is_frozen:
+            shared.postgres.thaw()
+        else:
+            shared.postgres.start()
+        shared.wait(lambda found: all(each.judgement == "live" for each in found))
+    assert [ibm.job(job).cancel_requests for job in jobs] == [0] * 3
+    reaping.send(signal.SIGTERM)
+    assert reaping.end() == 0
+    assert not [line for line in reaping.lines if "claimed" in line]
+    ibm.hold(None)
+    for driver in drivers:
+        assert driver.end() == 0, driver.errors
+    shared.wait(lambda found: all(each.row.state == "done" for each in found))
+
+
+def test_a_job_that_was_let_go_while_the_database_was_away(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    """The driver is gone by then. Its watcher stays until the ledger knows: else a reaper would cancel the job."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        held = submit(bell(), "ibm_brisbane", service=service(), on_status=tell)
+        signal.sigwait({signal.SIGUSR1})
+        held.detach()
+        """
+    )
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    watcher = driver.watcher()
+    shared.close()
+    shared.postgres.kill()
+    try:
+        driver.send(signal.SIGUSR1)
+        assert driver.end() == 0, driver.errors
+        assert watcher.is_running()
+    finally:
+        shared.postgres.start()
+    reaping = reaper("--once")
+    assert reaping.end() == 0, reaping.lines
+    shared.wait(lambda found: found[0].row.state == "done")
+    wait_for_end(watcher)
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_a_job_that_was_let_go_while_there_was_no_watcher(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    """Nobody could be told, so the driver itself has to write it down, here too."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        held = submit(bell(), "ibm_brisbane", service=service(), on_status=tell)
+        signal.sigwait({signal.SIGUSR1})
+        held.detach()
+        os._exit(0)
+        """
+    )
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    watcher = driver.watcher()
+    driver.send(signal.SIGSTOP)
+    watcher.send_signal(signal.SIGKILL)
+    wait_for_end(watcher)
+    driver.send(signal.SIGUSR1)
+    driver.send(signal.SIGCONT)
+    assert driver.end() == 0
+    assert reaper("--once").end() == 0
+    assert ibm.job(job).cancel_requests == 0
+    [held] = shared.book.held()
+    assert held.row.state == "done"
+
+
+# Keys, clocks, secrets --------------------------------------------------------------------------------------------
+
+KEYED = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)'
+
+
+def test_another_host_takes_a_key_up(
+    ibm: local.Service, fork: Any, shared: Shared, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state directories are two, as two hosts' are: only the shared ledger knows of both."""
+    ibm.hold("queued")
+    first = fork(KEYED)
+    job = first.queued()
+    first.kill()
+    shared.wait(lambda found: found and found[0].judgement == "waiting")
+    monkeypatch.setenv("QX_STATE_DIR", str(state.with_name("another-host")))
+    second = fork(KEYED + '\nsay("result")')
+    assert second.queued() == job
+    monkeypatch.undo()
+    ibm.hold(None)
+    second.line("result")
+    assert second.end() == 0, second.errors
+    assert [each.id for each in ibm.jobs()] == [job]
+    assert ibm.job(job).cancel_requests == 0
+
+
+def test_the_grace_passes_and_nobody_came(ibm: local.Service, fork: Any, shared: Shared) -> None:
+    ibm.hold("queued")
+    driver = fork(KEYED.replace("grace=60", "grace=0.5"))
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    shared.wait(lambda found: found[0].row.state == "cancelled")
+
+
+def test_a_lost_hosts_grace_is_waited_for(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    ibm.hold("queued")
+    driver = fork(KEYED)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    lose_host(driver)
+    shared.wait(lambda found: found[0].judgement == "waiting")
+    assert reaper("--once").end() == 0
+    assert ibm.job(job).cancel_requests == 0
+    with psycopg.connect(shared.url, autocommit=True) as database:
+        database.execute("UPDATE qx_runs SET grace = 0")
+    assert reaper("--once").end() == 0
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
+LIBFAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+
+
+@pytest.mark.skipif(LIBFAKETIME is None, reason="faketime is not installed")
+@pytest.mark.parametrize("shift", ["+1h", "-1h"])
+def test_a_host_whose_clock_is_wrong(
+    ibm: local.Service,
+    start: Any,
+    shared: Shared,
+    reaper: Callable[..., Driver],
+    shift: str,
+) -> None:
+    """The driver's and its watcher's, and then the reaper's. Only the database's clock counts."""
+    wrong = os.environ | {"LD_PRELOAD": str(LIBFAKETIME), "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    ibm.hold("queued")
+    allowed = """
+import re
+from qx_supervisor import detached
+detached._ALLOWED = re.compile(detached._ALLOWED.pattern + "|LD_PRELOAD|FAKETIME.*", re.VERBOSE | re.IGNORECASE)
+"""
+    driver = start(allowed + RUN, env=wrong)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].judgement == "live" and found[0].row.answered)
+    assert {"LD_PRELOAD", "FAKETIME"} <= set(driver.watcher().environ())
+    for how in ({}, {"env": wrong}):
+        once = reaper("--once", **how)
+        assert once.end() == 0, once.lines
+    assert ibm.job(job).cancel_requests == 0
+    lose_host(driver)
+    shared.wait(lambda found: found[0].judgement == "orphan")
+    once = reaper("--once", env=wrong)
+    assert once.end() == 0, once.lines
+    assert ibm.job(job).cancel_requests == 1
+
+
+def test_no_driver_package_for_it(ibm: local.Service, fork: Any, shared: Shared) -> None:
+    driver = fork(
+        f"""
+        import importlib.util
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *more: None if name == "psycopg" else find(name, *more)
+        try:
+            {RUN}
+        except WatcherError as error:
+            say("refused", error.reason)
+        """
+    )
+    assert 'pip install "qx-supervisor[postgres]"' in " ".join(driver.line("refused "))
+    assert driver.end() == 0
+    assert ibm.jobs() == []
+
+
+def test_ps_of_all_hosts_and_doctor(
+    ibm: local.Service, fork: Any, shared: Shared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ibm.hold("queued")
+    driver = fork(KEYED)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    main(["ps", "--all-hosts"], standalone_mode=False)
+    words = capsys.readouterr().out.split()
+    host = os.uname().nodename
+    assert words[:3] == ["live", f"{host}:{driver.pid}", job]
+    assert words[4:6] == ["watcher", f"{host}:{driver.watcher().pid},"]
+    [finding] = hosts.check()
+    assert finding.verdict == "ok"
+    assert "1 leases renewed" in finding.text
+    watcher = driver.watcher()
+    driver.kill()
+    shared.wait(lambda found: found[0].judgement == "waiting")
+    main(["ps", "--all-hosts", "--json"], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["key"], told["holder"]["kind"]) == ("waiting", "step", "watcher")
+    assert 0 < told["grace_left"] <= 60
+    watcher.kill()  # it would wait for a minute
+    wait_for_end(watcher)
