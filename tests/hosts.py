@@ -257,6 +257,9 @@ async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
     except OSError:
         pass
+    except asyncio.CancelledError:
+        writer.transport.abort()  # what is not sent yet may have nowhere to go: its host is lost
+        raise
     finally:
         writer.close()
         with contextlib.suppress(OSError):
