@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from . import crew, interrupts
 from .errors import CancelOutcome, ConfigError, Interrupted, QxError, RunError, interrupted
@@ -264,6 +264,11 @@ class Run:
             view.end(worker.outcome.exception() or worker.outcome.result())
             view.ended = worker.since
         return as_html(view)
+
+    def __reduce__(self) -> NoReturn:
+        raise QxError(
+            "a Run belongs to the process that began it, and can't be pickled; return its job_id, or its result()"
+        )
 
     def __repr__(self) -> str:
         return f"Run(state={self._worker.status.state!r}, job_id={self._worker.job_id!r})"

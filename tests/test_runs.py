@@ -33,7 +33,7 @@ from qiskit_ibm_runtime.executor_sampler import Sampler
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 from qiskit_ibm_runtime.options_models import SamplerOptions
 
-from qx_supervisor import Ok, RunResult, Status, local, run, try_run
+from qx_supervisor import Ok, QxError, RunResult, Status, local, run, submit, try_run
 from qx_supervisor.details import Details, read
 
 SHOTS = 20
@@ -682,3 +682,12 @@ def test_a_service_that_tells_nothing_of_the_cost(ibm: local.Service, running: R
 )
 def test_what_is_told_of_a_job(job: dict[str, Any], metrics: dict[str, Any], known: Details) -> None:
     assert read(job, metrics) == known
+
+
+def test_a_run_is_not_pickled(ibm: local.Service, service: Any) -> None:
+    """A worker of a pool that returns one hears what to return instead."""
+    held = submit(bell(), "ibm_brisbane", service=service, shots=16)
+    for pack in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(QxError, match=r"can't be pickled; return its job_id, or its result\(\)"):
+            pack(held)
+    held.result(60)
