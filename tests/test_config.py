@@ -186,6 +186,26 @@ def test_shots(refused: Refused, shots: Any) -> None:
         ({"tags": [""]}, "a tag must be a string that is not empty, not ''"),
         ({"tags": ["x" * 87]}, f"the tag '{'x' * 20}'… has 87 characters, and IBM Quantum allows 86"),
         ({"tags": list("abcdef")}, "6 tags are too many: IBM Quantum allows a job 8, and 3 of them are needed"),
+        ({"key": ""}, "key must be a string that is not empty, not ''"),
+        ({"key": " \t"}, "key must be a string that is not empty, not ' \\t'"),
+        ({"key": 3}, "key must be a string that is not empty, not 3"),
+        ({"key": b"step"}, "key must be a string that is not empty, not b'step'"),
+        ({"key": ["step"]}, "key must be a string that is not empty, not ['step']"),
+        ({"key": "x" * 201}, "key must have 200 characters or fewer, all of them printable; this has 201"),
+        ({"key": "step\n1"}, "key must have 200 characters or fewer, all of them printable; this has 6"),
+        ({"key": "step\x00"}, "key must have 200 characters or fewer, all of them printable; this has 5"),
+        ({"key": "step\ud800"}, "key must have 200 characters or fewer, all of them printable; this has 5"),
+        ({"key": "step", "grace": -1}, "grace must be a number of seconds of at least 0, not -1"),
+        ({"key": "step", "grace": "600"}, "grace must be a number of seconds of at least 0, not '600'"),
+        ({"key": "step", "grace": True}, "grace must be a number of seconds of at least 0, not True"),
+        ({"key": "step", "grace": None}, "grace must be a number of seconds of at least 0, not None"),
+        ({"key": "step", "grace": float("inf")}, "grace must be a number of seconds of at least 0, not inf"),
+        ({"key": "step", "grace": float("nan")}, "grace must be a number of seconds of at least 0, not nan"),
+        ({"key": "step", "keep_on_sigterm": 1, "grace": 60}, "keep_on_sigterm must be True or False, not 1"),
+        ({"key": "step", "keep_on_sigterm": None}, "keep_on_sigterm must be True or False, not None"),
+        ({"grace": 600}, "grace and keep_on_sigterm are for a run that can be taken up again; give it a key= too"),
+        ({"keep_on_sigterm": True}, "grace and keep_on_sigterm are for a run that can be taken up again; give it a "),
+        ({"key": "step", "keep_on_sigterm": True}, "keeps the job for the seconds of grace=, and that is 0; give"),
     ],
 )
 def test_arguments(refused: Refused, arguments: dict[str, Any], said: str) -> None:
@@ -213,6 +233,15 @@ def test_unsupported_platform(refused: Refused, monkeypatch: pytest.MonkeyPatch,
     said = refused(bell())
     monkeypatch.undo()
     assert f"this platform ({platform}) is not supported; run the driver on Linux (WSL 2 will do)" in said
+
+
+@pytest.mark.parametrize("key", ["x" * 200, "Schritt 17 · größer", "a key of many words", "../../etc"])
+def test_keys_that_will_do(ibm: local.Service, service: QiskitRuntimeService, key: str) -> None:
+    arguments: dict[str, Any] = {"service": service, "shots": 8, "panel": None}
+    first = run(bell(), BACKEND, key=key, grace=0.5, keep_on_sigterm=True, **arguments)
+    assert run(bell(), BACKEND, key=key, **arguments).job_id == first.job_id
+    [entry] = ibm.journal(method="POST", path="/api/v1/jobs")
+    assert not [tag for tag in entry.tags if key in tag], "a key is the user's own business"
 
 
 # Backends

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from watcher import protocol
-from watcher.protocol import Credentials, ProtocolError, decode_from_caller, decode_from_watcher, encode
+from watcher.protocol import (
+    Credentials,
+    Lease,
+    ProtocolError,
+    check_lease,
+    decode_from_caller,
+    decode_from_watcher,
+    encode,
+)
 
 SECRETS = {"api_key": "key-5f3c", "token": "eyJ0b2tlbg", "proxies": {"http": "http://me:pass-77@proxy:3128"}}
 CREDENTIALS = Credentials("https://x.test/api/v1", "crn:v1:x", "https://iam.test", token_expires=1e9, **SECRETS)
@@ -35,7 +43,11 @@ def test_what_is_said_arrives(kind, fields, decode, data, seq):
 
 @pytest.mark.parametrize(("kind", "fields", "decode"), KINDS)
 def test_a_field_that_is_missing_or_of_another_type_is_refused(kind, fields, decode):
-    whole = {"kind": kind, "seq": 3, **{name: {str: "x", bool: True, dict: {}, list: ["y"]}[of] for name, of in fields.items()}}
+    whole = {
+        "kind": kind,
+        "seq": 3,
+        **{name: {str: "x", bool: True, dict: {}, list: ["y"]}[of] for name, of in fields.items()},
+    }
     decode(json.dumps(whole).encode())
     for name in set(whole) - {"kind"}:
         others = [None, 1.5, [], "another", {}, True, 7]
@@ -158,3 +170,91 @@ def test_errors_quote_no_value():
             # The JSON error, which quotes the whole document, is not the cause and is not printed.
             assert "key-5f3c" not in "".join(traceback.format_exception(caught.value)).partition("ProtocolError")[2]
             assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+# Leases ---------------------------------------------------------------------------------------------------------
+
+LEASE = Lease("key-5f3c", "eyJ0b2tlbg", 600.0, "pass-77")
+CLAIM = {"kind": "claim", "seq": 1, "run": "r", "account": "a", "tag": "t", "driver": "d", "lease": LEASE.to_json()}
+
+
+def test_a_lease_arrives():
+    data = encode("claim", 1, run="r", account="a", tag="t", driver="d", lease=LEASE.to_json(), instances=["crn:1"])
+    message = decode_from_caller(data)
+    check_lease(message)
+    assert Lease.from_json(message["lease"]) == LEASE
+    assert Lease.from_json({**LEASE.to_json(), "grace": 0.0, "fingerprint": ""}).grace == 0
+
+
+WRONG_LEASE = {
+    "key": [None, "", 3, ["key-5f3c"]],
+    "fingerprint": [None, 3, ["eyJ0b2tlbg"]],
+    "grace": [None, 600, "key-5f3c", True, -0.1, float("inf"), float("-inf"), float("nan")],
+    "holder": [None, "", 3, {"pass-77": "pass-77"}],
+    "key-5f3c": ["pass-77"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, each in WRONG_LEASE.items() for value in each])
+def test_a_lease_of_another_form_is_refused_unquoted(name, value):
+    with pytest.raises(ProtocolError, match="lease") as caught:
+        Lease.from_json({**LEASE.to_json(), name: value})
+    shown = "".join(traceback.format_exception_only(caught.value))
+    assert not [secret for secret in SHOWN if secret in shown]
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", ["key", "fingerprint", "grace", "holder"])
+def test_a_lease_is_whole(name):
+    with pytest.raises(ProtocolError, match="lease"):
+        Lease.from_json({key: value for key, value in LEASE.to_json().items() if key != name})
+
+
+@pytest.mark.parametrize("value", [None, {}, [], "key-5f3c", 3])
+def test_a_lease_is_an_object(value):
+    with pytest.raises(ProtocolError, match="lease: not an object"):
+        Lease.from_json(value)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        {"instances": ["crn:1", 3]},
+        {"instances": [None]},
+        {"instances": [["key-5f3c"]]},
+        {"instances": [], "lease": {}},  # a claim is of a key
+        {"instances": [], "lease": {**LEASE.to_json(), "grace": -1.0}},
+        {"instances": [], "lease": {**LEASE.to_json(), "holder": ""}},
+        {"instances": [], "lease": {"key-5f3c": "pass-77"}},
+    ],
+    ids=str,
+)
+def test_a_claim_with_something_else_inside_is_refused_unquoted(inside):
+    message = {**CLAIM, **inside}
+    decode_from_caller(json.dumps(message).encode())  # of the right types on the outside
+    with pytest.raises(ProtocolError, match=r"claim|lease") as caught:
+        check_lease(message)
+    assert not [secret for secret in SHOWN if secret in str(caught.value)]
+
+
+@pytest.mark.parametrize("outcomes", [{"j": 3}, {"j": None}, {"j": ["key-5f3c"]}, {"j": "cancelled", "k": {}}], ids=str)
+def test_outcomes_that_are_no_words_are_refused_unquoted(outcomes):
+    message = decode_from_caller(encode("anew", 1, run="r", outcomes=outcomes))
+    with pytest.raises(ProtocolError, match="anew") as caught:
+        check_lease(message)
+    assert "key-5f3c" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lease", [{"key": "k"}, {**LEASE.to_json(), "grace": float("inf")}], ids=str)
+def test_an_intent_may_have_no_lease_and_no_half_of_one(lease):
+    intent = {"kind": "intent", "seq": 1, "run": "r", "account": "a", "tag": "t", "driver": "d"}
+    check_lease({**intent, "lease": {}})
+    check_lease({**intent, "lease": LEASE.to_json()})
+    with pytest.raises(ProtocolError, match="lease"):
+        check_lease({**intent, "lease": lease})
+
+
+def test_messages_without_a_key_have_nothing_to_check():
+    check_lease({"kind": "done", "seq": 1, "run": "r"})
+    check_lease({"kind": "anew", "seq": 1, "run": "r", "outcomes": {"j": "cancelled"}})
+    check_lease({**CLAIM, "instances": ["crn:1", "crn:2"]})
