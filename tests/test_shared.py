@@ -300,6 +300,30 @@ def test_the_database_is_killed_in_mid_run(ibm: local.Service, fork: Any, shared
     assert driver.errors.decode().count("the ledger of many hosts is away") == 1
 
 
+def test_the_database_was_restarted_while_nobody_asked_it(ibm: local.Service, fork: Any, shared: Shared) -> None:
+    """The idle connection is broken. That is nothing to warn of, and the next run is written all the same."""
+    driver = fork(
+        f"""
+        import logging
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
+        {RUN}
+        say("idle", link.inspect()["pss_kb"])
+        signal.sigwait({{signal.SIGUSR1}})
+        {RUN}
+        """.replace("import logging\n", "import logging\n        from qx_supervisor.link import link\n", 1)
+    )
+    driver.line("idle")
+    shared.wait(lambda found: found and found[0].row.state == "done")
+    shared.close()
+    shared.postgres.stop()
+    shared.postgres.start()
+    driver.send(signal.SIGUSR1)
+    assert driver.end() == 0, driver.errors
+    shared.wait(lambda found: [each.row.state for each in found] == ["done", "done"])
+    assert "ledger of many hosts" not in driver.errors.decode()
+
+
 def test_no_database_from_the_beginning(
     ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:

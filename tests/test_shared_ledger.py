@@ -310,6 +310,18 @@ def test_a_key_that_was_taken_while_the_database_was_away(shared_url: str, opene
     assert second.enter(Kept(row=keyed("r3", second, "h5")), is_running=lambda *_: True) is None
 
 
+def test_a_reapers_claim_counts_against_who_held_the_run(shared_url: str, opened: Opener, long_up: None) -> None:
+    """Another watcher of the driver, which has only just been told of its runs."""
+    first, reaper, second = opened(), opened("r", kind="reaper"), opened()
+    first.take(Wish(row=keyed("r1", first, "h1")))
+    end_lease(shared_url, first)
+    assert len(reaper.due([ACCOUNT], 0.0, LATE, 9)) == 1
+    assert second.enter(Kept(row=keyed("r1", second, "h1"))) is None
+    assert second.take(Wish(row=keyed("r1", second, "h1"))).answer == "busy"
+    end_lease(shared_url, reaper)
+    assert second.enter(Kept(row=keyed("r1", second, "h1"))) == 3
+
+
 # Reapers ----------------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +467,15 @@ def test_a_fault_is_told_without_the_url(shared_url: str, spoil: Callable[[str],
     assert "sentin" not in str(caught.value)
     assert caught.value.__suppress_context__
     assert str(caught.value).startswith(("The shared ledger can't be used: ", "The URL of the shared ledger can't"))
+
+
+def test_a_claim_that_comes_late_is_none(shared_url: str, opened: Opener, long_up: None) -> None:
+    """The server was stopped before it could carry it out: meanwhile nobody could renew."""
+    dead, reaper = opened("dead"), opened("r", kind="reaper")
+    dead.write([Kept(row=row("r1", dead))])
+    end_lease(shared_url, dead)
+    assert reaper.due([ACCOUNT], 0.0, reaper.clock() - 0.01, 9) == []
+    assert len(reaper.due([ACCOUNT], 0.0, reaper.clock() + 60, 9)) == 1
 
 
 def test_a_server_that_does_not_answer_is_given_up(postgres: Server, shared_url: str, monkeypatch: Any) -> None:

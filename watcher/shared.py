@@ -234,7 +234,7 @@ class Shared:
         """Write a run with a key that was taken while the database was away."""
         with self._changed:
             mine = replace(row, place=self._place, epoch=1)
-            self._runs.setdefault(row.run, _Run(mine))
+            self._runs[row.run] = _Run(mine)
             self._changed.notify_all()
 
     def contest(self, run: str, holder: str) -> Future[bool]:
@@ -279,9 +279,8 @@ class Shared:
     def _ask(self, ask: Callable[[SharedLedger], Any]) -> Future[Any]:
         answer: Future[Any] = Future()
         with self._changed:
-            if self._is_away():
-                trouble = self._trouble or "The shared ledger does not answer."
-            else:
+            trouble = self._trouble
+            if not trouble:  # only slow, it is waited for: what it says matters more than a second
                 self._questions.append(_Question(ask, answer))
                 self._changed.notify_all()
                 return answer
@@ -319,21 +318,33 @@ class Shared:
         while self._wait():
             with self._changed:
                 questions, self._questions = self._questions, []
-                self._busy_since = time.monotonic()
-            trouble = ""
-            try:
-                self._bring_up_to_date()
-                for question in questions:
-                    question.answer.set_result(question.ask(self._opened()))
-            except LedgerError as error:
-                trouble = str(error)
-            except Exception as error:  # noqa: BLE001 - a fault in here must not end the protection from afar
-                trouble = f"The shared ledger can't be used ({type(error).__name__})."
+                began = self._busy_since = time.monotonic()
+            is_old = self._ledger is not None
+            trouble = self._do(questions)
+            if trouble and is_old and time.monotonic() - began < BUSY_SECONDS:
+                # The connection was idle for hours, and broke when nobody looked. That is no news.
+                self._shut()
+                trouble = self._do(questions)
             self._note(trouble)
             for question in questions:
                 if not question.answer.done():
                     question.answer.set_exception(LedgerError(trouble))
         self._leave()
+
+    def _do(self, questions: list[_Question]) -> str:
+        """Write what is to be written, and ask what is to be asked; returns what stands in the way, or ""."""
+        from .ledger import LedgerError
+
+        try:
+            self._bring_up_to_date()
+            for question in questions:
+                if not question.answer.done():
+                    question.answer.set_result(question.ask(self._opened()))
+        except LedgerError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 - a fault in here must not end the protection from afar
+            return f"The shared ledger can't be used ({type(error).__name__})."
+        return ""
 
     def _wait(self) -> bool:
         """Wait until there is something to do; False when there never will be."""

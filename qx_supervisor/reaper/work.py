@@ -94,6 +94,8 @@ class Reaper:
         self._stopping = threading.Event()
         self._work: queue.SimpleQueue[tuple[SharedLedger, Any]] = queue.SimpleQueue()
         self._under_way = 0
+        self._unresolved: set[str] = set()
+        self._has_more = False  # more may be due than there was room for
         self._changed = threading.Condition()
 
     def __repr__(self) -> str:
@@ -131,7 +133,7 @@ class Reaper:
                 self._sleep(pause)
         finally:
             self._end()
-        return not self.counts.fates["pending"] and not self.counts.fates["expired"]
+        return not self._unresolved
 
     def _sleep(self, seconds: float) -> None:
         try:
@@ -152,6 +154,7 @@ class Reaper:
             logger.info("%s claimed: %s", _name(row), _why(row))
             with self._changed:
                 self._under_way += 1
+            self._unresolved.add(row.run)
             self._work.put((book, row))
         with self.counts.lock:
             self.counts.claimed += len(found)
@@ -165,8 +168,17 @@ class Reaper:
         is_idle = not found and not self._is_busy()
         has_seen_enough = is_idle and book.clock() - self._since > book.longest_lease()
         if len(found) == room and room:
-            self._wake.put(None)  # there may be more
+            with self._changed:
+                self._has_more = True
+            self._claim_more()
         return has_seen_enough
+
+    def _claim_more(self) -> None:
+        """Claim more once half of what was claimed is done: the pause between two claims is for when nothing is due."""
+        with self._changed:
+            if self._has_more and self._under_way <= AT_ONCE // 2:
+                self._has_more = False
+                self._wake.put(None)
 
     def _is_busy(self) -> bool:
         with self._changed:
@@ -254,6 +266,7 @@ class Reaper:
                 with self._changed:
                     self._under_way -= 1
                     self._changed.notify_all()
+                self._claim_more()
 
     def _reap(self, book: SharedLedger, row: Any) -> None:
         def note(job: str, outcome: str) -> None:
@@ -301,9 +314,12 @@ class Reaper:
             return
         with self.counts.lock:
             self.counts.fates[found.fate] += 1
+        if found.fate in ("cancelled", "nothing left"):
+            self._unresolved.discard(row.run)
         logger.info("%s %s%s", _name(row), found.fate, f": {found.detail}" if found.detail else "")
 
     def _note_loss(self, row: Any) -> None:
+        self._unresolved.discard(row.run)
         with self.counts.lock:
             self.counts.lost += 1
         logger.info("%s left alone: another holder has it", _name(row))

@@ -258,7 +258,7 @@ class SharedLedger:
                 return Ruling(answer="granted", row=replace(new, epoch=epoch), is_new=True)
             now = self.clock()
             ahead = time.time() - now
-            refusal = contend(known, wish, self.place, is_running, now)
+            refusal = self._contend(known, wish, is_running, now)
             if refusal is None and known.instance != new.instance:
                 refusal = Ruling(answer="other instance", row=known)
             if refusal is not None:
@@ -283,16 +283,23 @@ class SharedLedger:
             same = self.row(new.run) if known is None or known.run != new.run else known
             wish, now = Wish(row=new), self.clock()
             if same is not None:
-                if contend(same, wish, self.place, is_running, now) is not None:
+                if self._contend(same, wish, is_running, now) is not None:
                     return None
                 self._take_over(same, new)
                 kept = replace(kept, row=replace(new, epoch=self._required(new.run).epoch, key=same.key))
             elif known is not None:
-                if contend(known, wish, self.place, is_running, now) is None:
+                if self._contend(known, wish, is_running, now) is None:
                     self._database.execute("UPDATE qx_runs SET key = NULL WHERE run = %s", (known.run,))
                 else:
                     kept = replace(kept, row=replace(new, key=None))
             return self.write([kept]).get(new.run)
+
+    def _contend(self, row: Row, wish: Wish, is_running: IsRunning, now: float) -> Ruling | None:
+        """`contend`, and a reaper's claim counts, even against a driver that held the run before."""
+        is_claimed = row.claimed_by is not None and (row.lease_until or 0.0) > now
+        if is_claimed and row.holder == wish.row.holder and not self.mine({row.run: row.epoch}):
+            return Ruling(answer="busy", row=row)
+        return contend(row, wish, self.place, is_running, now)
 
     def _keyed(self, new: Row, instances: Sequence[str]) -> Row | None:
         """The row under a key, locked: with the instance that is wished, else another one that the driver can use."""
@@ -424,7 +431,7 @@ class SharedLedger:
             return [each.row for each in self._read("WHERE r.run = ANY(%(runs)s)", {"runs": [r for r, _ in claimed]})]
 
     def seize(self, run: str, holder: str) -> bool:
-        """Claim one run whose driver and watcher are seen to be dead, on their own machine, before its lease has run out.
+        """Claim one run whose driver and watcher are seen to be dead, on their own machine: its lease may last still.
 
         Args:
             run: A run with a key.
