@@ -38,6 +38,13 @@ DONE = said("done", run="r")
 CANCEL = said("cancel", run="r")
 DEATH = p.CallerDied()
 NOTHING = p.SweepEnded("r", ())
+LEASE = {"key": "k", "fingerprint": "f", "grace": 60.0, "holder": "h"}
+KEYED_INTENT = said("intent", run="r", account="a", tag="t", driver="", lease=LEASE)
+CLAIM = said("claim", 5, run="r", account="a", tag="t", driver="d", lease=LEASE, instances=["i"])
+GRANTED = p.Claimed(5, "", {"answer": "granted"}, "r", "t", is_new=True, answered=True)
+DOUBTFUL = p.Claimed(5, "", {"answer": "granted"}, "r", "t", is_new=False, answered=False)
+LET_GO = said("let go", run="r")
+WON = p.Contested("r", "h", won=True)
 
 STATES: dict[str, tuple[p.Event, ...]] = {
     "no run": (),
@@ -53,6 +60,20 @@ STATES: dict[str, tuple[p.Event, ...]] = {
     "died": (INTENT, JOB, CLEAN, DEATH),
     "died, doubles": (INTENT, JOB, IN_DOUBT, DEATH),
     "done, doubles": (INTENT, JOB, IN_DOUBT, DONE),
+    "claiming": (CLAIM,),
+    "claimed": (CLAIM, GRANTED),
+    "key, doubtful": (CLAIM, DOUBTFUL),
+    "key, posting": (CLAIM, GRANTED, KEYED_INTENT),
+    "key, held": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN),
+    "key, doubles": (CLAIM, GRANTED, KEYED_INTENT, JOB, IN_DOUBT),
+    "key, cancelling": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, CANCELLING),
+    "let go": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, LET_GO),
+    "let go, doubles": (CLAIM, GRANTED, KEYED_INTENT, JOB, IN_DOUBT, LET_GO),
+    "key died": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, DEATH),
+    "key died posting": (CLAIM, GRANTED, KEYED_INTENT, DEATH),
+    "contesting": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, CANCEL),
+    "won": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, CANCEL, WON),
+    "key done, doubles": (CLAIM, GRANTED, KEYED_INTENT, JOB, IN_DOUBT, DONE),
     "session": (SESSION, JOB),
     "session died": (SESSION, JOB, DEATH),
 }
@@ -66,6 +87,7 @@ EVENTS: dict[str, p.Event] = {
     "done": DONE,
     "cancelling": CANCELLING,
     "cancel": CANCEL,
+    "let go": LET_GO,
     "bye": said("bye"),
     "inspect": said("inspect"),
     "malformed": p.Malformed("not JSON"),
@@ -80,6 +102,19 @@ EVENTS: dict[str, p.Event] = {
     "no answer": p.SweepEnded("r", None, "503"),
     "J cancelled": p.CancelEnded("r", "J", "cancelled"),
     "closed": p.CloseEnded("r"),
+    "granted": GRANTED,
+    "granted?": DOUBTFUL,
+    "refused": p.Claimed(5, "", {"answer": "held"}),
+    "no ledger": p.Claimed(5, "the disk is full"),
+    "grace over": p.Fired(("grace h", "r")),
+    "another's": p.Fired(("grace g", "r")),
+    "asked again": p.Fired(("contest h", "r")),
+    "won": WON,
+    "lost": p.Contested("r", "h", won=False),
+    "not decided": p.Contested("r", "h", won=None),
+    "won, other": p.Contested("r", "g", won=True),
+    "taken": p.Lost("r", "h"),
+    "taken, other": p.Lost("r", "g"),
 }
 
 TABLE = """
@@ -90,6 +125,7 @@ no run
     posted?      nack
     cancelling   nack
     cancel       nack
+    let go       nack
     bye          ack + leave
     inspect      inspect
     malformed    nack
@@ -212,6 +248,134 @@ done, doubles
     found J      pause
     found K      cancel K + pause
     no answer    pause
+claiming
+    intent       ack
+    job          nack
+    posted       nack
+    posted?      nack
+    cancelling   nack
+    cancel       nack
+    let go       nack
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    granted      answer
+    granted?     answer + window
+    refused      answer
+    no ledger    nack
+claimed
+    intent       ack
+    posted?      window
+    cancel       contest + ack
+    let go       grace
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    death        grace
+key, doubtful
+    intent       ack
+    posted?      window
+    cancel       contest + ack
+    let go       grace
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    death        grace
+key, posting
+    intent       ack
+    posted?      window
+    cancel       contest + ack
+    let go       grace
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    death        grace + window
+key, held
+    intent       ack
+    posted?      window + sweep
+    cancel       contest + ack
+    let go       grace
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    death        grace
+key, doubles
+    intent       ack
+    posted?      window
+    done         contest
+    cancel       contest + ack
+    let go       grace
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    death        grace
+    found none   pause
+    found J      pause
+    found K      cancel K + pause
+    no answer    pause
+key, cancelling
+    intent       ack
+    posted?      window + sweep
+    cancel       contest + ack
+    let go       grace
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    death        contest
+let go
+    intent       ack
+    posted?      window + sweep
+    cancel       contest + ack
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    grace over   contest
+let go, doubles
+    intent       ack
+    posted?      window
+    done         contest
+    cancel       contest + ack
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    grace over   contest
+key died
+    malformed    nack
+    grace over   contest
+    taken        exit
+key died posting
+    malformed    nack
+    grace over   contest
+    taken        exit
+contesting
+    intent       ack
+    posted?      window + sweep
+    cancel       ack
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    asked again  contest
+    won          cancel J + sweep
+    not decided  wait
+won
+    intent       ack
+    posted?      window
+    done         contest
+    cancel       ack
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    found K      cancel K
+    no answer    pause
+key done, doubles
+    intent       ack
+    posted?      window
+    cancel       ack
+    bye          nack
+    inspect      inspect
+    malformed    nack
+    asked again  contest
+    not decided  wait
 session
     intent       ack
     posted?      window + sweep
@@ -243,8 +407,8 @@ def words(actions: list[p.Action]) -> str:
             case p.StartClose():
                 told.append("close s")
             case p.SetTimer((purpose, _), _):
-                told.append({"sweep": "pause"}.get(purpose, purpose))
-            case p.Ack() | p.Nack() | p.Exit() | p.Inspect():
+                told.append({"sweep": "pause", "contest h": "wait", "grace h": "grace"}.get(purpose, purpose))
+            case p.Contest() | p.Claim() | p.Answer() | p.Ack() | p.Nack() | p.Exit() | p.Inspect():
                 told.append(type(action).__name__.lower())
     return " + ".join(told)
 
@@ -272,7 +436,8 @@ def test_table(state):
     events = {
         name: event
         for name, event in EVENTS.items()
-        if "died" not in state or not isinstance(event, p.Received)  # the dead say nothing
+        if ("died" not in state or not isinstance(event, p.Received))  # the dead say nothing
+        and (state == "claiming" or not isinstance(event, p.Claimed))  # and only what was asked is answered
     }
     assert {name: words(brought_to(*STATES[state]).handle(event)) for name, event in events.items()} == {
         name: cell for (row, name), cell in table().items() if row == state and name in events
@@ -302,7 +467,9 @@ def test_an_account_that_cannot_be_used_is_refused_and_its_runs_stay_guarded():
 def test_an_intent_that_crosses_the_goodbye_is_refused():
     policy = brought_to()
     assert words(policy.handle(said("bye", 1))) == "ack + leave"
-    assert policy.handle(said("intent", 2, run="r", account="a", tag="t", driver="", lease={})) == [p.Nack(2, "leaving")]
+    assert policy.handle(said("intent", 2, run="r", account="a", tag="t", driver="", lease={})) == [
+        p.Nack(2, "leaving")
+    ]
     assert policy.handle(p.Fired(("leave", ""))) == [p.Exit()]
 
 
@@ -419,9 +586,148 @@ def test_a_session_with_a_job_that_cannot_be_cancelled_is_left_to_the_ledger():
     assert actions[-1] == p.Exit()
 
 
+# With a key -----------------------------------------------------------------------------------------------------
+
+AGAIN = said("claim", 6, run="r", account="a", tag="t", driver="d", lease={**LEASE, "holder": "h2"}, instances=["i"])
+
+
+def granted_again(*, answered: bool) -> p.Claimed:
+    return p.Claimed(6, "", {}, "r", "t", is_new=False, answered=answered)
+
+
+def test_a_claim_asks_the_ledger_and_its_answer_is_the_callers():
+    policy = brought_to()
+    lease = p.Lease(**LEASE)
+    assert policy.handle(CLAIM) == [p.Claim(5, "r", "a", "t", "d", lease, ("i",))]
+    assert policy.handle(p.Claimed(5, "", {"answer": "granted"}, "q", "u", answered=True)) == [
+        p.Answer(5, {"answer": "granted"})
+    ]
+    # It is guarded under the id and the tag that the key has had before; its jobs so far are not this driver's.
+    assert policy.handle(said("let go", run="q")) == [
+        p.RememberLetGo("q", "h"),
+        p.SetTimer(("grace h", "q"), 60.0),
+    ]
+    assert policy.handle(p.Fired(("grace h", "q"))) == [p.Contest("q", "h")]
+    assert policy.handle(p.Contested("q", "h", won=True)) == [p.StartSweep("q", "a", "u")]
+
+
+def test_a_claim_needs_an_account():
+    policy = p.Policy()
+    assert policy.handle(CLAIM) == [p.Nack(5, "this account is not armed")]
+    policy = brought_to(said("bye"))
+    assert policy.handle(CLAIM) == [p.Nack(5, "leaving")]
+
+
+@pytest.mark.parametrize("goes", [DEATH, p.HungUp()])
+@pytest.mark.parametrize("answer", [p.Claimed(5, "", {"answer": "held"}), p.Claimed(5, "the disk is full")])
+def test_the_watcher_does_not_leave_before_a_claim_is_answered(goes, answer):
+    policy = brought_to(CLAIM)
+    assert policy.handle(goes) == []
+    assert policy.handle(answer)[-1] == p.Exit()
+
+
+def test_a_claim_that_is_granted_to_the_dead_waits_for_its_grace():
+    policy = brought_to(CLAIM, DEATH)
+    assert policy.handle(GRANTED)[1:] == [p.RememberLetGo("r", "h"), p.SetTimer(("grace h", "r"), 60.0)]
+    assert policy.handle(p.Fired(("grace h", "r"))) == [p.Contest("r", "h")]
+    assert words(policy.handle(WON)) == "sweep"
+    lease = p.Lease(**LEASE)
+    assert policy.handle(NOTHING) == [p.Remember("r", "cancelled", lease=lease), p.Report("cancelled", "r"), p.Exit()]
+
+
+def test_what_another_has_taken_up_is_forgotten():
+    for event in (p.Lost("r", "h"), p.Contested("r", "h", won=False)):
+        policy = brought_to(*STATES["contesting"])
+        assert policy.handle(event) == [p.Report("lost", "r")]
+        assert words(policy.handle(DEATH)) == "exit"
+
+
+def test_a_ledger_that_never_decides_is_asked_for_ten_minutes():
+    policy = brought_to(*STATES["key died"], p.Fired(("grace h", "r")))
+    waited = 0.0
+    while words(actions := policy.handle(p.Contested("r", "h", won=None))) == "wait":
+        waited += actions[0].seconds
+        assert policy.handle(p.Fired(actions[0].timer)) == [p.Contest("r", "h")]
+    assert words(actions) == "cancel J + sweep"
+    assert waited == 600
+
+
+def test_a_grace_that_ends_while_the_lease_is_contested_asks_no_second_time():
+    policy = brought_to(*STATES["let go"], CANCEL)
+    assert policy.handle(p.Fired(("grace h", "r"))) == []
+
+
+def test_a_sweep_for_an_earlier_call_cancels_nothing_of_the_next():
+    """The same process let go of a job whose duplicates were being looked for, and takes it up again."""
+    policy = brought_to(*STATES["key, doubles"], LET_GO, AGAIN)
+    policy.handle(granted_again(answered=False))
+    assert policy.handle(p.SweepEnded("r", ("J",))) == []
+    # Nor is it taken for the next one's, whose own begins when it has ended.
+    policy = brought_to(*STATES["key, doubles"], LET_GO, AGAIN, granted_again(answered=False), JOB)
+    assert words(policy.handle(IN_DOUBT)) == "window"
+    assert words(policy.handle(p.SweepEnded("r", ("J", "K")))) == "sweep"
+    assert words(policy.handle(p.SweepEnded("r", ("J", "K")))) == "cancel K + pause"
+
+
+def test_the_window_is_over_when_the_last_of_its_timers_fires():
+    policy = brought_to(*STATES["key, doubles"], LET_GO, AGAIN, granted_again(answered=False), NOTHING, CANCEL)
+    assert words(policy.handle(p.Contested("r", "h2", won=True))) == "sweep"
+    policy.handle(p.Fired(("window", "r")))  # of the first call
+    assert words(policy.handle(NOTHING)) == "pause"
+    assert words(policy.handle(p.Fired(("window", "r")))) == "sweep"
+    assert p.Report("cancelled", "r") in policy.handle(NOTHING)
+
+
+def test_the_window_of_an_earlier_submission_does_not_end_the_next_ones():
+    """It was looked for, and not found; the next one has left when the window ends, and is handed over."""
+    policy = brought_to(CLAIM, DOUBTFUL, said("anew", run="r", outcomes={}), KEYED_INTENT, p.Fired(("window", "r")))
+    policy.handle(CANCEL)
+    assert words(policy.handle(WON)) == "sweep"
+    assert words(policy.handle(NOTHING)) == "pause"
+
+
+def test_the_cancel_of_a_duplicate_is_waited_for_by_the_next_call():
+    policy = brought_to(*STATES["key, doubles"], p.SweepEnded("r", ("J", "K")), LET_GO, AGAIN)
+    policy.handle(granted_again(answered=True))
+    policy.handle(CANCEL)
+    assert words(policy.handle(p.Contested("r", "h2", won=True))) == "sweep"
+    assert p.Report("cancelled", "r") not in policy.handle(p.SweepEnded("r", ("J", "K")))
+    policy.handle(p.CancelEnded("r", "J", "cancelled"))
+    assert p.Report("cancelled", "r") in policy.handle(p.CancelEnded("r", "K", "cancelled"))
+
+
+@pytest.mark.parametrize("won", [True, False])
+def test_duplicates_of_what_is_done_are_cancelled_under_a_lease_that_was_won(won):
+    """From its `done` on another may have the key, and submit a job of its own under the same tag."""
+    policy = brought_to(*STATES["key, doubles"])
+    assert policy.handle(DONE) == [p.RememberJob("r", "J", "kept"), p.Contest("r", "h")]
+    assert words(policy.handle(p.SweepEnded("r", ("J", "K")))) == ""
+    assert words(policy.handle(p.Contested("r", "h", won=won))) == ("sweep" if won else "")
+    assert words(policy.handle(p.SweepEnded("r", ("J", "K")))) == ("cancel K + pause" if won else "")
+
+
+def test_what_is_replayed_to_a_new_watcher_is_let_go_there_too():
+    policy = brought_to(KEYED_INTENT, JOB, CLEAN)
+    assert policy.handle(LET_GO) == [p.RememberLetGo("r", "h"), p.SetTimer(("grace h", "r"), 60.0)]
+    lease = p.Lease(**LEASE)
+    assert policy.handle(KEYED_INTENT)[0] == p.Remember("r", "guarded", "a", "t", lease=lease)
+
+
 # The world ------------------------------------------------------------------------------------------------------
 
 FATES = ("cancelled", "finished", "gone", "unconfirmed")
+
+KEYED = {
+    "keyed": "nothing is known under its key",
+    "at once": "the same, without a grace",
+    "known": "an earlier driver left a job",
+    "doubtful": "an earlier driver left a submission that is on its way",
+    "replayed": "another watcher claimed it for the caller, and died",
+    "taken": "the same, it let go of it, and another driver has it by now",
+}
+"""The kinds of a run that has a key."""
+
+ANOTHER = "another driver"
 
 
 @dataclass
@@ -429,7 +735,7 @@ class Truth:
     """A run, a session of one's own, or one's part of another's, as it really is."""
 
     id: str
-    kind: str  # "run", "session", "shared"
+    kind: str  # "run", "session", "shared", or one of `KEYED`
     intents: int = 0
     guarded: bool = False  # its intent was taken
     posts: int = 0
@@ -443,6 +749,52 @@ class Truth:
     done: bool = False
     over: str = ""  # what the ledger says at last
     excused: bool = False  # the service could not be asked, or a cancel not be confirmed
+    # With a key: the caller
+    claims: int = 0
+    holder: str = ""  # what its call is told from others by
+    chosen: bool = True  # it knows what is under the key
+    cancelling: bool = False
+    let_go: bool = False
+    grace_over: bool = False
+    # the ledger
+    owner: str = ""  # whose the lease is
+    answered: bool = True
+    is_free: bool = False  # let go, or its watcher took it to cancel
+    claimed: bool = False  # by its watcher, to cancel
+    away: bool = False  # it can't be asked, by anybody
+    # and what it knows of others
+    before: int = 0  # the jobs that there were when it chose to submit another
+    older: int = 0  # submissions of an earlier call or driver, on their way
+    lost: bool = False  # the watcher has seen that it is another's
+
+    def __post_init__(self) -> None:
+        if not self.is_keyed:
+            return
+        self.chosen = self.kind in ("keyed", "at once")
+        self.grace_over = not self.grace
+        if self.kind in ("known", "doubtful"):
+            self.owner, self.is_free = "a dead driver", True
+            self.answered = self.kind == "known"
+            self.older = int(self.kind == "doubtful")
+        if self.kind in ("replayed", "taken"):
+            self.claims, self.chosen, self.holder = 1, True, "h1"
+            self.owner = "h1" if self.kind == "replayed" else ANOTHER
+
+    @property
+    def is_keyed(self) -> bool:
+        return self.kind in KEYED
+
+    @property
+    def is_run(self) -> bool:
+        return self.kind == "run" or self.is_keyed
+
+    @property
+    def grace(self) -> float:
+        return 0.0 if self.kind == "at once" else 60.0
+
+    @property
+    def lease(self) -> dict[str, object]:
+        return {"key": "k", "fingerprint": "f", "grace": self.grace, "holder": self.holder}
 
     @property
     def tag(self) -> str:
@@ -456,6 +808,10 @@ class World:
         self.policy = p.Policy()
         self.runs = {name: Truth(name, kind) for name, kind in zip("pqrs", kinds, strict=False)}
         self.unfinished: dict[str, str] = {}  # job → run
+        for run in self.runs.values():
+            if run.kind == "known":
+                run.made.append(f"{run.id}0")
+                self.unfinished[run.made[0]] = run.id
         self.alive = True
         self.connected = True
         self.gone = False
@@ -469,6 +825,9 @@ class World:
         self.ready = False
         self.seq = 0
         self.unanswered: dict[int, tuple[str, str]] = {}  # seq → kind, run
+        self.claims: dict[str, tuple[int, str]] = {}  # run → seq, holder
+        self.is_quick = False  # the ledger decides and answers at once
+        self.contests: dict[tuple[str, str], str] = {}  # run, holder → "" not decided, "won", "lost"
 
     # What may happen
 
@@ -491,34 +850,88 @@ class World:
         moves += [("fire", *timer) for timer in self.timers]
         moves += [("prepared", how) for how in ("", "no")] if self.preparing else []
         moves += [("land", run.id) for run in self.runs.values() if run.in_flight and not run.closed]
+        moves += [("land late", run.id) for run in self.runs.values() if run.older]
+        moves += [("claimed", name, how) for name in self.claims for how in self._rulings(self.runs[name])]
+        for (name, holder), verdict in self.contests.items():
+            run = self.runs[name]
+            moves.append(("contested" if verdict or self.is_quick else "decide", name, holder, verdict))
+            # It can't be asked for as long as it takes to give up: then nobody can ask it.
+            known = self.policy.runs.get(name)
+            if run.owner == run.holder or known is None or known.contests < p.CONTEST_FAILURES:
+                moves.append(("contested", name, holder, "?"))
+        for run in self.runs.values():
+            if run.is_keyed and run.owner == run.holder and not (run.over or run.claimed or run.away) and run.guarded:
+                moves += [("taken", run.id)] if run.is_free or not self.alive else []
+                moves += [("cut off", run.id)] if self.alive else []
+            if run.holder == "h2" and run.kind not in ("replayed", "taken"):
+                moves.append(("noticed late", run.id))
+            if run.owner == ANOTHER and run.guarded and not run.lost and run.id in self.policy.runs:
+                moves.append(("noticed", run.id))
         return moves
+
+    def _rulings(self, run: Truth) -> tuple[str, ...]:
+        """What the ledger may say to a claim."""
+        if run.away:
+            return ("trouble",)
+        is_had = not run.owner or (
+            run.owner != ANOTHER and not run.claimed and (run.is_free or run.over in ("cancelled", "done"))
+        )
+        # Before anything was known of it here, it may be another's.
+        return ("granted", "trouble") if is_had else ("refused", "trouble")
 
     def callers(self) -> list[Move]:
         moves: list[Move] = [("bye",)] if self.armed else []
         if self.armed < 2:
             moves.append(("arm",))
         for run in self.runs.values():
-            if run.intents < 2 and not run.over and not run.done:
-                moves.append(("intent", run.id))
-            if not run.intents or run.done:
+            if run.is_keyed and not self._is_claimed(run, moves):
                 continue
-            moves += [("done", run.id), ("cancel", run.id)]
+            if run.intents < 2 and not (run.over or run.done or run.let_go or (run.is_keyed and run.handed_over)):
+                moves.append(("intent", run.id))
+            if (not run.intents and not run.is_keyed) or run.done:
+                continue
+            # One that may have a job that is not known is not stood down.
+            is_sure = run.held or (run.chosen and not run.posts and not run.handed_over)
+            moves += [("done", run.id)] if not run.is_keyed or is_sure else []
+            moves += [("cancel", run.id)]
+            moves += [("let go", run.id)] if run.is_keyed and not run.let_go else []
             moves += [("cancelling", run.id)] if run.held else []
             if not run.guarded or run.told or run.handed_over:
-                if run.kind == "run" and run.posts and not run.told and run.guarded:
+                if run.is_run and run.posts and not run.told and run.guarded:
                     moves += [("answer", run.id)] if self._has_answer(run) else []
                     moves += [("posted", run.id)]
                 continue
-            if run.posts < 2 and not run.closed and (run.kind != "run" or not run.held):
+            may_post = run.intents and not run.let_go
+            if may_post and run.posts < 2 and not run.closed and (not run.is_run or not run.held):
                 moves.append(("post", run.id))
             if self._has_answer(run):
                 moves.append(("answer", run.id))
-            if run.posts:
+            if run.posts or (run.is_keyed and run.held):
                 moves.append(("posted", run.id))
         return moves
 
+    def _is_claimed(self, run: Truth, moves: list[Move]) -> bool:
+        """Whether a caller goes on with a run that has a key; adds what it may do to come to that."""
+        is_mine = run.guarded or run.kind in ("replayed", "taken")
+        is_left = run.let_go or run.over or run.lost or not is_mine
+        if is_left and run.claims < 2 and run.id not in self.claims:
+            moves.append(("claim", run.id))
+        if not is_mine or run.over or run.lost:
+            return False
+        if not run.chosen and not (run.let_go or run.handed_over or run.done):
+            if any(owner == run.id for owner in self.unfinished.values()):
+                moves.append(("take up", run.id))
+            elif not run.older:
+                moves.append(("anew", run.id))
+            in_doubt = run.older or any(owner == run.id for owner in self.unfinished.values())
+            moves += [("let go", run.id), ("cancel", run.id)] + ([] if in_doubt else [("done", run.id)])
+            return False
+        return True
+
     @staticmethod
     def _has_answer(run: Truth) -> bool:
+        if run.is_keyed:
+            return len(run.made) > run.before and run.posts > 0 and not run.held and not run.in_flight
         waits = len(run.made) > len(run.held)
         return waits and (run.kind != "run" or (not run.held and not run.in_flight))
 
@@ -553,16 +966,24 @@ class World:
                 run.in_flight -= 1
                 run.made.append(f"{name}{len(run.made)}")
                 self.unfinished[run.made[-1]] = name
+            case ("land late", name):
+                run = self.runs[name]
+                run.older -= 1
+                run.made.append(f"{name}{len(run.made)}")
+                self.unfinished[run.made[-1]] = name
             case ("answer", name):
                 run = self.runs[name]
-                job = run.made[-1] if run.kind == "run" else run.made[len(run.held)]
+                job = run.made[-1] if run.is_run else run.made[len(run.held)]
                 run.held.add(job)
                 self.say("job", name, job=job)
             case ("posted", name):
                 run = self.runs[name]
                 run.told = True
                 unknown = run.in_flight or len(run.made) > len(run.held)
-                self.say("posted", name, clean=not unknown and not (run.kind == "run" and run.retried))
+                clean = not unknown and not (run.is_run and run.retried)
+                if run.is_keyed:
+                    clean = run.answered if not run.posts else not (run.in_flight or run.retried or not run.held)
+                self.say("posted", name, clean=clean)
             case ("done", name):
                 self.runs[name].done = True
                 self.say("done", name)
@@ -570,7 +991,53 @@ class World:
                 self.runs[name].handed_over = True
                 self.say("cancel", name)
             case ("cancelling", name):
+                self.runs[name].cancelling = True
                 self.say("cancelling", name)
+            case ("claim", name):
+                run = self.runs[name]
+                run.claims += 1
+                self.claims[name] = self.seq + 1, f"h{run.claims}"
+                lease = {**run.lease, "holder": f"h{run.claims}"}
+                self.say("claim", name, account="a", tag=run.tag, driver="", lease=lease, instances=[])
+            case ("claimed", name, how):
+                self._rule(self.runs[name], how)
+            case ("take up", name):
+                run = self.runs[name]
+                run.chosen = True
+                job = next(job for job, owner in self.unfinished.items() if owner == name)
+                run.held.add(job)
+                self.say("job", name, job=job)
+            case ("anew", name):
+                run = self.runs[name]
+                run.chosen, run.before = True, len(run.made)
+                self.say("anew", name, outcomes={})
+            case ("let go", name):
+                self.runs[name].let_go = True
+                self.say("let go", name)
+            case ("taken", name):
+                self.runs[name].owner = ANOTHER
+            case ("noticed", name):
+                self.tell(p.Lost(name, self.runs[name].holder))
+            case ("noticed late", name):
+                self.tell(p.Lost(name, "h1"))
+            case ("cut off", name):
+                self.runs[name].owner = ANOTHER
+                self.tell(p.Lost(name, self.runs[name].holder))
+            case ("decide", name, holder, _):
+                run = self.runs[name]
+                won = run.owner == holder and run.over not in ("cancelled", "done")
+                self.contests[name, holder] = "won" if won else "lost"
+                run.claimed |= won
+                run.is_free |= won
+            case ("contested", name, holder, verdict):
+                if not verdict:
+                    self.make(("decide", name, holder, ""))
+                    verdict = self.contests[name, holder]
+                del self.contests[name, holder]
+                run, known = self.runs[name], self.policy.runs.get(name)
+                if verdict == "?" and known is not None and known.contests >= p.CONTEST_FAILURES:
+                    run.away = True
+                self.tell(p.Contested(name, holder, {"won": True, "lost": False, "?": None}[verdict]))
             case ("bye",):
                 self.say("bye")
             case ("cancelled", name, job, fate):
@@ -596,25 +1063,45 @@ class World:
             case ("fire", purpose, name):
                 self.timers[purpose, name] -= 1
                 self.timers += Counter()
-                if purpose == "window":
-                    self.runs[name].in_flight = 0  # that is what the window is
+                if purpose == "window" and not self.timers[purpose, name]:
+                    self.runs[name].in_flight = self.runs[name].older = 0  # that is what the window is
+                if name and purpose == f"grace {self.runs[name].holder}":
+                    self.runs[name].grace_over = True
                 self.tell(p.Fired((purpose, name)))
             case _:
                 raise AssertionError(move)
 
     def _intend(self, run: Truth) -> None:
         run.intents += 1
-        if run.kind == "run":
-            self.say("intent", run.id, account="a", tag=run.tag, driver="", lease={})
+        if run.is_run:
+            lease = run.lease if run.is_keyed else {}
+            self.say("intent", run.id, account="a", tag=run.tag, driver="", lease=lease)
         else:
             owner = run.kind == "session"
             self.say("session", run.id, account="a", tag=run.tag, session=f"session {run.id}", owner=owner)
+
+    def _rule(self, run: Truth, how: str) -> None:
+        """The ledger answers a claim."""
+        seq, holder = self.claims.pop(run.id)
+        if how != "granted":
+            self.tell(p.Claimed(seq, "the disk is full" if how == "trouble" else "", {"answer": how}))
+            return
+        is_new = not run.owner
+        run.answered |= run.over in ("cancelled", "done")
+        run.owner = run.holder = holder
+        run.older += run.in_flight
+        run.in_flight = run.posts = run.intents = 0
+        run.guarded, run.chosen, run.grace_over = True, is_new, not run.grace
+        run.is_free = run.claimed = run.let_go = run.done = run.handed_over = run.cancelling = run.told = False
+        run.retried = run.lost = False
+        run.held, run.over = set(), ""
+        self.tell(p.Claimed(seq, "", {"answer": how}, run.id, run.tag, is_new, run.answered))
 
     def say(self, kind: str, run: str = "", **content: object) -> None:
         self.seq += 1
         self.unanswered[self.seq] = kind, run
         self.tell(p.Received({"kind": kind, "seq": self.seq, **({"run": run} if run else {}), **content}))
-        if kind in ("job", "posted", "cancelling", "done"):
+        if kind in ("job", "posted", "cancelling", "done", "anew", "let go"):
             self.unanswered.pop(self.seq, None)
         elif kind in ("cancel", "bye"):
             assert self.seq not in self.unanswered, f"{kind} is not answered"
@@ -634,11 +1121,27 @@ class World:
                     assert self.ready, "an intent is acknowledged without a token"
                     assert self.runs[name].guarded, "an intent is acknowledged before it is written down"
             case p.Nack(seq):
-                self.unanswered.pop(seq)
+                kind, name = self.unanswered.pop(seq)
+                if kind == "claim":
+                    self.claims.pop(name, None)
             case p.Prepare():
                 self.preparing += 1
-            case p.Remember(name, state):
-                self._remember(self.runs[name], state)
+            case p.Answer(seq):
+                self.unanswered.pop(seq)
+            case p.Claim(seq, name):
+                assert self.claims[name][0] == seq
+            case p.Contest(name, holder):
+                assert (name, holder) not in self.contests, "two contests at once"
+                self.contests[name, holder] = ""
+            case p.RememberLetGo(name, holder):
+                self.runs[name].is_free |= self.runs[name].owner == holder
+            case p.RememberAnswered(name):
+                self.runs[name].answered = True
+            case p.Report("lost", name):
+                assert self.runs[name].owner != self.runs[name].holder, "lost for nothing"
+                self.runs[name].lost = True
+            case p.Remember(name, state, lease=lease):
+                self._remember(self.runs[name], state, lease.holder if lease else "")
             case p.SetTimer(timer, seconds):
                 assert seconds > 0
                 self.timers[timer] += 1
@@ -660,39 +1163,54 @@ class World:
                 self._check_end()
                 self.gone = True
 
-    def _remember(self, run: Truth, state: str) -> None:
+    def _remember(self, run: Truth, state: str, holder: str) -> None:
+        assert holder == run.holder
         if state == "guarded":
             run.guarded = True
+            run.answered &= run.owner != holder
+            return
+        if run.owner != holder:  # the ledger takes no word of a former holder
+            run.lost = True
             return
         assert not run.over, f"{run.id} is {run.over} already, and now {state}"
         run.over = state
+        run.claimed = False
         if state == "cancelled":
             assert not run.done
             assert self._is_to_end(run)
             assert not self._left(run), f"{self._left(run)} go on"
             assert not run.in_flight, "a job may still be made"
+            assert not run.older, "a job may still be made"
 
     def _is_to_end(self, run: Truth) -> bool:
-        return not run.done and (not self.alive or run.handed_over)
+        if not run.is_keyed or run.handed_over:
+            return not run.done and (not self.alive or run.handed_over)
+        is_left = run.let_go or not self.alive
+        return not run.done and is_left and (run.grace_over or (run.cancelling and not self.alive))
 
     def _may_cancel(self, run: Truth, job: str) -> bool:
+        if run.owner != run.holder:
+            return False  # another has its lease
         if self._is_to_end(run):
-            return True
+            return not run.is_keyed or run.claimed or run.away
+        if run.is_keyed and not run.done and (run.let_go or not self.alive):
+            return False  # it waits
         # A duplicate, or a job whose id the caller will never learn. Not what it holds, nor what it may yet learn.
-        answered = run.told or run.handed_over
+        answered = run.told or run.handed_over or (run.is_keyed and run.done)
         return bool(answered and job not in run.held and (run.held or not run.done))
 
     def _left(self, run: Truth) -> list[str]:
         return [job for job in run.made if job in self.unfinished]
 
     def _check_end(self) -> None:
+        assert not self.claims, "a claim is not answered"
         for run in self.runs.values():
             if not run.guarded:
                 continue
-            assert run.over, f"{run.id} is forgotten"
+            assert run.over or run.lost, f"{run.id} is forgotten"
             if run.over == "pending":
                 assert run.excused, "given up for nothing"
-            if run.done and run.held and run.told and not run.excused:
+            if run.over and run.done and run.held and run.told and not run.excused:
                 assert not set(self._left(run)) - run.held, "duplicates are left"
 
 
@@ -701,7 +1219,11 @@ class Small(World):
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
-        for move in (("arm",), ("prepared", ""), ("intent", "p")):
+        self.is_quick = kind != "at once"
+        begin = {"replayed": ["intent"], "taken": ["intent", "let go"]}.get(
+            kind, ["claim" if kind in KEYED else "intent"]
+        )
+        for move in (("arm",), ("prepared", ""), *((each, "p") for each in begin)):
             self.make(move)
 
     def moves(self) -> list[Move]:
@@ -709,22 +1231,63 @@ class Small(World):
 
     def _matters(self, move: Move) -> bool:
         run = self.runs["p"]
+        if run.is_keyed and not self._matters_with_a_key(run, move):
+            return False
         match move:
-            case ("arm" | "intent" | "cancelling" | "bye", *_) | ("cancelled", _, _, "finished" | "gone"):
+            case ("arm" | "bye", *_) | ("cancelled", _, _, "finished" | "gone"):
                 return False
+            case ("cancelling" | "intent", _):
+                return run.is_keyed
             case ("swept", _, "before"):
                 return False
             case ("post", _):
-                return run.kind == "run" or not run.posts
+                return run.kind in ("run", "replayed") or not run.posts
             case ("hang up",):
                 return run.done
         return True
 
+    @staticmethod
+    def _matters_with_a_key(run: Truth, move: Move) -> bool:
+        """Each kind has some moves to itself: what all may do together is for the random walks."""
+        match move:
+            case ("hang up",) | ("swept", _, "failed"):
+                return False
+            case ("intent", _):
+                return not run.intents and not run.held
+            case ("post", _):
+                return not run.posts or run.kind == "replayed"
+            case ("anew", _):
+                return run.kind == "keyed"
+            case ("cancelling", _):
+                return run.kind == "known" and not run.cancelling
+            case ("cut off", _):
+                return run.kind == "known"
+            case ("noticed" | "taken" | "let go", _) if run.claims == 2:
+                return False
+            case ("cancel", _) if run.kind in ("keyed", "replayed"):
+                return run.claims == 2 or run.let_go
+            case ("noticed" | "noticed late", _) if run.kind in ("replayed", "doubtful"):
+                return False
+            case ("taken" | "noticed", _) if run.kind == "keyed":
+                return False
+            case ("done", _) if run.kind in ("keyed", "doubtful"):
+                return run.kind == "keyed" and run.claims == 1 and not run.let_go
+            case ("cancel" | "answer" | "posted" | "done", _) if run.let_go:
+                return run.kind == "replayed"
+            case ("contested", _, _, "?") | ("claimed", _, "trouble"):
+                return run.kind == "at once"
+            case ("cancelled", _, _, "unconfirmed"):
+                return run.kind == "known"
+            case ("claim", _):
+                return not run.claims or run.kind not in ("at once", "replayed")
+        return True
 
-@pytest.mark.parametrize("kind", ["run", "session", "shared"])
+
+@pytest.mark.parametrize("kind", ["run", "session", "shared", *KEYED])
 def test_every_state_that_one_run_can_come_to(kind, monkeypatch):
     """All of them, breadth first, where a sweep that fails is given up; and each leads to the end."""
     monkeypatch.setattr(p, "SWEEP_FAILURES", 1)
+    monkeypatch.setattr(p, "CONTEST_FAILURES", 1)
     first = Small(kind)
     numbers = {_key(first): 0}
     came_by: list[tuple[int, Move]] = [(0, ())]
@@ -769,19 +1332,33 @@ def _way(came_by: list[tuple[int, Move]], number: int) -> list[Move]:
 
 def _key(world: World) -> str:
     """What tells two states apart: no numbers that only count."""
+    if world.gone:
+        return "gone"
     policy = dict(vars(world.policy))
     policy["runs"] = [{**vars(run), "sweeps": 0, "held": sorted(run.held)} for run in world.policy.runs.values()]
     policy["_cancelled"], policy["_given_up"] = sorted(world.policy._cancelled), sorted(world.policy._given_up)
-    rest = {**vars(world), "policy": policy, "seq": 0, "unanswered": 0, "timers": sorted(world.timers.items())}
+    timers = {timer: 1 if timer[0] == "sweep" else number for timer, number in world.timers.items()}
+    rest = {**vars(world), "policy": policy, "seq": 0, "unanswered": 0, "timers": sorted(timers.items())}
+    policy["_windows"], policy["_sweeps"] = dict(world.policy._windows), sorted(world.policy._sweeps.items())
+    policy["_claims"] = len(world.policy._claims)
     rest["asked"] = sorted(world.asked)
-    rest["runs"] = [{**vars(run), "held": sorted(run.held)} for run in world.runs.values()]
+    rest["claims"] = [(name, holder) for name, (_, holder) in world.claims.items()]
+    # What the caller would do next, if it lived.
+    plans = {} if world.alive else dict.fromkeys(("intents", "posts", "retried", "claims", "before", "chosen"), 0)
+    rest["runs"] = [{**vars(run), "held": sorted(run.held), **plans} for run in world.runs.values()]
     return repr(rest)
 
 
 class Walk(RuleBasedStateMachine):
     """Three runs and all that can happen to them and around them."""
 
-    @initialize(kinds=st.lists(st.sampled_from(["run", "run", "session", "shared"]), min_size=3, max_size=3))
+    @initialize(
+        kinds=st.lists(
+            st.sampled_from(["run", "run", "session", "shared", "keyed", "keyed", "at once", "known", "doubtful"]),
+            min_size=3,
+            max_size=3,
+        )
+    )
     def begin(self, kinds: list[str]) -> None:
         self.world = World(*kinds)
         self.world.make(("arm",))
@@ -807,7 +1384,9 @@ class Walk(RuleBasedStateMachine):
                 orders = words(self.world.policy.handle(event))
                 assert orders in ("", "nack", "inspect", "exit")
                 self.world.gone |= orders == "exit"
-                assert not self.world.gone or all(run.over or not run.guarded for run in self.world.runs.values())
+                assert not self.world.gone or all(
+                    run.over or run.lost or not run.guarded for run in self.world.runs.values()
+                )
 
     @precondition(lambda self: self.world.alive and not self.world.gone and self.world.seq > 8)
     @rule(how=st.sampled_from(["die", "die", "hang up"]))
@@ -830,7 +1409,9 @@ class Walk(RuleBasedStateMachine):
         for number in range(400):
             if world.gone:
                 return
-            moves = [move for move in world.environment() if move[-1] not in ("failed", "unconfirmed", "no")]
+            moves = [
+                move for move in world.environment() if move[-1] not in ("failed", "unconfirmed", "no", "?", "trouble")
+            ]
             assert moves, "nothing is under way, and the watcher stays"
             world.make(moves[number % len(moves)])
         raise AssertionError("the watcher does not come to an end")

@@ -19,6 +19,7 @@ the lease has then been won once more (`Contest`) is it doomed; lost, it is forg
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -179,7 +180,7 @@ Event = (
 # Actions --------------------------------------------------------------------------------------------------------
 
 Timer = tuple[str, str]
-"""What a timer is for ("window", "sweep", "leave", "grace" and the holder) and the run that it is about."""
+"""What a timer is for ("window", "sweep", "leave"; "grace", "contest" and the holder) and the run that it is about."""
 
 
 @dataclass(frozen=True)
@@ -431,6 +432,8 @@ class Policy:
         self.caller_alive = True
         self._cancelled: set[str] = set()
         self._given_up: set[str] = set()  # of these, those whose cancel could not be confirmed
+        self._windows: Counter[str] = Counter()  # run → timers that have not fired
+        self._sweeps: dict[str, str] = {}  # runs that are swept now → the lease's holder when the sweep began
         self._hung_up = False
         self._leaving = False
         self._ready: set[str] = set()  # accounts with credentials and a token
@@ -533,7 +536,8 @@ class Policy:
             case "let go":
                 return self._wait(known)
             case "cancel":
-                return [*(self._contest(known) if known.lease else self._doom(known)), Ack(seq)]
+                is_leased = known.lease is not None and not known.stood_down
+                return [*(self._contest(known) if is_leased else self._doom(known)), Ack(seq)]
             case "done":
                 return self._done(known)
         raise AssertionError(kind)  # the protocol lets no other kind through
@@ -572,8 +576,12 @@ class Policy:
             driver = message["driver"] if event.is_new else ""
             run = Run(event.run, message["account"], event.tag, driver, lease=Lease.from_json(message["lease"]))
             run.posting, run.window = False, not event.answered
+            known = self.runs.get(run.id)
+            if known is not None:  # this caller let go of it; a cancel that is under way is still to be waited for
+                run.cancels = {job: "" for job, outcome in known.cancels.items() if not outcome}
             self.runs[run.id] = run
             if run.window:  # an earlier driver's POST may still make one, if only for so long from now
+                self._windows[run.id] += 1
                 actions.append(SetTimer(("window", run.id), self.sweep_window))
             if not self.caller_alive:
                 actions += self._bereave(run)
@@ -607,7 +615,7 @@ class Policy:
         return actions
 
     def _done(self, run: Run) -> list[Action]:
-        run.stood_down, run.doomed = True, False
+        run.stood_down, run.doomed, run.waiting = True, False, False
         # It stays for one thing only: the duplicates of a retried POST, beside the job that the caller holds.
         if not run.held or (run.is_resolved() and not run.unresolved):
             del self.runs[run.id]
@@ -615,7 +623,11 @@ class Policy:
         # Should this watcher die too: whoever reads the ledger then must spare what the caller holds.
         actions: list[Action] = [RememberJob(run.id, job, "kept") for job in sorted(run.held)]
         # Who is done sends no POST any more, whether it said so or not.
-        return [*actions, *self._posted(run, clean=False)] if run.posting else actions
+        if run.posting:
+            actions += self._posted(run, clean=False)
+        # From now on another may have its lease, and submit a job of its own under the same tag: won once more, it is
+        # this watcher's until it is done with the duplicates.
+        return [*actions, *self._contest(run)] if run.lease else actions
 
     # The end of a caller
 
@@ -631,7 +643,7 @@ class Policy:
 
     def _wait(self, run: Run) -> list[Action]:
         """Leave a run with a key alone for its grace: a driver may come back for it."""
-        if run.lease is None or run.waiting or run.contesting or run.doomed:
+        if run.lease is None or run.waiting or run.contesting or run.doomed or run.stood_down:
             return []
         run.waiting = True
         actions: list[Action] = [RememberLetGo(run.id, run.holder)]
@@ -652,10 +664,12 @@ class Policy:
         if won is None:
             run.contests += 1
             if run.contests <= CONTEST_FAILURES:
-                return [SetTimer((f"grace {holder}", run_id), CONTEST_PAUSE)]
+                return [SetTimer((f"contest {holder}", run_id), CONTEST_PAUSE)]
         run.contesting = False
         if won is False:
             return self._lost(run_id, holder, "")
+        if run.stood_down:
+            return [] if run.sweeping or run.swept else self._sweep(run)
         return self._doom(run)
 
     def _lost(self, run_id: str, holder: str, detail: str) -> list[Action]:
@@ -694,6 +708,7 @@ class Policy:
         run.window, run.swept = True, False
         if not self.caller_alive:
             run.posting = False
+        self._windows[run.id] += 1
         return [SetTimer(("window", run.id), self.sweep_window)]
 
     def _cancel(self, run: Run, job: str) -> list[Action]:
@@ -708,6 +723,9 @@ class Policy:
         run.sweeping = True
         # A sweep that starts with the window closed is the last one that is needed.
         run.swept = not run.window
+        if run.id in self._sweeps:  # for an earlier holder of its lease; when that has ended, this one begins
+            return []
+        self._sweeps[run.id] = run.holder
         return [StartSweep(run.id, run.account, run.tag, run.session if run.doomed else "", run.driver)]
 
     # Answers
@@ -724,9 +742,13 @@ class Policy:
         return [RememberJob(run_id, job, outcome), Report(outcome, run_id, job, detail)]
 
     def _sweep_ended(self, run_id: str, found: tuple[str, ...] | None, detail: str) -> list[Action]:
+        began_for = self._sweeps.pop(run_id, "")
         run = self.runs.get(run_id)
         if run is None:
             return []
+        if began_for != run.holder:
+            # The same caller has claimed the run anew, and has not said yet which of its jobs it goes on with.
+            return self._sweep(run) if run.sweeping else []
         run.sweeping = False
         actions: list[Action] = []
         if run.waiting or run.contesting:  # who comes back for it chooses which of its jobs to keep
@@ -774,14 +796,19 @@ class Policy:
         if purpose == "leave":
             self._hung_up = True
             return []
+        if purpose == "window":
+            self._windows -= Counter({run_id: 1})  # keeps none that is 0
         run = self.runs.get(run_id)
         if run is None:
             return []
-        if purpose.startswith("grace "):
-            if purpose != f"grace {run.holder}":
-                return []  # of an earlier holder
-            return [Contest(run_id, run.holder)] if run.contesting else self._contest(run) if run.waiting else []
-        if purpose == "window":
+        if purpose == f"contest {run.holder}":
+            return [Contest(run_id, run.holder)] if run.contesting else []
+        if purpose == f"grace {run.holder}":
+            return self._contest(run) if run.waiting else []
+        if purpose not in ("window", "sweep"):
+            return []  # of an earlier holder
+        # The last one was set last; and a POST that leaves later has one of its own.
+        if purpose == "window" and not self._windows[run_id] and not run.posting:
             run.window = False
         if run.waiting or run.contesting:
             return []
