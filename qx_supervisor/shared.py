@@ -40,8 +40,19 @@ def url() -> str:
 
 
 def lease_seconds() -> float:
-    """How long a lease is held without being renewed."""
-    return float(os.environ.get("QX_LEASE_SECONDS", "30"))
+    """How long a lease is held without being renewed.
+
+    Raises:
+        WatcherError: If `QX_LEASE_SECONDS` is no such time.
+    """
+    text = os.environ.get("QX_LEASE_SECONDS") or "30"
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 86400:
+        raise WatcherError("config", f"QX_LEASE_SECONDS is {text!r}; it must be a number of seconds, such as 30")
+    return found
 
 
 def packages() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from postgres import Cable, Server
 
 from qx_supervisor import local
 from qx_supervisor.cli import main
-from qx_supervisor.doctor import hosts
+from qx_supervisor.doctor import hosts, machine
 from watcher.ledger.postgres import Held, SharedLedger
 
 LEASE = 1.0
@@ -172,10 +173,11 @@ def test_what_lives_is_never_reaped(
     assert driver.end() == 0
 
 
-def test_a_reaper_that_is_killed_in_the_middle_is_followed_by_another(
-    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_reaper_that_stands_still_in_the_middle_is_followed_by_another(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver], comes_back: bool
 ) -> None:
-    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/*/cancel", "delay_seconds": 2.0, "phase": "after"}]})
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/*/cancel", "delay_seconds": 5.0, "phase": "after"}]})
     ibm.hold("queued")
     driver = fork(RUN)
     job = driver.queued()
@@ -183,15 +185,21 @@ def test_a_reaper_that_is_killed_in_the_middle_is_followed_by_another(
     lose_host(driver)
     first = reaper()
     ibm.wait_for("POST", "*/cancel")
+    first.send(signal.SIGSTOP)
     second = reaper()
-    second.line("")
-    first.kill()
     [held] = shared.wait(lambda found: found[0].judgement == "final")
+    if comes_back:  # what it would write now is refused
+        first.send(signal.SIGCONT)
+        first.send(signal.SIGTERM)
+        assert first.end() == 0
+    else:
+        first.kill()
     second.send(signal.SIGTERM)
     assert second.end() == 0
     assert ibm.job(job).status == "Cancelled"
     assert ibm.job(job).cancel_requests == 1  # the second one has looked first
-    assert (held.row.state, held.row.epoch) == ("cancelled", 3)
+    assert replace(shared.book.held()[0].row, lease_until=0.0) == replace(held.row, lease_until=0.0)
+    assert (held.row.state, held.row.epoch, dict(held.row.jobs)) == ("cancelled", 3, {job: "cancelled"})
 
 
 def test_a_reaper_stops_cleanly_in_the_middle(
@@ -621,6 +629,35 @@ def test_no_driver_package_for_it(ibm: local.Service, fork: Any, shared: Shared)
     assert ibm.jobs() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("QX_LEDGER", "mysql://me:hush@there/x", "QX_LEDGER must begin with postgresql://"),
+        ("QX_LEASE_SECONDS", "soon", "QX_LEASE_SECONDS is 'soon'"),
+        ("QX_LEASE_SECONDS", "0", "QX_LEASE_SECONDS is '0'"),
+    ],
+)
+def test_a_setting_that_can_not_be(
+    ibm: local.Service, fork: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    driver = fork(f"try:\n    {RUN}\nexcept WatcherError as error:\n    say('refused', error.reason)")
+    assert says in " ".join(driver.line("refused "))
+    assert driver.end() == 0
+    assert "hush" not in " ".join(driver.lines)
+    assert ibm.jobs() == []
+
+
+def test_a_password_is_not_taken_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for url in ("postgresql://me:hush@there/x", "postgresql://there/x?password=hush"):
+        with pytest.raises(SystemExit) as caught:
+            main(["reaper", "--ledger", url])
+        assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "set QX_LEDGER instead" in said
+    assert "hush" not in said
+
+
 def test_ps_of_all_hosts_and_doctor(
     ibm: local.Service, fork: Any, shared: Shared, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -633,6 +670,8 @@ def test_ps_of_all_hosts_and_doctor(
     host = os.uname().nodename
     assert words[:3] == ["live", f"{host}:{driver.pid}", job]
     assert words[4:6] == ["watcher", f"{host}:{driver.watcher().pid},"]
+    assert "QX_LEDGER=…" in machine._settings().text
+    assert shared.postgres.password not in machine._settings().text
     [finding] = hosts.check()
     assert finding.verdict == "ok"
     assert "1 leases renewed" in finding.text

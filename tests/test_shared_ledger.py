@@ -219,6 +219,20 @@ def test_a_lease_that_had_run_out_and_that_nobody_took_goes_on(shared_url: str, 
     assert not book.renew()
 
 
+def test_a_renewal_writes_no_index(shared_url: str, opened: Opener) -> None:
+    """It is done a hundred times a second where there are a thousand drivers."""
+    book = opened()
+    for _ in range(50):
+        book.renew()
+    with psycopg.connect(shared_url, autocommit=True) as database:
+        book._database.execute("SELECT pg_stat_force_next_flush()")
+        book.clock()
+        [(updated, hot)] = database.execute(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'qx_holders'"
+        ).fetchall()
+    assert updated == hot == 50
+
+
 # Keys -------------------------------------------------------------------------------------------------------------
 
 
