@@ -315,6 +315,10 @@ class Shared:
     def _work(self) -> None:
         from .ledger import LedgerError
 
+        # A second on a loaded machine, in which the database is not asked yet. What fails is told of below.
+        with contextlib.suppress(Exception):
+            from .ledger import postgres  # noqa: F401
+
         while self._wait():
             with self._changed:
                 questions, self._questions = self._questions, []
