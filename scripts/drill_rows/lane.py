@@ -218,8 +218,9 @@ class Lane:
                     if pidfd is None:
                         continue
                     if not ends(pidfd, end - time.monotonic(), self.stopping):
+                        order = next((order for each, order in orders() if each == process), {})
                         process.kill()
-                        return f"watcher {process.pid} did not end"
+                        return f"watcher {process.pid} of {order.get('pid')} in {order.get('state')} did not end"
         return ""
 
     # The end

@@ -92,9 +92,9 @@ class Site:
             assert time.monotonic() < end, f"the ledger has {found}"
             time.sleep(0.02)
 
-    def wait_final(self, host: str) -> None:
-        """Wait until nothing is left to be done for a host's runs."""
-        self.wait(host, lambda found: all(held.judgement == "final" for held in found))
+    def wait_final(self, host: str) -> list[Any]:
+        """Wait until nothing is left to be done for a host's runs; returns them."""
+        return self.wait(host, lambda found: all(held.judgement == "final" for held in found))
 
     def lease_end(self, host: str) -> int:
         """When the last lease of a host's watchers runs out, or ran out, in ns of the monotonic clock."""
@@ -161,8 +161,11 @@ def _lose(one: Try, host: hosts.Host) -> None:
 
 def _wait_for_the_reapers(one: Try, site: Site, host: hosts.Host, grace: float) -> None:
     """Wait until a host's runs are dealt with; what was asked for before their lease and grace were over is false."""
-    site.wait_final(host.name)
+    found = site.wait_final(host.name)
     one.seen.gave_up = site.lease_end(host.name) + int(1e9 * grace)
+    left = [job for job in one.made() if one.ibm.job(job).status != "Cancelled"]
+    if left:
+        one.seen.troubles.append(f"the ledger is done with {found}, and {left} are not cancelled")
 
 
 # A host is lost ----------------------------------------------------------------------------------------------------
