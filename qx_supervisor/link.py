@@ -229,12 +229,18 @@ class Link:
             if run in self._runs:
                 self._tell("cancelling", run=run)
 
-    def stand_down(self, run: str) -> None:
-        """The run is over: the watcher is to forget it."""
+    def stand_down(self, run: str, of: Guarded | None = None) -> None:
+        """The run is over: the watcher is to forget it.
+
+        Args:
+            run: The run's id.
+            of: Whose it was, of a run with a key: a later call of this process may have it by now.
+        """
         with self._lock:
-            guarded = self._runs.pop(run, None)
-            if guarded is None:
+            guarded = self._runs.get(run)
+            if guarded is None or guarded is not (of or guarded):
                 return
+            del self._runs[run]
             told = self._send("done", run=run)
             self._idle_since = time.monotonic()
         if not told:

@@ -127,8 +127,10 @@ def _in_background(client: Any) -> None:
 
 
 class _Elsewhere:
-    """The ledger of many hosts, as far as it has a say in what may be reaped here: a driver on another host may have
-    come back for a run whose driver and watcher died on this one."""
+    """The ledger of many hosts, as far as it has a say in what may be reaped here.
+
+    A driver on another host may have come back for a run whose driver and watcher died on this one.
+    """
 
     def __init__(self) -> None:
         self._ledger: Any = None

@@ -33,6 +33,7 @@ T = TypeVar("T")
 _PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # between two looks, the last one again and again
 _BUSY_PAUSE = 0.25
 _HELD_PAUSE = 1.0
+_JITTER = 0.2  # a database's time comes by way of this host's clock; a renewal adds a third of a lease
 
 
 def key_tag(key: str) -> str:
@@ -82,11 +83,12 @@ def claim(
                 sleep(_BUSY_PAUSE)
             case "held":
                 # One that can't be seen from here lives if its lease is renewed while we look.
-                if found["is_seen"] or lease_until not in (None, found["lease_until"]):
+                if found["is_seen"] or (lease_until is not None and found["lease_until"] > lease_until + _JITTER):
                     raise _held(key, found)
-                lease_until = found["lease_until"]
+                lease_until = found["lease_until"] if lease_until is None else lease_until
                 left = found["seconds_left"]
-                say("submit", "waiting for the key", f"its driver on {found['host']} may live; its lease ends in {left:.0f} s")
+                how = f"its driver on {found['host']} may live; its lease ends in {left:.0f} s"
+                say("submit", "waiting for the key", how)
                 sleep(min(_HELD_PAUSE, left + 0.05))
             case "differs":
                 raise _differs(key, sorted(found["jobs"]))
@@ -112,7 +114,7 @@ def _differs(key: str, jobs: Sequence[str]) -> ConfigError:
     return ConfigError(
         "config",
         f"nothing was submitted: the key {key!r} stands for another submission{which}: its circuits, values, backend, "
-        "options or primitive differ from these; use another key (if they should be the same: is there something random "
+        "options or primitive differ from these; use another key (if they should be the same: is something random "
         "without a seed, or a classical register without a name?)",
     )
 
@@ -163,7 +165,9 @@ class Search:
             if chosen is not None or is_last:
                 break
             left = end - time.monotonic()
-            self.say("submit", "looking for an earlier job", f"one that was being submitted may still turn up, for {max(0.0, left):.0f} s")
+            how_long = f"for {max(0.0, left):.0f} s"
+            what = f"one that was being submitted may still turn up, {how_long}"
+            self.say("submit", "looking for an earlier job", what)
             self.sleep(max(0.0, min(_PAUSES[min(looks, len(_PAUSES) - 1)], left)))
             looks += 1
         self.outcomes = {

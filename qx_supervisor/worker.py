@@ -271,9 +271,9 @@ class Worker:
 
     def _stand_down(self) -> None:
         if self._announced is not None:  # if that is under way, the watcher will know of the run in a moment
-            self._announced.add_done_callback(lambda _: link.stand_down(self.run_id))
+            self._announced.add_done_callback(lambda _: link.stand_down(self.run_id, self._keyed))
         elif self._guarded:
-            link.stand_down(self.run_id)
+            link.stand_down(self.run_id, self._keyed)
 
     def stand_down(self) -> None:
         """Let the watcher forget the run, while its job goes on: it may outlive this process."""

@@ -140,10 +140,10 @@ class Both:
         self._own.job(run, job, outcome)
         self._shared.job(run, job, outcome)
 
-    def answered(self, run: str) -> None:
+    def answered(self, run: str, holder: str = "") -> None:
         """Write that no job of a run is unknown."""
-        self._own.answered(run)
-        self._shared.answered(run)
+        self._own.answered(run, holder)
+        self._shared.answered(run, holder)
 
     def finish(self, run: str, state: State, detail: str, holder: str = "") -> None:
         """Write what a run has come to."""

@@ -284,8 +284,8 @@ class Watcher:
                 self._record.finish(run, state, detail, lease.holder if lease else "")
             case p.RememberJob(run, job, outcome):
                 self._record.job(run, job, outcome)
-            case p.RememberAnswered(run):
-                self._record.answered(run)
+            case p.RememberAnswered(run, holder):
+                self._record.answered(run, holder)
             case p.SetTimer(timer, seconds):
                 self._after(seconds, lambda: self._handle(p.Fired(timer)))
             case p.Exit():

@@ -346,6 +346,7 @@ class RememberAnswered:
     """Write to the ledger that no job of a run is unknown."""
 
     run: str
+    holder: str = ""
 
 
 @dataclass(frozen=True)
@@ -608,7 +609,7 @@ class Policy:
         # answer was lost, the last of them after a while.
         if clean:
             run.window = False
-            return [RememberAnswered(run.id)]
+            return [RememberAnswered(run.id, run.holder)]
         actions = self._open_window(run)
         if run.held and not run.sweeping:
             actions += self._sweep(run)

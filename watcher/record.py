@@ -158,9 +158,9 @@ class Record:
         """Write a job of a run, and what became of it."""
         self._writes.put(_Write(lambda ledger: ledger.job_outcome(run, job, outcome)))
 
-    def answered(self, run: str) -> None:
+    def answered(self, run: str, holder: str = "") -> None:
         """Write that no job of a run is unknown."""
-        self._writes.put(_Write(lambda ledger: ledger.answered(run)))
+        self._writes.put(_Write(lambda ledger: ledger.answered(run, holder=holder)))
 
     def finish(self, run: str, state: State, detail: str, holder: str = "") -> None:
         """Write what a run has come to."""

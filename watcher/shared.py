@@ -162,9 +162,9 @@ class Shared:
         """Write a job of a run, and what became of it."""
         self._change(run, None, lambda row: replace(row, jobs={**row.jobs, job: outcome or row.jobs.get(job, "")}))
 
-    def answered(self, run: str) -> None:
+    def answered(self, run: str, holder: str = "") -> None:
         """Write that no job of a run is unknown."""
-        self._change(run, None, lambda row: replace(row, answered=True))
+        self._change(run, holder or None, lambda row: replace(row, answered=True))
 
     def finish(self, run: str, state: State, detail: str, holder: str = "") -> None:
         """Write what a run has come to."""

@@ -148,10 +148,16 @@ class Ledger:
         with self._writing():
             self._update(run, session=session, session_owner=owner)
 
-    def answered(self, run: str) -> None:
-        """Write that every submission of a run was answered at the first try: no job of it is unknown."""
+    def answered(self, run: str, *, holder: str = "") -> None:
+        """Write that every submission of a run was answered at the first try: no job of it is unknown.
+
+        Args:
+            run: The run.
+            holder: See `finish`.
+        """
         with self._writing():
-            self._update(run, answered=True)
+            if self._is_held(run, holder):
+                self._update(run, answered=True)
 
     def watcher(self, run: str, pid: int, start_ticks: int | None) -> None:
         """Write which watcher guards a run."""
@@ -179,9 +185,8 @@ class Ledger:
                 driver (detached), for the next boot would cancel it.
             holder: Who held the lease on it, if it has a key: where that is another's now, nothing is written.
         """
-        with self._writing(durable=durable) as database:
-            held = "SELECT 1 FROM runs WHERE run = ? AND holder = ?"
-            if not holder or database.execute(held, (run, holder)).fetchone():
+        with self._writing(durable=durable):
+            if self._is_held(run, holder):
                 # Whoever worked on it does so no more: a claim that stayed would keep its key from all others.
                 self._update(
                     run,
@@ -311,6 +316,11 @@ class Ledger:
             if instance in runs:
                 return self._required(runs[instance])
         return None
+
+    def _is_held(self, run: str, holder: str) -> bool:
+        """Whether a run with a key is its holder's still; one without has none."""
+        held = "SELECT 1 FROM runs WHERE run = ? AND holder = ?"
+        return not holder or self._database.execute(held, (run, holder)).fetchone() is not None
 
     def _required(self, run: str) -> Row:
         found = self.row(run)
