@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import drill
-from drill_rows import deaths, faults, kills
+from drill_rows import clocks, deaths, faults, kills, lane, leases
 from drill_rows.attempt import Try
-from drill_rows.code import TELL_WATCHERS
+from drill_rows.code import DRIVE, TELL_WATCHERS
 from drill_rows.judge import JobSeen, Totals, TrySeen, total
 from drill_rows.row import Row
 from drill_rows.table import table
+
+from qx_supervisor import local
 
 DIED = 1_000_000_000
 SOON = DIED + 2_000_000
@@ -24,6 +28,11 @@ SOON = DIED + 2_000_000
 
 def job(status: str, *cancels: int, name: str = "d1", run: str = "qxs-1", ended: int | None = SOON) -> JobSeen:
     return JobSeen(name, run, status, ended, len(cancels), cancels)
+
+
+def local_job(name: str, tags: list[str]) -> JobSeen:
+    found = local.Job(name, "Completed", None, "ibm_brisbane", tags, None, "executor", 1, SOON, 0)
+    return lane._seen(found, ())
 
 
 def judged(*jobs: JobSeen, died: int | None = DIED, kept: tuple[str, ...] = (), requests: str = "one") -> Totals:
@@ -66,6 +75,11 @@ class TestJudge:
     def test_a_duplicate_of_a_job_whose_driver_lives(self):
         left = judged(job("Completed"), job("Completed", name="d2"), died=None, kept=("d1",))
         assert counts(left) == (0, 1, 0, 0)
+
+    def test_a_key_that_was_executed_twice(self):
+        """By two runs that knew nothing of each other: what they have in common is the key's tag."""
+        first, second = (local_job(name, ["qxk-1", f"qxs-{name}"]) for name in ("d1", "d2"))
+        assert counts(judged(first, second, died=None, kept=("d2",))) == (0, 1, 0, 0)
 
     def test_two_runs_are_no_duplicates(self):
         kept = judged(job("Completed"), job("Completed", name="d2", run="qxs-2"), died=None, kept=("d1", "d2"))
@@ -148,6 +162,46 @@ def test_a_short_drill(monkeypatch, capsys, tmp_path):
     lines = [line for line in printed.out.splitlines() if line.startswith("|")]
     assert lines[2].startswith("| nobody reaps (see below) | an orphan |")
     assert "NOT ZERO" in printed.err
+
+
+LEASES = [
+    "a host is lost",
+    "a host is cut off, and back when its job is cancelled",
+    "the database is killed and started again, reapers running",
+    "with a key: three reapers and the driver, started again, race for its lease",
+]
+
+
+@pytest.mark.skipif(bool(leases.no_hosts()), reason=leases.no_hosts())
+def test_a_short_drill_of_hosts(monkeypatch, tmp_path):
+    good = [row for row in leases.ROWS if row.name in LEASES]
+    monkeypatch.setattr(drill, "ROWS", [*good, Row("nobody reaps", "an orphan", lose_a_host_without_reapers)])
+    report = tmp_path / "report.json"
+    assert drill.main(["--tries", "5", "--lanes", "1", "--json", str(report)]) == 1
+    rows = {row["fault"]: row for row in json.loads(report.read_text())["rows"]}
+    assert rows.keys() == {*LEASES, "nobody reaps", drill.CONTROL.name}
+    for name, row in rows.items():
+        found = row["tries"], row["orphans"], row["duplicates"], row["false_cancels"], row["wrong_requests"]
+        wrong = row["tries"] if name == "nobody reaps" else 0
+        assert found == (max(1, row["tries"]), wrong, 0, 0, wrong), row
+        assert bool(row["troubles"]) == bool(wrong), row
+
+
+def lose_a_host_without_reapers(one: Try) -> None:
+    site = leases.site_of(one, reapers=0)
+    host = site.host()
+    site.start(one, host, DRIVE)
+    one.queued()
+    leases.lose(one, host)
+
+
+@pytest.mark.skipif(bool(leases.no_wrong_clock()), reason=leases.no_wrong_clock())
+def test_a_wrong_clock_is_wrong(tmp_path):
+    said = "import time; print(time.time(), time.monotonic())"
+    python = clocks.interpreter(1, tmp_path)
+    shown, monotonic = map(float, subprocess.check_output([python, "-c", said]).split())
+    assert 3500 < shown - time.time() < 3700
+    assert abs(monotonic - time.monotonic()) < 60
 
 
 def test_what_is_not_possible_here_is_said(monkeypatch, capsys):

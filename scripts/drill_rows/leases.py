@@ -140,7 +140,7 @@ class Site:
 _sites: WeakKeyDictionary[Lane, Site] = WeakKeyDictionary()
 
 
-def _site(one: Try, *, reapers: int = 2, wrong_clock: bool = False) -> Site:
+def site_of(one: Try, *, reapers: int = 2, wrong_clock: bool = False) -> Site:
     """The site of a try and of those before and after it in the same row."""
     if one.lane not in _sites:
         one.lane.at_row_end.callback(_sites.pop, one.lane, None)
@@ -152,7 +152,7 @@ def _keyed(one: Try, grace: float) -> str:
     return code.KEYED.format(key=one.tag, grace=grace)
 
 
-def _lose(one: Try, host: hosts.Host) -> None:
+def lose(one: Try, host: hosts.Host) -> None:
     """All that runs on a host, the driver and its watcher, ends at one time, and its link too."""
     one.gives_up()
     host.kill()
@@ -172,7 +172,7 @@ def _wait_for_the_reapers(one: Try, site: Site, host: hosts.Host, grace: float) 
 
 
 def _host_lost(one: Try, *, wrong_clock: bool = False) -> Steps:
-    site = _site(one, wrong_clock=wrong_clock)
+    site = site_of(one, wrong_clock=wrong_clock)
     host = site.host()
     grace = one.random.choice((0.0, 1.0))
     driver = site.start(one, host, _keyed(one, grace) if grace else code.DRIVE, wrong_clock=wrong_clock)
@@ -185,20 +185,20 @@ def _host_lost(one: Try, *, wrong_clock: bool = False) -> Steps:
     else:
         one.queued()
         one.sleep(LEASE)
-    _lose(one, host)
+    lose(one, host)
     yield LEASE + grace
     _wait_for_the_reapers(one, site, host, grace)
 
 
 def _host_lost_with_a_key(one: Try, *, wrong_clock: bool = False) -> None:
-    site = _site(one, wrong_clock=wrong_clock)
+    site = site_of(one, wrong_clock=wrong_clock)
     program = _keyed(one, GRACE)
     with contextlib.nullcontext() if one.random.random() < 0.5 else one.let_go():
         for losses in range(one.random.choice((1, 1, 2))):
             host = site.host()
             site.start(one, host, program, wrong_clock=wrong_clock and not losses).line("connecting")
             one.sleep(1.2 + losses * LEASE)  # from the second one on, they wait for a lease first
-            _lose(one, host)
+            lose(one, host)
     with one.let_go():
         site.start(one, site.host(), program).line("result ")
         one.driver.end()
@@ -216,7 +216,7 @@ def _executed_once(one: Try) -> None:
 
 
 def _cut_off_and_back_in_time(one: Try) -> None:
-    site = _site(one)
+    site = site_of(one)
     host = site.host()
     site.start(one, host, code.DRIVE)
     one.queued()
@@ -231,7 +231,7 @@ def _cut_off_and_back_in_time(one: Try) -> None:
 
 def _cut_off_for_good(one: Try) -> None:
     """Until a reaper has cancelled; then it is back."""
-    site = _site(one)
+    site = site_of(one)
     host = site.host()
     driver = site.start(one, host, code.DRIVE)
     one.queued()
@@ -246,7 +246,7 @@ def _cut_off_for_good(one: Try) -> None:
 
 def _cut_off_about_as_long_as_a_lease(one: Try) -> None:
     """Whether a reaper or the watcher is first is open, and one of the two is."""
-    site = _site(one)
+    site = site_of(one)
     host = site.host()
     driver = site.start(one, host, code.DRIVE)
     one.queued()
@@ -265,7 +265,7 @@ def _cut_off_about_as_long_as_a_lease(one: Try) -> None:
 
 
 def _cut_off_in_its_grace(one: Try) -> None:
-    site = _site(one)
+    site = site_of(one)
     host = site.host()
     driver = site.start(one, host, _keyed(one, GRACE))
     one.queued()
@@ -282,7 +282,7 @@ def _cut_off_in_its_grace(one: Try) -> None:
 
 
 def _database_killed(one: Try) -> None:
-    site = _site(one)
+    site = site_of(one)
     driver = site.start(one, None, code.DRIVE)
     driver.line("connecting")
     one.sleep(1.2)
@@ -304,13 +304,13 @@ def _database_killed(one: Try) -> None:
 
 
 def _reapers_and_a_driver_race(one: Try) -> None:
-    site = _site(one, reapers=3)
+    site = site_of(one, reapers=3)
     host = site.host()
     program = _keyed(one, 0.0)
     site.start(one, host, program)
     one.queued()
     site.wait(host.name, lambda found: found and all(held.row.jobs and held.row.answered for held in found))
-    _lose(one, host)
+    lose(one, host)
     one.sleep(LEASE)
     driver = site.start(one, site.host(), program)
     first = one.made()
@@ -326,7 +326,8 @@ def _reapers_and_a_driver_race(one: Try) -> None:
 # Rows --------------------------------------------------------------------------------------------------------------
 
 
-def _no_database() -> str:
+def no_database() -> str:
+    """Why there is no PostgreSQL here, or ""."""
     try:
         postgres.programs()
     except postgres.Missing as missing:
@@ -334,12 +335,14 @@ def _no_database() -> str:
     return ""
 
 
-def _no_hosts() -> str:
-    return _no_database() or hosts.why_not()
+def no_hosts() -> str:
+    """Why no host with a database can be made here, or ""."""
+    return no_database() or hosts.why_not()
 
 
-def _no_wrong_clock() -> str:
-    return _no_hosts() or clocks.obstacle()
+def no_wrong_clock() -> str:
+    """Why no host can have a wrong clock here, or ""."""
+    return no_hosts() or clocks.obstacle()
 
 
 BY_A_REAPER = f"{CANCELLED}, by a reaper, and not before the lease and its grace are over"
@@ -347,47 +350,47 @@ TAKEN_UP = "taken up after the lease: one execution; its result is fetched; neve
 GOES_ON = "never asked to stop; the result comes"
 
 ROWS = [
-    Row("a host is lost", BY_A_REAPER, _host_lost, 2, obstacle=_no_hosts),
+    Row("a host is lost", BY_A_REAPER, _host_lost, 2, obstacle=no_hosts),
     Row(
         "with a key: its host is lost, started again on another host, up to twice",
         TAKEN_UP,
         _host_lost_with_a_key,
         3,
         outcome="result",
-        obstacle=_no_hosts,
+        obstacle=no_hosts,
     ),
     Row(
         "a host is cut off, and back before its lease ends",
         GOES_ON,
         _cut_off_and_back_in_time,
         outcome="result",
-        obstacle=_no_hosts,
+        obstacle=no_hosts,
     ),
     Row(
         "a host is cut off, and back when its job is cancelled",
         f"{BY_A_REAPER}; JobCancelled",
         _cut_off_for_good,
-        obstacle=_no_hosts,
+        obstacle=no_hosts,
     ),
     Row(
         "a host is cut off, and back at about the end of its lease",
         f"the result comes, or JobCancelled: {CANCELLED}, and not before the lease is over",
         _cut_off_about_as_long_as_a_lease,
-        obstacle=_no_hosts,
+        obstacle=no_hosts,
     ),
     Row(
         "with a key: its host is cut off, and back in its grace",
         GOES_ON,
         _cut_off_in_its_grace,
         outcome="result",
-        obstacle=_no_hosts,
+        obstacle=no_hosts,
     ),
     Row(
         "the database is killed and started again, reapers running",
         GOES_ON,
         _database_killed,
         outcome="result",
-        obstacle=_no_database,
+        obstacle=no_database,
     ),
     Row(
         "with a key: three reapers and the driver, started again, race for its lease",
@@ -395,19 +398,19 @@ ROWS = [
         _reapers_and_a_driver_race,
         2,
         outcome="result",
-        obstacle=_no_hosts,
+        obstacle=no_hosts,
     ),
     Row(
         "a host whose clock is an hour off is lost",
         BY_A_REAPER,
         lambda one: _host_lost(one, wrong_clock=True),
-        obstacle=_no_wrong_clock,
+        obstacle=no_wrong_clock,
     ),
     Row(
         "with a key: a host whose clock is an hour off is lost, started again on another host",
         TAKEN_UP,
         lambda one: _host_lost_with_a_key(one, wrong_clock=True),
         outcome="result",
-        obstacle=_no_wrong_clock,
+        obstacle=no_wrong_clock,
     ),
 ]
