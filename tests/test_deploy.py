@@ -63,7 +63,7 @@ def _arguments() -> Iterator[list[str]]:
 
 def test_every_command_in_them_parses():
     found = list(_arguments())
-    assert sorted(map(" ".join, found)) == ["reap", "reap", "reap", "reaper", "reaper"]
+    assert sorted(map(" ".join, found)) == ["reap", "reap", "reap --wait 60", "reaper", "reaper"]
     for arguments in found:
         parse(main, arguments)
 
