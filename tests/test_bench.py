@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 
@@ -28,6 +30,30 @@ def test_a_short_bench(tmp_path):
     assert {whose: len(values) for whose, values in kill.items()} == {"bare": 1, "textbook": 1, "qx_supervisor": 2}
     assert all(value > 0 for values in kill.values() for value in values)
     assert any("0 were more than one for a job" in note for each in measures.values() for note in each["notes"])
+
+
+def postgres_is_missing() -> bool:
+    return not list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+
+@pytest.mark.skipif(postgres_is_missing(), reason="PostgreSQL is not installed (apt-get install postgresql)")
+def test_a_short_bench_of_the_shared_ledger(tmp_path):
+    figures = tmp_path / "figures.json"
+    asked = [sys.executable, str(SCRIPT), "--tries", "2", "--only", "arming", "renewals", "reapers"]
+    done = subprocess.run([*asked, "--json", str(figures)], stdout=subprocess.PIPE, text=True, check=True)
+    measures = {each["name"]: each for each in json.loads(figures.read_text())}
+    for each in measures.values():
+        assert all(value > 0 for values in each["values"].values() for value in values), each
+        assert f"| {each['name']} | qx_supervisor |" in done.stdout
+    assert {name.partition(",")[0] for name in measures} == {
+        "arming a run",
+        "renewals per second",
+        "one renewal",
+        "20 expired leases reaped",
+        "claimed and recorded in the database alone",
+    }
+    assert "0 leases twice" in measures["20 expired leases reaped, by 2 reapers"]["verdict"]
+    assert any("0 leases had run out" in note for each in measures.values() for note in each["notes"])
 
 
 def test_what_there_is_not(tmp_path):
