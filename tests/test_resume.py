@@ -428,6 +428,24 @@ def test_the_watcher_died_too(ibm, fork):
     assert posts(ibm) == 1
 
 
+def test_ps_says_that_it_waits(ibm, fork):
+    ibm.hold("queued")
+    first = fork(keyed())
+    job = first.queued()
+    first.kill()
+    code = """
+    import subprocess
+    while True:
+        say(subprocess.run([sys.executable, "-m", "qx_supervisor", "ps"], capture_output=True).stdout.decode())
+    """
+    second = fork(code)
+    assert second.line(f"waiting    {os.uname().nodename}:{first.pid} ")[0] == job
+    second.kill()
+    third = fork(keyed(grace=0))
+    third.line("taken up again ")
+    third.kill()
+
+
 def test_reap_leaves_a_job_to_its_grace(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())

@@ -14,6 +14,7 @@ from .group import debug_option, json_option
 EPILOG = """\b
 States:
   live       the driver runs, or its watcher is still at work
+  waiting    the driver is gone, and may come back for its key
   orphan     both are dead: qx-supervisor reap cancels
   elsewhere  a run of another machine or container
   done, cancelled, expired
@@ -35,6 +36,7 @@ With --all-hosts, by the leases in the ledger of many hosts:
   jobs         {job id: what became of it, "" while that is open}
   session      the session that is guarded, or null
   tag          the tag of the run's jobs, or null
+  key          the name under which it may be taken up again, or null
   detail       why it came to that, or an empty string
   run          the run's id
   endpoint     the service's address
@@ -42,7 +44,6 @@ With --all-hosts, by the leases in the ledger of many hosts:
                when it was written down first and last, such as
                2026-01-31T12:00:00Z
 and with --all-hosts:
-  key          the name under which it may be taken up again, or null
   holder       who holds it: its kind ("watcher" or "reaper"), host and pid
   lease_left   seconds that the lease lasts; below 0 since it has run out
   grace_left   if waiting: seconds of the grace that are left; else null"""
@@ -69,6 +70,8 @@ def _this_machine(everything: bool, as_json: bool) -> int:
         for row in rows:
             verdict = ledger.judge(row, book.place)
             state = row.state if verdict == "final" else verdict
+            if verdict == "live" and row.state == "guarded" and row.let_go_at is not None:
+                state = "waiting"
             if as_json:
                 output.record(**_fields(state, row))
             else:
@@ -90,7 +93,6 @@ def _all_hosts(everything: bool, as_json: bool) -> int:
         if as_json:
             output.record(
                 **_fields(state, row),
-                key=row.key,
                 holder={"kind": who.kind, "host": who.host, "pid": who.pid},
                 lease_left=round(held.seconds_left, 1),
                 grace_left=round(held.grace_left, 1) if state == "waiting" else None,
@@ -118,6 +120,7 @@ def _fields(state: str, row: Any) -> dict[str, Any]:
         "jobs": dict(row.jobs),
         "session": row.session,
         "tag": row.tag,
+        "key": row.key,
         "detail": row.detail,
         "run": row.run,
         "endpoint": row.endpoint,
