@@ -508,6 +508,18 @@ def test_a_server_that_does_not_answer_is_given_up(postgres: Server, shared_url:
             postgres.thaw()
 
 
+def test_a_host_that_is_lost_in_the_middle_of_a_transaction_holds_nobody_up(opened: Opener, monkeypatch: Any) -> None:
+    """Its connection is never closed. The server ends it, and its locks, before anybody who waits gives up."""
+    from watcher.ledger.postgres import connection
+
+    monkeypatch.setattr(connection, "_LOST_SOON", connection._LOST_SOON.replace("2500", "300"))
+    lost, other = opened("lost"), opened("other")
+    lost.take(Wish(row=keyed("r1", lost, "h1")))
+    with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout), lost._database.transaction():
+        lost._database.execute("SELECT FROM qx_runs FOR UPDATE")
+        assert other.take(Wish(row=keyed("r2", other, "h2")), is_running=never).answer == "held"
+
+
 def test_what_breaks_is_a_ledger_error(postgres: Server, shared_url: str) -> None:
     with SharedLedger.open(shared_url) as book:
         book.renew()

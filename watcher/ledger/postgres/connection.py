@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -32,11 +32,15 @@ _DEFAULTS: dict[str, Any] = {
     "tcp_user_timeout": 10_000,
 }
 
+# In ms: half of the time above, so that who waits for a lock meanwhile does not give up.
+_LOST_SOON: LiteralString = "SET LOCAL idle_in_transaction_session_timeout = 2500"
+
 _STATES = (
     ("28", "the user's name or password is not accepted"),
     ("3D", "there is no database of that name"),
     ("42501", "the user lacks the rights for it"),
     ("25006", "it can only be read: it is a standby"),
+    ("25P03", "this process was too slow for it"),
     ("53", "it is out of disk, memory or connections"),
     ("57P", "it is starting or stopping"),
     ("57014", "it ended a statement that took too long"),
@@ -78,6 +82,19 @@ class Away(LedgerError):
 
 class Connection(psycopg.Connection[TupleRow]):
     """A connection whose answers come within `ANSWER_SECONDS`, or which is closed."""
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """Do all of a block, or nothing; and hold its locks for half as long at most as an answer may take.
+
+        The server would wait for hours for the next statement of a host that was lost in the middle of it, and all
+        others for the locks. It is told with each transaction, since a pooler may give each another connection.
+        """
+        with super().transaction(savepoint_name, force_rollback) as begun:
+            self.execute(_LOST_SOON)
+            yield begun
 
     def wait(self, gen: Any, *args: Any, **named: Any) -> Any:
         """Wait for an answer, but not for ever."""
