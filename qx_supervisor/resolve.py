@@ -102,7 +102,7 @@ def resolve(
         if looks_first:
             outcome = _final(job, there)
         if not outcome:
-            outcome, trouble = cancel.cancel(job, there, time.monotonic, patiently)
+            outcome, trouble = cancel.cancel(job, there, time.monotonic, patiently, is_patient=True)
         outcomes[job] = outcome
         note(job, outcome)
         if outcome == "unconfirmed":

@@ -218,7 +218,9 @@ class Cancellation(Effort):
         return state
 
 
-def cancel(job: str, remote: Remote, clock: Callable[[], float], wait: Callable[[float], bool]) -> tuple[Outcome, str]:
+def cancel(
+    job: str, remote: Remote, clock: Callable[[], float], wait: Callable[[float], bool], *, is_patient: bool = False
+) -> tuple[Outcome, str]:
     """Cancel a job and wait until that is confirmed.
 
     Args:
@@ -226,13 +228,14 @@ def cancel(job: str, remote: Remote, clock: Callable[[], float], wait: Callable[
         remote: The service.
         clock: Seconds, monotonic.
         wait: Waits for so many seconds; True ends the attempt.
+        is_patient: Whether the service is left alone while it asks for that. One who is about to end has no time for it.
 
     Returns:
         How it ended, and what stood in the way if it is "unconfirmed".
     """
     cancellation = Cancellation(job, remote, clock)
     while True:
-        outcome = remote.seconds_closed() or cancellation.step()
+        outcome = (is_patient and remote.seconds_closed()) or cancellation.step()
         if isinstance(outcome, str):
             return outcome, ""
         if wait(outcome):
