@@ -228,7 +228,7 @@ def cancel(
         remote: The service.
         clock: Seconds, monotonic.
         wait: Waits for so many seconds; True ends the attempt.
-        is_patient: Whether the service is left alone while it asks for that. One who is about to end has no time for it.
+        is_patient: Whether the service is left alone while it asks for that. Who is about to end has no time for it.
 
     Returns:
         How it ended, and what stood in the way if it is "unconfirmed".

@@ -69,7 +69,7 @@ def _this_machine(everything: bool, as_json: bool) -> int:
         rows = book.rows(None if everything else ledger.UNFINISHED)
         for row in rows:
             verdict = ledger.judge(row, book.place)
-            state = row.state if verdict == "final" else verdict
+            state: str = row.state if verdict == "final" else verdict
             if verdict == "live" and row.state == "guarded" and row.let_go_at is not None:
                 state = "waiting"
             if as_json:
