@@ -197,11 +197,18 @@ def lose_a_host_without_reapers(one: Try) -> None:
 
 @pytest.mark.skipif(bool(leases.no_wrong_clock()), reason=leases.no_wrong_clock())
 def test_a_wrong_clock_is_wrong(tmp_path):
-    said = "import time; print(time.time(), time.monotonic())"
-    python = clocks.interpreter(1, tmp_path)
-    shown, monotonic = map(float, subprocess.check_output([python, "-c", said]).split())
-    assert 3500 < shown - time.time() < 3700
-    assert abs(monotonic - time.monotonic()) < 60
+    said = """
+import datetime, threading, time
+began = time.monotonic()
+time.sleep(0.01)
+threading.Event().wait(0.01)
+print(time.time(), datetime.datetime.now().timestamp(), began, time.monotonic())
+"""
+    clock = clocks.WrongClock(-1, tmp_path)
+    *shown, began, ended = map(float, subprocess.check_output([clock.python, "-c", said]).split())
+    assert all(3500 < time.time() - each < 3700 for each in shown)
+    assert 0.02 <= ended - began < 60  # the waits are not shifted
+    assert abs(time.monotonic() - ended) < 60
 
 
 def test_what_is_not_possible_here_is_said(monkeypatch, capsys):

@@ -24,8 +24,9 @@ from postgres import Server
 
 from qx_supervisor import local
 
-from . import clocks, code
+from . import code
 from .attempt import Stopped, Try
+from .clocks import WrongClock
 from .judge import JobSeen, Totals, TrySeen
 from .processes import ends, open_pidfd
 from .row import Row
@@ -68,8 +69,7 @@ class Lane:
         self.before_look = contextlib.ExitStack()
         self.row_troubles: list[str] = []
         self._server: Server | None = None
-        self._wrong_zygote: Zygote | None = None
-        self._shift = 1 if number % 2 else -1  # hours that a wrong clock is ahead here
+        self._wrong: tuple[WrongClock, Zygote] | None = None
         self.ibm = local.start()
         self._zygote = Zygote()
 
@@ -143,13 +143,15 @@ class Lane:
 
     def fork(self, program: str, tag: str, state: Path | None = None, *, wrong_clock: bool = False) -> Driver:
         """Start a driver, by a clock that is an hour off if that is asked for."""
-        return self._fork(program, tag, state or self.state, self._wrong() if wrong_clock else self._zygote)
+        zygote = self._zygote
+        if wrong_clock:
+            clock, zygote = self._by_wrong_clock()
+            program = clock.prelude() + program
+        return self._fork(program, tag, state or self.state, zygote)
 
     def _fork(self, program: str, tag: str, state: Path, zygote: Zygote) -> Driver:
         if self.stopping.is_set():
             raise Stopped
-        if zygote is self._wrong_zygote:
-            program = clocks.prelude(self._shift, clocks.interpreter(self._shift, self.folder)) + program
         script = self.folder / f"driver{self._next()}.py"
         head = code.HEAD.format(state=str(state), window=str(self.window), tag=tag, circuit=str(self.circuit))
         script.write_text(PRELUDE.format(pid=self.ibm.pid, port=self.ibm.port) + head + program)
@@ -158,10 +160,15 @@ class Lane:
         self._pidfds[driver.pid] = os.pidfd_open(driver.pid)
         return driver
 
-    def _wrong(self) -> Zygote:
-        if self._wrong_zygote is None:
-            self._wrong_zygote = Zygote({**os.environ, **clocks.environment(self._shift)})
-        return self._wrong_zygote
+    def _by_wrong_clock(self) -> tuple[WrongClock, Zygote]:
+        if self._wrong is None:
+            clock = WrongClock(1 if self.number % 2 else -1, self.folder)
+            self._wrong = clock, Zygote(clock.environment)
+        return self._wrong
+
+    def shows_wrong_clock(self, process: psutil.Process) -> bool:
+        """Whether a process goes by the lane's wrong clock."""
+        return self._by_wrong_clock()[0].is_shown_to(process.pid)
 
     def server(self) -> Server:
         """A PostgreSQL of the lane's own, which any try may kill and start again."""
@@ -272,8 +279,8 @@ class Lane:
         for driver in list(self._drivers):
             self._forget(driver)
         self._zygote.close()
-        if self._wrong_zygote is not None:
-            self._wrong_zygote.close()
+        if self._wrong is not None:
+            self._wrong[1].close()
         if self._server is not None:
             self._server.close()
         self.ibm.stop()

@@ -179,7 +179,7 @@ def _host_lost(one: Try, *, wrong_clock: bool = False) -> Steps:
     driver.line("submitting")
     if wrong_clock:
         assert abs(float(driver.line("clock ")[0]) - time.time()) > 3000
-        assert [clocks.is_wrong_for(watcher.pid) for watcher in watchers_of(driver.pid)] == [True]
+        assert [one.lane.shows_wrong_clock(watcher) for watcher in watchers_of(driver.pid)] == [True]
     if one.random.random() < 0.5:
         one.sleep(0.1)
     else:
