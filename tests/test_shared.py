@@ -374,7 +374,7 @@ for number in range(4):
         driver.send(signal.SIGUSR1)
         took = [float(driver.line("took ")[0]) for _ in range(4)]
         assert driver.end() == 0, driver.errors
-        assert took[0] - min(took) < 3.0
+        assert took[0] - min(took) < 15.0  # and not for as long as the network would
         assert driver.errors.decode().count("the ledger of many hosts is away") == 1
         cable.mend()
         shared.wait(lambda found: len(found) == 5 and all(each.judgement == "final" for each in found))
@@ -575,41 +575,6 @@ def test_a_lost_hosts_grace_is_waited_for(
         database.execute("UPDATE qx_runs SET grace = 0")
     assert reaper("--once").end() == 0
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
-
-
-LIBFAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
-
-
-@pytest.mark.skipif(LIBFAKETIME is None, reason="faketime is not installed")
-@pytest.mark.parametrize("shift", ["+1h", "-1h"])
-def test_a_host_whose_clock_is_wrong(
-    ibm: local.Service,
-    start: Any,
-    shared: Shared,
-    reaper: Callable[..., Driver],
-    shift: str,
-) -> None:
-    """The driver's and its watcher's, and then the reaper's. Only the database's clock counts."""
-    wrong = os.environ | {"LD_PRELOAD": str(LIBFAKETIME), "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    ibm.hold("queued")
-    allowed = """
-import re
-from qx_supervisor import detached
-detached._ALLOWED = re.compile(detached._ALLOWED.pattern + "|LD_PRELOAD|FAKETIME.*", re.VERBOSE | re.IGNORECASE)
-"""
-    driver = start(allowed + RUN, env=wrong)
-    job = driver.queued()
-    shared.wait(lambda found: found and found[0].judgement == "live" and found[0].row.answered)
-    assert {"LD_PRELOAD", "FAKETIME"} <= set(driver.watcher().environ())
-    for how in ({}, {"env": wrong}):
-        once = reaper("--once", **how)
-        assert once.end() == 0, once.lines
-    assert ibm.job(job).cancel_requests == 0
-    lose_host(driver)
-    shared.wait(lambda found: found[0].judgement == "orphan")
-    once = reaper("--once", env=wrong)
-    assert once.end() == 0, once.lines
-    assert ibm.job(job).cancel_requests == 1
 
 
 def test_no_driver_package_for_it(ibm: local.Service, fork: Any, shared: Shared) -> None:
