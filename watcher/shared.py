@@ -105,6 +105,7 @@ class Shared:
         self._identity = ""
         self._trouble = ""  # why the database is away
         self._busy_since: float | None = None
+        self._is_told = False  # that it is busy for so long that it counts as away
         self._retry_at = 0.0
         self._pause = FIRST_PAUSE
         self._renew_at = 0.0
@@ -129,11 +130,16 @@ class Shared:
                 known.row = replace(row, jobs=known.row.jobs, epoch=known.row.epoch)
                 known.let_go = None
                 known.version += 1
+            is_news = False
             if self._is_away():
                 written.set_result(None)
+                is_news = not self._trouble and not self._is_told
+                self._is_told |= is_news
             else:
                 known.waiting.append(written)
             self._changed.notify_all()
+        if is_news:
+            self._tell("away", "The shared ledger can't be used: it does not answer.")
         return written
 
     def anew(self, run: str, outcomes: dict[str, str], holder: str) -> None:
@@ -454,7 +460,8 @@ class Shared:
         waiting: list[Future[None]] = []
         with self._changed:
             self._busy_since = None
-            was_away, self._trouble = bool(self._trouble), trouble
+            was_away, self._trouble = bool(self._trouble) or self._is_told, trouble
+            self._is_told = False
             if trouble:
                 self._retry_at = time.monotonic() + self._pause
                 self._pause = min(self._pause * 2, self._lease_seconds / 3)
