@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -660,12 +660,13 @@ def decoders_of(job: Any) -> Sequence[Any]:
     return decoders
 
 
-def decoders_for(program: str) -> Sequence[Any]:
-    """What the results of a job of a program are decoded with, where the job was not submitted here."""
+def decoders_for(job: Mapping[str, Any]) -> Sequence[Any]:
+    """What the results of a job are decoded with that was not submitted here, by what the service tells of it."""
     from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
     from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
 
-    return DEFAULT_DECODERS.get(program) or [ResultDecoder]
+    program = job.get("program")
+    return DEFAULT_DECODERS.get(program.get("id", "") if isinstance(program, dict) else "") or [ResultDecoder]
 
 
 def decode(decoders: Sequence[Any], text: str) -> Any:

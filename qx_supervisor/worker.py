@@ -431,8 +431,7 @@ class Worker:
         if detached:
             self._stand_down()
         self._say("submit", "taken up again", f"submitted before with the key {self.request.key}")
-        program = job.reply.get("program")
-        self._decoders = service.decoders_for(program.get("id", "") if isinstance(program, dict) else "")
+        self._decoders = service.decoders_for(job.reply)
         self._forget_circuits()
         reap_in_background(self._target.client)
         self._watch(resume.driver_of(job) or driver_tag())

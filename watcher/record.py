@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .parent import Identity
-from .place import Process, start_ticks
+from .place import Place, Process, start_ticks
 from .protocol import Lease
 
 if TYPE_CHECKING:
@@ -42,6 +42,36 @@ class Entry:
     owner: bool = False
     lease: Lease | None = None
     is_shared: bool = False
+
+    def row(self, place: Place, driver: Identity, watcher_start_ticks: int | None) -> Row:
+        """The row that this watcher writes.
+
+        Args:
+            place: Where the driver and this watcher are.
+            driver: The driver.
+            watcher_start_ticks: This watcher's start.
+        """
+        from .ledger import Row
+
+        row = Row(
+            run=self.run,
+            place=place,
+            pid=driver.pid,
+            start_ticks=driver.start_ticks,
+            watcher_pid=os.getpid(),
+            watcher_start_ticks=watcher_start_ticks,
+            tag=self.tag,
+            driver_tag=self.driver or None,
+            endpoint=self.endpoint,
+            instance=self.instance,
+            session=self.session or None,
+            session_owner=self.owner,
+            is_shared=self.is_shared,
+        )
+        lease = self.lease
+        if lease is None:
+            return row
+        return replace(row, key=lease.key, fingerprint=lease.fingerprint, grace=lease.grace, holder=lease.holder)
 
 
 @dataclass
@@ -120,27 +150,7 @@ class Record:
         return answer
 
     def _row(self, ledger: Ledger, entry: Entry) -> Row:
-        from .ledger import Row
-
-        row = Row(
-            run=entry.run,
-            place=ledger.place,
-            pid=self._driver.pid,
-            start_ticks=self._driver.start_ticks,
-            watcher_pid=os.getpid(),
-            watcher_start_ticks=self._start_ticks,
-            tag=entry.tag,
-            driver_tag=entry.driver or None,
-            endpoint=entry.endpoint,
-            instance=entry.instance,
-            session=entry.session or None,
-            session_owner=entry.owner,
-            is_shared=entry.is_shared,
-        )
-        lease = entry.lease
-        if lease is None:
-            return row
-        return replace(row, key=lease.key, fingerprint=lease.fingerprint, grace=lease.grace, holder=lease.holder)
+        return entry.row(ledger.place, self._driver, self._start_ticks)
 
     def anew(self, run: str, outcomes: dict[str, str], holder: str) -> None:
         """Write what became of a key's jobs so far."""

@@ -186,27 +186,7 @@ class Shared:
                 self._changed.notify_all()
 
     def _row(self, entry: Entry) -> Row:
-        from .ledger import Row
-
-        row = Row(
-            run=entry.run,
-            place=self._place,
-            pid=self._driver.pid,
-            start_ticks=self._driver.start_ticks,
-            watcher_pid=os.getpid(),
-            watcher_start_ticks=self._start_ticks,
-            tag=entry.tag,
-            driver_tag=entry.driver or None,
-            endpoint=entry.endpoint,
-            instance=entry.instance,
-            session=entry.session or None,
-            session_owner=entry.owner,
-            epoch=1,
-        )
-        lease = entry.lease
-        if lease is None:
-            return row
-        return replace(row, key=lease.key, fingerprint=lease.fingerprint, grace=lease.grace, holder=lease.holder)
+        return replace(entry.row(self._place, self._driver, self._start_ticks), epoch=1)
 
     # What is asked
 

@@ -148,11 +148,8 @@ def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
 
     there, job_id = qiskit_service.remote_of(client), patient.job_id
     text = patient.ask("results", there, lambda: there.results(job_id))
-    program = state.reply.get("program")
     try:
-        decoded = qiskit_service.decode(
-            qiskit_service.decoders_for(program.get("id", "") if isinstance(program, dict) else ""), text
-        )
+        decoded = qiskit_service.decode(qiskit_service.decoders_for(state.reply), text)
     except Exception as error:
         reason = f"the results can't be read: {qiskit_service.describe(error)}; try service.job({job_id!r}).result()"
         raise RunError("results", reason, job_id) from error
