@@ -166,25 +166,14 @@ class Link:
         Raises:
             WatcherError: If the run can't be protected.
         """
-        credentials = source()
-        for attempt in range(RELAUNCHES + 1):
-            try:
-                self._arm(guarded.account, source, credentials)
-                with self._lock:
-                    self._runs[guarded.run] = guarded
-                kind, content = guarded.intent()
-                self._ask(kind, **content)
-            except _Died:
-                if attempt == RELAUNCHES:
-                    break
-            except WatcherError as error:
-                # A watcher that was leaving when the intent crossed its goodbye: there will be another.
-                if error.reason != "leaving" or attempt == RELAUNCHES:
-                    raise
-                self._wait_for_end()
-            else:
-                return
-        raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
+
+        def ask() -> dict[str, Any]:
+            with self._lock:
+                self._runs[guarded.run] = guarded
+            kind, content = guarded.intent()
+            return self._ask(kind, **content)
+
+        self._ask_armed(guarded.account, source, ask)
 
     def announce_early(self, guarded: Guarded, source: CredentialsSource) -> Callable[[], None] | None:
         """Announce a run to a watcher that is there and armed, and do not wait.
@@ -311,35 +300,29 @@ class Link:
         Raises:
             WatcherError: If the watcher, or the ledger, can't be had.
         """
-        assert guarded.lease is not None
-        credentials = source()
-        for _ in range(RELAUNCHES + 1):
-            try:
-                self._arm(guarded.account, source, credentials)
-                found = self._ask(
-                    "claim",
-                    run=guarded.run,
-                    account=guarded.account,
-                    tag=guarded.tag,
-                    driver=guarded.driver,
-                    lease=guarded.lease.to_json(),
-                    instances=list(instances),
-                )
-            except _Died:  # asked again, it finds that the lease is this run's already
-                continue
-            except WatcherError as error:
-                if error.reason != "leaving":
-                    raise
-                self._wait_for_end()
-                continue
-            if found["answer"] == "granted":
-                guarded.run, guarded.tag = found["run"], found["tag"]
-                if not found["is_new"]:
-                    guarded.driver = ""  # its jobs so far are another driver's
-                with self._lock:
-                    self._runs[guarded.run] = guarded
-            return found
-        raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
+        lease = guarded.lease
+        assert lease is not None
+
+        # If the watcher dies before it answers, the next one finds that the lease is this run's already.
+        def ask() -> dict[str, Any]:
+            return self._ask(
+                "claim",
+                run=guarded.run,
+                account=guarded.account,
+                tag=guarded.tag,
+                driver=guarded.driver,
+                lease=lease.to_json(),
+                instances=list(instances),
+            )
+
+        found = self._ask_armed(guarded.account, source, ask)
+        if found["answer"] == "granted":
+            guarded.run, guarded.tag = found["run"], found["tag"]
+            if not found["is_new"]:
+                guarded.driver = ""  # its jobs so far are another driver's
+            with self._lock:
+                self._runs[guarded.run] = guarded
+        return found
 
     def anew(self, run: str, outcomes: dict[str, str]) -> None:
         """What became of the jobs of a run with a key; another one will be submitted."""
@@ -368,6 +351,28 @@ class Link:
         self._ask("arm", account=account, credentials=credentials.to_json())
         with self._lock:
             self._armed.add(account)
+
+    def _ask_armed(
+        self, account: str, source: CredentialsSource, ask: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Ask a watcher that is armed for an account, and the next one if it dies, or was leaving.
+
+        Raises:
+            WatcherError: If there can be none, or it refuses.
+        """
+        credentials = source()
+        for attempt in range(RELAUNCHES + 1):
+            try:
+                self._arm(account, source, credentials)
+                return ask()
+            except _Died:
+                continue
+            except WatcherError as error:
+                # A watcher that was leaving when the question crossed its goodbye: there will be another.
+                if error.reason != "leaving" or attempt == RELAUNCHES:
+                    raise
+                self._wait_for_end()
+        raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
 
     def _ask(self, kind: str, seconds: float = ANSWER_SECONDS, **content: Any) -> dict[str, Any]:
         until = time.monotonic() + seconds
