@@ -234,8 +234,8 @@ def test_a_token_that_is_void_is_renewed(
     voided: list[int] = []
 
     def void() -> None:
+        voided.append(tokens.cursor())  # before: the poll of the next moment asks for a token already
         tokens.expire_tokens()
-        voided.append(tokens.cursor())
         tokens.hold(None)
 
     acts: Acts = {state: void}

@@ -980,7 +980,8 @@ for number in range(100_000):
         for _ in range(attempt * 7 + 1):
             line(writer)
         writer.kill()
-        rest = writer.communicate()[0].split("\n")
+        assert writer.stdout is not None
+        rest = writer.stdout.read().split("\n")  # `communicate` would miss what was read ahead
         acknowledged = max([attempt * 7, *(int(number) for number in rest[:-1])])
         with Ledger.open(state) as ledger:
             runs = {row.run for row in ledger.rows()}

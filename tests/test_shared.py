@@ -332,17 +332,25 @@ def test_the_database_was_restarted_while_nobody_asked_it(ibm: local.Service, fo
     assert "ledger of many hosts" not in driver.errors.decode()
 
 
+@pytest.mark.parametrize("first", ["driver", "watcher"])
 def test_no_database_from_the_beginning(
-    ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch
+    ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
+    """Its watcher waits for the database until a SIGTERM comes, whenever it comes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     monkeypatch.setenv("QX_LEDGER", f"postgresql://me:hush@127.0.0.1:{port}/x")
     driver = fork(f"{LOGGED}\n{RUN}\n{RUN}\nsay('result')\nsignal.pause()")
     driver.line("result")
     watcher = driver.watcher()
-    driver.kill()
-    watcher.terminate()  # it would wait for a day
+    if first == "watcher":
+        watcher.terminate()
+        wait_for_end(watcher)
+        driver.kill()
+    else:
+        driver.kill()
+        watcher.terminate()
+        wait_for_end(watcher)
     said = driver.errors.decode()
     assert said.count("the ledger of many hosts is away") == 1
     assert "the connection is refused" in said

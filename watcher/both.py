@@ -151,7 +151,11 @@ class Both:
         self._shared.finish(run, state, detail, holder)
 
     def close(self, seconds: float) -> None:
-        """Wait until everything is written, or so many seconds; longer for what a reaper must know."""
+        """Wait until everything is written, or so many seconds."""
         self._own.close(seconds)
-        if not self._shared.close(seconds):
+        self._shared.close(seconds)
+
+    def settle(self) -> None:
+        """Wait for a database that is away, with what a reaper must know."""
+        if not self._shared.close(0):
             self._shared.close(OWED_SECONDS)

@@ -99,6 +99,7 @@ class Watcher:
         self._record: Record | Both = Record(state, parent.identity, self._complain, lease_seconds)
         self._written: Future[None] | None = None
         self._over = False
+        self._is_dismissed = False  # by a SIGTERM that came when nothing was guarded
 
     def run(self) -> None:
         """Watch until nothing is left to do."""
@@ -137,9 +138,16 @@ class Watcher:
             self._fire()
 
     def leave(self) -> None:
-        """Let the ledgers write what they were given."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # that may take a while, where a database is away
+        """Let the ledgers write what they were given, which may take a while where a database is away.
+
+        A SIGTERM ends that, one that came when the loop had ended already included.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        while not self._events.empty():
+            self._is_dismissed |= isinstance(self._events.get_nowait(), p.Terminated)
         self._record.close(LEDGER_SECONDS)
+        if isinstance(self._record, Both) and not self._is_dismissed:
+            self._record.settle()
 
     def _complain(self, trouble: str) -> None:
         """The ledger fails: that costs the ledger only, and the caller hears of it once."""
@@ -204,8 +212,11 @@ class Watcher:
                 return
             if callable(event):
                 event()
-            else:
-                self._handle(event)
+                continue
+            if isinstance(event, p.Terminated):
+                self._listen()  # what is stood down in the pipe is not guarded any more
+                self._is_dismissed |= not self._policy.runs
+            self._handle(event)
 
     def _fire(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic() and not self._over:
