@@ -303,10 +303,12 @@ class Link:
         lease = guarded.lease
         assert lease is not None
 
-        # If the watcher dies before it answers, the next one finds that the lease is this run's already.
+        # If the watcher dies before the run is entered here, the next one is not told of it. Then the key is asked for
+        # again, and the ledger finds that the lease is this run's already.
         def ask() -> dict[str, Any]:
-            return self._ask(
+            question = self._question(
                 "claim",
+                START_SECONDS + 5,
                 run=guarded.run,
                 account=guarded.account,
                 tag=guarded.tag,
@@ -314,15 +316,18 @@ class Link:
                 lease=lease.to_json(),
                 instances=list(instances),
             )
+            found = self._await(question, ANSWER_SECONDS)
+            if found["answer"] == "granted":
+                with self._lock:
+                    if self._process is not question.asked_of:
+                        raise _Died
+                    guarded.run, guarded.tag = found["run"], found["tag"]
+                    if not found["is_new"]:
+                        guarded.driver = ""  # its jobs so far are another driver's
+                    self._runs[guarded.run] = guarded
+            return found
 
-        found = self._ask_armed(guarded.account, source, ask)
-        if found["answer"] == "granted":
-            guarded.run, guarded.tag = found["run"], found["tag"]
-            if not found["is_new"]:
-                guarded.driver = ""  # its jobs so far are another driver's
-            with self._lock:
-                self._runs[guarded.run] = guarded
-        return found
+        return self._ask_armed(guarded.account, source, ask)
 
     def anew(self, run: str, outcomes: dict[str, str]) -> None:
         """What became of the jobs of a run with a key; another one will be submitted."""
@@ -376,10 +381,14 @@ class Link:
 
     def _ask(self, kind: str, seconds: float = ANSWER_SECONDS, **content: Any) -> dict[str, Any]:
         until = time.monotonic() + seconds
-        with self._lock:
-            self._running(seconds if kind == "cancel" else START_SECONDS + 5)
-            question = self._put(kind, **content)
+        question = self._question(kind, seconds if kind == "cancel" else START_SECONDS + 5, **content)
         return self._await(question, max(0.0, until - time.monotonic()) if kind == "cancel" else seconds)
+
+    def _question(self, kind: str, seconds: float, **content: Any) -> _Question:
+        """Send a question to a watcher, which may take so many seconds to start."""
+        with self._lock:
+            self._running(seconds)
+            return self._put(kind, **content)
 
     def _put(self, kind: str, **content: Any) -> _Question:
         """Send a question to the watcher that runs. Called with the lock held."""

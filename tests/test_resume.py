@@ -489,6 +489,32 @@ def test_a_watcher_that_died_alone_is_replaced_and_the_lease_goes_on(ibm, fork):
     assert ibm.job(job).cancel_requests == 1
 
 
+def test_a_watcher_that_dies_when_it_has_granted_the_key(ibm, fork):
+    """Its word has come, and the run is not entered yet: the next watcher must know of it all the same."""
+    ibm.hold("queued")
+    first = fork(keyed())
+    job = first.queued()
+    kill_both(first)
+    dying = """
+from qx_supervisor.link import Link
+def late(self, question, seconds, _await=Link._await):
+    found = _await(self, question, seconds)
+    if "answer" in found:
+        Link._await = _await
+        os.kill(question.asked_of.pid, signal.SIGKILL)
+        with self._changed:
+            self._changed.wait_for(lambda: self._process is not question.asked_of)
+    return found
+Link._await = late
+"""
+    second = fork(dying + keyed(grace=0))
+    assert second.line("taken up again ")[0] == job
+    second.kill()
+    ibm.wait_job(job, "Cancelled")
+    wait_for_watchers(second.pid)
+    assert ibm.job(job).cancel_requests == 1
+
+
 def test_a_failed_job_is_submitted_anew(ibm, fork):
     ibm.scenario({"next_jobs": [{"outcome": "failed", "reason": "The circuit is cursed.", "reason_code": 7001}]})
     first = fork(keyed())
