@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -25,6 +26,8 @@ from qx_supervisor.doctor import hosts, machine
 from watcher.ledger.postgres import Held, SharedLedger
 
 LEASE = 1.0
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "ledger.md"
 
 
 @pytest.fixture
@@ -139,6 +142,47 @@ def test_a_host_is_lost_and_a_reaper_cancels_once(
     reaping.send(signal.SIGTERM)
     assert reaping.end() == 0, reaping.lines
     assert ibm.job(job).cancel_requests == 1
+
+
+@pytest.fixture
+def as_the_page_says(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A role and a database, made by the statements of the documentation, under names of the test's; its URL."""
+    [statements] = re.findall(r"^```sql\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    made = statements.replace(" qx", " walk").replace("'...'", "'hush'").split(";")
+    with psycopg.connect(postgres.url(), autocommit=True) as database:
+        for each in made[:-1]:
+            database.execute(each)
+    monkeypatch.setenv("QX_LEDGER", f"postgresql://walk:hush@127.0.0.1:{postgres.port}/walk")
+    yield os.environ["QX_LEDGER"]
+    with psycopg.connect(postgres.url(), autocommit=True) as database:
+        database.execute("DROP DATABASE walk WITH (FORCE)")
+        database.execute("DROP ROLE walk")
+
+
+def test_the_steps_of_the_page(
+    ibm: local.Service,
+    fork: Any,
+    shared: Shared,
+    as_the_page_says: str,
+    reaper: Callable[..., Driver],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From an empty server to a lost driver's job that is cancelled, by a role that owns one database and no more."""
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    with contextlib.closing(Shared(shared.postgres, as_the_page_says)) as walked:
+        walked.wait(lambda found: found and found[0].row.answered)
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["ps", "--all-hosts"])
+        assert f"{os.uname().nodename}:{driver.pid}" in capsys.readouterr().out
+        lose_host(driver)
+        walked.wait(lambda found: found[0].judgement == "orphan")
+        once = reaper("--once")
+        assert once.end() == 0, once.lines
+        assert ibm.job(job).cancel_requests == 1
+        [held] = walked.book.held()
+        assert (held.judgement, held.row.state) == ("final", "cancelled")
 
 
 def test_two_reapers_race(
