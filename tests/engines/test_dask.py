@@ -36,6 +36,7 @@ def hoard():
     def note(status):
         if status.state == "queued":
             say("queued", status.job_id, os.getpid())
+            say("hoards", status.job_id)
             hoard.memory = bytes(1) * 2_000_000_000
     return run(circuit(), "ibm_brisbane", service=service(), panel=None, on_status=note)
 def leave():
@@ -84,7 +85,7 @@ def test_a_worker_that_takes_too_much_memory(ibm, host):
     host.do("show_all(begin(hoard, work))")
     found = by_job(host)
     assert host.line("raised ")[0] == "KilledWorker"
-    [job] = [job for job, (worker, _) in found.items() if not worker.is_running()]
+    [job] = host.line("hoards ")
     [others] = found.keys() - {job}
     wait_for_end(found[job][1])
     assert fates(ibm) == {job: ("Cancelled", 1), others: ("Queued", 0)}
