@@ -106,8 +106,8 @@ def test_a_list_that_fails_ends_nothing(ibm: local.Service, begin: Begin, way: d
 def test_a_void_token_is_renewed_once_for_all(tokens: local.Service, begin: Begin) -> None:
     runs = begin()
     tokens.wait_for("GET", JOBS, count=2)
+    after = tokens.cursor()  # before: the poll of the next moment asks for a token already
     tokens.expire_tokens()
-    after = tokens.cursor()
     tokens.hold(None)
     assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
     assert len(tokens.journal(path="/identity/token", after=after)) == 1
