@@ -31,6 +31,7 @@ from drivers import (  # noqa: F401 - the tests take them from here
     assert_cancelled_once,
     end,
     orders,
+    until,
     wait_for_end,
     wait_for_watchers,
     watchers_of,

@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DEADLINE = 60.0
 """Seconds for anything to happen: generous, because the machine may be loaded."""
+
+T = TypeVar("T")
 
 BOOT = str(FOLDER / "boot.py")
 
@@ -247,7 +249,12 @@ def orders() -> Iterator[tuple[psutil.Process, dict[str, Any]]]:
 
 def watchers_of(pid: int) -> list[psutil.Process]:
     """The watchers of a process."""
-    return [process for process, order in orders() if order["pid"] == pid and process.ppid() != pid]
+    found = []
+    for process, order in orders():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end at this very moment
+            if order["pid"] == pid and process.ppid() != pid:
+                found.append(process)
+    return found
 
 
 def wait_for_end(process: psutil.Process) -> None:
@@ -261,6 +268,14 @@ def wait_for_end(process: psutil.Process) -> None:
             assert select.select([pidfd], [], [], DEADLINE)[0], f"{process} still runs"
     finally:
         os.close(pidfd)
+
+
+def until(look: Callable[[], T], is_so: Callable[[T], object]) -> T:
+    """Look again and again until it is so: at what tells nobody when it changes."""
+    end = time.monotonic() + DEADLINE
+    while not is_so(found := look()):
+        assert time.monotonic() < end, found
+    return found
 
 
 def wait_for_watchers(pid: int) -> None:

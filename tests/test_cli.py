@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from circuits import BACKEND, bell, ones
-from conftest import RUN, Driver, assert_cancelled_once, end, wait_for_end
+from conftest import RUN, Driver, assert_cancelled_once, end, until, wait_for_end
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
 
 from qx_supervisor import ConfigError, local, submit
@@ -149,7 +149,7 @@ def test_a_service_that_lingers_is_there_for_the_watcher_and_then_ends(fork):
     """Its starter is killed, with a job in the queue."""
     driver = fork(
         """
-        mine = local.start(linger=0.2)
+        mine = local.start(linger=3.0)  # time for the watcher, and for the test, to come
         say("mine", mine.pid, mine.port)
         mine.hold("queued")
         run(bell(), "ibm_brisbane", service=mine.service(), on_status=tell)
@@ -431,10 +431,10 @@ def test_wait_prints_counts_and_expectation_values(here, service, call):
 
 def test_wait_says_how_a_job_ended(here, service, call):
     here.scenario({"next_jobs": [{"outcome": "failed", "reason": "No luck."}]})
-    failed = submit(bell(), BACKEND, service=service)
-    here.wait_job(here.wait_for("POST", JOBS, answered=True)[0].job_id, "Failed")
-    assert failed.job_id is not None
-    code, lines, said = call("wait", failed.job_id, "--local", "--json")
+    submit(bell(), BACKEND, service=service)
+    failed = here.wait_for("POST", JOBS, answered=True)[0].job_id  # this process may not have read the answer yet
+    here.wait_job(failed, "Failed")
+    code, lines, said = call("wait", failed, "--local", "--json")
     assert (code, objects(lines)[0]["state"]) == (1, "failed")
     assert "No luck." in said
     here.hold("queued")
@@ -504,8 +504,8 @@ def test_ps_and_reap(here, fork, call, tmp_path, monkeypatch):
     here.hold("queued")
     driver = fork(RUN)
     job = driver.queued()
-    _, lines, _ = call("ps", "--json")
-    (told,) = objects(lines)
+    # The watcher writes it down a moment later.
+    (told,) = until(lambda: objects(call("ps", "--json")[1]), lambda found: found[0]["jobs"])
     assert (told["state"], told["pid"], told["jobs"]) == ("live", driver.pid, {job: ""})
     assert told["watcher_pid"] == driver.watcher().pid
     assert told["host"] == os.uname().nodename
@@ -531,7 +531,7 @@ def test_ps_and_reap(here, fork, call, tmp_path, monkeypatch):
 
 def test_reap_says_what_is_not_resolved(here, fork, call):
     here.hold("queued")
-    here.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 0.5}]})
+    here.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 3}]})
     driver = fork(RUN)
     here.wait_for("POST", JOBS)
     watcher = driver.watcher()
@@ -659,7 +659,7 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6  # twice what it may take, alone
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # Qiskit alone takes two
 
 
 def test_completion(here, fork):

@@ -170,7 +170,7 @@ def test_killed(ibm: local.Service, run: Exec) -> None:
 def test_a_job_whose_id_the_driver_never_learned(ibm: local.Service, run: Exec) -> None:
     """SIGTERM, with its default: the POST is on its way."""
     ibm.hold("queued")
-    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "phase": "after", "delay_seconds": 2}]})
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "phase": "after", "delay_seconds": 60}]})
     driver = run("sampler.run([isa])")
     ibm.wait_for("POST", "/api/v1/jobs")
     while not ibm.jobs():  # its body may come a moment later

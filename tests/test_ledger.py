@@ -573,8 +573,9 @@ def test_a_migration_that_fails_changes_nothing(state: Path, monkeypatch: pytest
 
 MAKE_AND_WRITE = """
 import os, sys
-from watcher.ledger import Ledger, Row
+from watcher.ledger import Ledger, Row, store
 from watcher.place import here
+store.BUSY_SECONDS = 60.0  # the disk may be slow
 print('ready', flush=True)
 sys.stdin.readline()
 with Ledger.open(sys.argv[1]) as ledger:
@@ -993,8 +994,9 @@ for number in range(100_000):
 
 CLAIM_ALL = """
 import json, sys
-from watcher.ledger import UNFINISHED, Ledger
+from watcher.ledger import UNFINISHED, Ledger, store
 from watcher.place import this_process
+store.BUSY_SECONDS = 60.0  # the disk may be slow
 with Ledger.open(sys.argv[1]) as ledger:
     me = this_process(ledger.place)
     runs = sorted(row.run for row in ledger.rows(UNFINISHED))

@@ -7,12 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import watchers_of
+from conftest import DEADLINE, watchers_of
 from drivers import assert_cancelled_once, wait_for_end
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, SamplerPubResult
 from rich.console import Console
@@ -30,8 +31,11 @@ def terminal(write_script: Callable[[str], Path]) -> Iterator[Callable[..., Term
     """Starts a driver on a terminal of its own."""
     made: list[Terminal] = []
 
-    def start(code: str, **more: object) -> Terminal:
-        made.append(Terminal([sys.executable, str(write_script(code))], **more))
+    def start(code: str, *, patience: float = DEADLINE, **more: object) -> Terminal:
+        # The panel's thread may not have its turn for half a second.
+        patient = f"import qx_supervisor.panel.screen\nqx_supervisor.panel.screen.PATIENCE = {patience}\n"
+        script = write_script(patient + textwrap.dedent(code))
+        made.append(Terminal([sys.executable, str(script)], **more))
         return made[-1]
 
     yield start
@@ -57,7 +61,9 @@ def test_a_run_to_its_result(ibm, terminal, tmp_path):
         """,
         stdout=out,
     )
-    text = shown.until(lambda text: "position 3" in text and "4.25 s estimated" in text)
+    # The last row too: what is drawn may come in pieces.
+    wanted = ("position 3", "4.25 s estimated", "Ctrl-C cancels")
+    text = shown.until(lambda text: all(each in text for each in wanted))
     [job] = ibm.jobs()
     [watcher] = watchers_of(shown.process.pid)
     assert job.id in text
@@ -140,6 +146,7 @@ def test_beside_what_the_program_writes_itself(ibm, terminal):
 
 def test_a_log_handler_from_before_the_run(ibm, terminal):
     """It keeps the stream that it began with; its lines stand above the block all the same, and it has that again."""
+    ibm.hold("queued")  # else it may be over before anybody sees it queued
     shown = terminal(
         """
         import logging
@@ -152,6 +159,8 @@ def test_a_log_handler_from_before_the_run(ibm, terminal):
         print("original", logging.root.handlers[0].stream is original)
         """
     )
+    shown.until("log queued")
+    ibm.hold(None)
     assert shown.end() == 0
     rows = [row for row in shown.text.splitlines() if row.startswith(("log", "original", "✔"))]
     assert [row.split(" · ")[0] for row in rows] == ["log submitted", "log queued", "✔ done", "original True"]
@@ -295,7 +304,7 @@ STOP, GO_ON = "\x13", "\x11"  # Ctrl-S, Ctrl-Q
 def test_a_terminal_that_was_stopped(ibm, terminal):
     """Nothing waits for it: a watcher that dies is followed by another, and a signal is answered."""
     ibm.hold("queued")
-    shown = terminal('run(bell(), "ibm_brisbane", service=service(), shots=16)', columns=120)
+    shown = terminal('run(bell(), "ibm_brisbane", service=service(), shots=16)', columns=120, patience=0.5)
     shown.until("queued")
     [job] = ibm.jobs()
     shown.type(STOP)
@@ -322,7 +331,8 @@ def test_a_program_that_ends_on_a_stopped_terminal(ibm, terminal):
         run_ = submit(bell(), "ibm_brisbane", service=service(), shots=16, panel="auto")
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         signal.sigwait({signal.SIGUSR1})
-        """
+        """,
+        patience=0.5,
     )
     shown.until("queued")
     [job] = ibm.jobs()

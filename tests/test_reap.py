@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from circuits import bell
-from conftest import RUN, Driver, wait_for_end
+from conftest import RUN, Driver, end, until, wait_for_end
 
 from qx_supervisor import reap, run
 from qx_supervisor.cli import main
@@ -131,7 +131,7 @@ def test_a_live_watcher_of_a_dead_driver_is_left_to_it(ibm, fork):
 def test_the_id_was_not_known(ibm, fork):
     """Both die while the POST is in flight: the job is found by its tag."""
     ibm.hold("queued")
-    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "delay_seconds": 0.5}]})
+    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "delay_seconds": 3}]})
     driver = fork(RUN)
     ibm.wait_for("POST", "/api/v1/jobs")
     kill_both(driver)
@@ -191,8 +191,13 @@ def test_ps_and_reap_commands(ibm, fork, capsys):
     ibm.hold("queued")
     driver = fork(RUN)
     job = driver.queued()
-    main(["ps"], standalone_mode=False)
-    assert capsys.readouterr().out.split()[:3] == ["live", f"{os.uname().nodename}:{driver.pid}", job]
+
+    def shown() -> list[str]:
+        main(["ps"], standalone_mode=False)
+        return capsys.readouterr().out.split()
+
+    words = until(shown, lambda words: job in words)  # the watcher writes it down a moment later
+    assert words[:3] == ["live", f"{os.uname().nodename}:{driver.pid}", job]
     driver.kill()
     ibm.wait_job(job, "Cancelled")
 
@@ -221,13 +226,13 @@ def test_a_ledger_that_fails_costs_the_ledger_only(ibm, fork, state, kind):
         import logging
         logging.basicConfig(level=logging.WARNING, format="%(name)s %(message)s")
         logging.getLogger("qiskit_ibm_runtime").disabled = True
-        {RUN}
+        {RUN.replace(", on_status=tell", "")}
+        say("first")
         ibm.hold("queued")
         {RUN}
         """
     )
-    driver.line("done ")
-    driver.queued()
+    driver.line("first")  # it may be over before anybody sees it queued
     job = driver.queued()
     driver.kill()
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
@@ -280,7 +285,7 @@ def test_no_secret_is_in_the_ledger(ibm, state, caplog):
 
 def test_rows_have_the_mode_of_a_private_file(ibm, fork, state):
     driver = fork(RUN)
-    assert driver.end() == 0
+    assert end(driver) == 0  # its watcher has written that it is over
     assert (state.stat().st_mode & 0o777, (state / "ledger.db").stat().st_mode & 0o777) == (0o700, 0o600)
     listed = subprocess.run(
         [sys.executable, "-m", "qx_supervisor", "ps", "--all"], capture_output=True, text=True, check=True
