@@ -116,6 +116,7 @@ class Link:
         self._seq = 0
         self._advised = False
         self._idle_since = 0.0
+        self._bye = 0  # the number of the last goodbye
         self._deaths: deque[float] = deque(maxlen=RELAUNCHES + 1)
 
     # What a run says
@@ -539,7 +540,7 @@ class Link:
             if self._runs or time.monotonic() - self._idle_since < LINGER_SECONDS:
                 return False
             # An intent that crosses this is refused, and its run gets a new watcher.
-            self._tell("bye")
+            self._bye = self._tell("bye")
             self._idle_since = time.monotonic()
             return False
 
@@ -578,7 +579,7 @@ class Link:
                 is_over = message["event"] in ("cancelled", "pending", "lost") and not message["job"]
                 if is_over and (guarded.handed_over or guarded.let_go or message["event"] == "lost"):
                     self.stand_down(guarded.run)
-        elif message["kind"] == "nack":
+        elif message["kind"] == "nack" and message["seq"] != self._bye:  # who still looks for duplicates stays
             logger.warning("the watcher refused a message: %s", message["reason"])
 
     def _wait_for_end(self) -> None:

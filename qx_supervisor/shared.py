@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -114,6 +115,9 @@ def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
             logger.warning("run %s is not written down as over in the ledger of many hosts: %s", run, error)
 
     if os.environ.get(SETTING):
+        # A second on a loaded machine, in which the database is not asked yet. What fails is told of by `write`.
+        with contextlib.suppress(Exception):
+            shared_ledger()
         writing = threading.Thread(target=write, name="qx-shared", daemon=True)
         writing.start()
         writing.join(STAND_DOWN_SECONDS)

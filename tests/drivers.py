@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 
 from qx_supervisor.ours import FOLDER
+from watcher.ledger import Ledger
 
 if TYPE_CHECKING:
     from qx_supervisor import local
@@ -276,6 +277,15 @@ def until(look: Callable[[], T], is_so: Callable[[T], object]) -> T:
     while not is_so(found := look()):
         assert time.monotonic() < end, found
     return found
+
+
+def wait_until_written(pid: int, *, answered: bool = True) -> None:
+    """Wait until the watcher of a process has written down its job, and that no other one is unknown.
+
+    A driver says "queued" by itself; its watcher writes in a thread of its own.
+    """
+    with Ledger.open(os.environ["QX_STATE_DIR"]) as book:
+        until(book.rows, lambda rows: any(row.pid == pid and row.jobs and row.answered >= answered for row in rows))
 
 
 def wait_for_watchers(pid: int) -> None:

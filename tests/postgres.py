@@ -140,6 +140,7 @@ class Server:
         pid = self.pid()
         assert pid is not None
         server = psutil.Process(pid)
+        _stop(server)
         everything = [server, *server.children(recursive=True)]
         for process in everything:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -159,6 +160,8 @@ class Server:
         pid = self.pid()
         assert pid is not None
         server = psutil.Process(pid)
+        if number == signal.SIGSTOP:
+            _stop(server)
         for process in (server, *server.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
@@ -169,6 +172,13 @@ class Server:
         if pid is not None and psutil.pid_exists(pid):
             self._run("pg_ctl", "-D", self._data, "-w", "-m", "immediate", "stop")
         shutil.rmtree(self._folder)
+
+
+def _stop(server: psutil.Process) -> None:
+    """Stop a server. It starts no other process then, so that all there are can be listed."""
+    server.suspend()
+    while server.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
 
 
 def _unprivileged() -> str:

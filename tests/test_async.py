@@ -133,12 +133,12 @@ def test_cancel_from_four_threads_at_once(ibm, program):
     driver = program(
         """
         from concurrent.futures import ThreadPoolExecutor
-        made = begin()
+        made = begin("running")
         with ThreadPoolExecutor(4) as pool:
             say("outcomes", *pool.map(lambda _: made.cancel(), range(4)))
         """
     )
-    job = driver.queued()
+    job = driver.line("running ")[0]
     assert driver.line("outcomes ") == ["confirmed"] * 4
     assert end(driver) == 0, driver.errors
     assert_cancelled_once(ibm, job)

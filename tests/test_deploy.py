@@ -328,6 +328,7 @@ def pod(ibm, programs, write_script, tmp_path, monkeypatch):
     Yields what starts it, what runs its preStop, and the driver's output.
     """
     container = _container("driver.yaml")
+    ibm.hold("queued")
     output, pidfile = tmp_path / "output", tmp_path / "driver.pid"
     os.mkfifo(output)
     driver = write_script(f"os.dup2(os.open({str(output)!r}, os.O_WRONLY), 1)\n{RUN}")
@@ -360,7 +361,6 @@ def pod(ibm, programs, write_script, tmp_path, monkeypatch):
 
 @AS_ROOT
 def test_a_pods_driver_is_told_before_the_pod_ends(ibm, pod):
-    ibm.hold("queued")
     running, pre_stop, lines = pod
     job = next(line.split()[1] for line in lines if line.startswith("queued "))
     assert pre_stop().returncode == 0
@@ -372,7 +372,6 @@ def test_a_pods_driver_is_told_before_the_pod_ends(ibm, pod):
 @AS_ROOT
 def test_a_pods_container_outlives_its_driver(ibm, pod):
     """The driver is killed: its watcher still runs, and cancels."""
-    ibm.hold("queued")
     running, _, lines = pod
     job = next(line.split()[1] for line in lines if line.startswith("queued "))
     [first] = psutil.Process(running.pid).children()

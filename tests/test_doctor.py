@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(service, "_default", None)  # what an earlier test had
     monkeypatch.setattr(management, "_DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(tmp_path / "qiskit-ibm.json"))
     for name in list(os.environ):
-        if name.startswith(("QISKIT_IBM_", "SLURM_")):
+        if name.startswith(("QISKIT_IBM_", "SLURM_", "QX_TEST_", "QX_VENV")):
             monkeypatch.delenv(name)
     return tmp_path
 

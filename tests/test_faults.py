@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -227,8 +228,16 @@ def test_results_that_are_refused(ibm: local.Service, running: Running, faults: 
 
 @pytest.mark.parametrize("state", ["submitted", "queued", "running", "fetching results"])
 def test_a_token_that_is_void_is_renewed(
-    tokens: local.Service, running: Running, faults: Callable[..., None], state: str
+    tokens: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
+    from qx_supervisor.ours import remote
+
+    is_void, results = threading.Event(), remote.Remote.results
+
+    def after_that(there: remote.Remote, job: str) -> str:
+        assert is_void.wait(60)
+        return results(there, job)
+
     tokens.hold("queued" if state in ("submitted", "queued") else "running")
 
     voided: list[int] = []
@@ -237,11 +246,12 @@ def test_a_token_that_is_void_is_renewed(
         voided.append(tokens.cursor())  # before: the poll of the next moment asks for a token already
         tokens.expire_tokens()
         tokens.hold(None)
+        is_void.set()
 
     acts: Acts = {state: void}
     if state == "fetching results":
         acts["running"] = lambda: tokens.hold(None)
-        faults("GET", RESULTS, {"delay_seconds": 1})  # else they are there before the token is void
+        monkeypatch.setattr(remote.Remote, "results", after_that)  # else they are there before the token is void
     assert running(acts).result().counts == {"1": 16}
     assert "connection lost, retrying" not in running.states()
     assert len(tokens.journal(path="/identity/token", after=voided[0])) == 1
@@ -458,8 +468,11 @@ def test_a_lost_answer_and_then_a_refusal(ibm: local.Service, running: Running, 
     assert cancels(ibm) == [1]
 
 
-def test_a_lost_answer_and_then_a_rate_limit(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
+def test_a_lost_answer_and_then_a_rate_limit(
+    ibm: local.Service, running: Running, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Given up in the pause: the POST before it may have made a job."""
+    monkeypatch.setattr("qx_supervisor.worker.HAND_OVER_SECONDS", 60.0)  # a loaded machine may be silent for a second
     ibm.hold("queued")
     faults("POST", JOBS, {"status": 500, "phase": "after"}, {"status": 429, "retry_after": 3600})
     held = running()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hosts
 import pytest
-from conftest import DEADLINE, RUN, Driver, assert_cancelled_once, wait_for_end
+from conftest import DEADLINE, RUN, Driver, assert_cancelled_once, wait_for_end, wait_until_written
 
 from qx_supervisor import reap
 
@@ -98,6 +98,7 @@ def test_a_host_is_lost(ibm, start, network):
     driver = start(host.prelude(port) + RUN, wrap=host.wrap)
     job = driver.queued()
     watcher = driver.watcher()
+    wait_until_written(driver.pid)
     host.kill()
     assert driver.end() == -signal.SIGKILL
     wait_for_end(watcher)

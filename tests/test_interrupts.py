@@ -18,6 +18,8 @@ ENDS = {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGHUP: 129}
 """How a program ends that does not catch it."""
 
 CATCH = """
+from qx_supervisor import worker
+worker.HAND_OVER_SECONDS = 30.0  # a loaded machine may be silent for a second
 try:
     {run}
 except BaseException as error:
@@ -508,7 +510,7 @@ def test_a_handler_put_in_during_the_run_that_calls_what_it_found(ibm, fork):
     driver = fork(
         f"""
         def chain(status):
-            if status.state == "queued":
+            if status.state == "submitted":  # it may be over before anybody sees it queued
                 for number in (signal.SIGTERM, signal.SIGHUP):
                     found = signal.getsignal(number)
                     signal.signal(number, lambda *args, found=found: (say("chained", args[0]), found(*args)))
@@ -689,7 +691,7 @@ def test_second_signal_while_the_cancel_hangs(ibm, fork, number):
 
 def test_second_signal_while_the_cancel_is_refused(ibm, fork):
     ibm.hold("queued")
-    fault(ibm, CANCEL, times=5, status=503)
+    fault(ibm, CANCEL, times=1000, status=503)
     driver = fork(RUN)
     job = driver.queued()
     driver.send(signal.SIGINT)
@@ -699,14 +701,16 @@ def test_second_signal_while_the_cancel_is_refused(ibm, fork):
     assert driver.end() == -signal.SIGINT
     assert f"job {job}: the watcher is cancelling it".encode() in driver.errors
     assert not ibm.job(job).is_final  # the driver is gone before
+    ibm.scenario({})
     wait_for_end(watcher)
     assert ibm.job(job).status == "Cancelled"
-    assert [entry.status for entry in ibm.journal(path=CANCEL)] == [503] * 5 + [204]
+    *refused, last = [entry.status for entry in ibm.journal(path=CANCEL)]
+    assert (set(refused), last) == ({503}, 204)
 
 
 def test_second_signal_while_the_cancel_is_not_confirmed(ibm, fork):
     """204 is no proof: the job still runs."""
-    ibm.hold("running", cancel_lag=3)
+    ibm.hold("running", cancel_lag=8)
     driver = fork(caught())
     job = driver.line("running ")[0]
     driver.send(signal.SIGTERM)
@@ -730,7 +734,7 @@ def test_a_slow_confirmation_is_waited_for(ibm, fork):
 
 
 def test_no_confirmation_within_ten_seconds(ibm, fork):
-    ibm.hold("running", cancel_lag=12)
+    ibm.hold("running", cancel_lag=16)
     driver = fork(caught())
     job = driver.line("running ")[0]
     driver.send(signal.SIGHUP)
@@ -743,6 +747,13 @@ def test_no_confirmation_within_ten_seconds(ibm, fork):
 # Timeouts ---------------------------------------------------------------------------------------------------------
 
 TIMED_OUT = """
+from qx_supervisor import crew
+alarms, after = [], crew.ending.after
+def keep(seconds, work):
+    alarms.append(work)
+    return after(seconds, work)
+crew.ending.after = keep
+signal.signal(signal.SIGUSR1, lambda *_: crew.ending.do(alarms[0]))  # the time is up when the test says so
 try:
     {run}
 except RunTimeout as error:
@@ -757,9 +768,11 @@ def timed_out(seconds: float) -> str:
 @pytest.mark.parametrize("where", ["queued", "running"])
 def test_timeout(ibm, fork, where):
     ibm.hold(where)
-    driver = fork(timed_out(3))
+    driver = fork(timed_out(3600))
     job = driver.line(f"{where} ")[0]
-    assert driver.line("caught ") == f"timeout {job} no result within 3 s, so the job was cancelled (job {job})".split()
+    driver.send(signal.SIGUSR1)
+    said = f"timeout {job} no result within 3600 s, so the job was cancelled (job {job})"
+    assert driver.line("caught ") == said.split()
     assert end(driver) == 0
     assert_cancelled_once(ibm, job)
 
@@ -776,7 +789,9 @@ def test_timeout_before_anything_is_submitted(ibm, fork):
 def test_timeout_while_the_post_is_in_flight(ibm, fork):
     ibm.hold("queued")
     fault(ibm, POST, delay_seconds=4)
-    driver = fork(timed_out(3.5))
+    driver = fork(timed_out(3600))
+    ibm.wait_for("POST", POST)
+    driver.send(signal.SIGUSR1)
     stage, job = driver.line("caught ")[:2]
     assert stage == "timeout"
     assert end(driver) == 0
@@ -793,7 +808,7 @@ def test_the_panel_writes_to_stderr_only(ibm, fork):
     lines = driver.errors.decode().splitlines()
     [job] = ibm.jobs()
     assert all(" qx: " in line for line in lines), lines
-    assert any(f"queued · job {job.id}" in line for line in lines)
+    assert any(f"submitted · job {job.id}" in line for line in lines)
     assert sum("watched by pid" in line for line in lines) == 1
     assert f"qx: done · job {job.id} · ibm_brisbane · 64 shots · " in lines[-1]
 

@@ -456,6 +456,17 @@ def test_an_intent_waits_for_its_account():
     assert policy.handle(p.Prepared("a")) == [p.Ack(2), p.Ack(3)]
 
 
+def test_credentials_that_are_refused_cost_newer_ones_nothing():
+    """A watcher that was started anew has an old token at first, and the next run's while that is being refused."""
+    policy = p.Policy()
+    for seq in (1, 2):
+        policy.handle(said("arm", seq, account="a"))
+    assert policy.handle(p.Prepared("a", "no token")) == []
+    assert policy.handle(p.Prepared("a")) == [p.Ack(1), p.Ack(2)]
+    policy.handle(said("arm", 3, account="a"))
+    assert policy.handle(p.Prepared("a", "no token")) == [p.Nack(3, "no token")]
+
+
 def test_an_account_that_cannot_be_used_is_refused_and_its_runs_stay_guarded():
     policy = p.Policy()
     for event in (said("arm", 1, account="a"), said("intent", 2, run="r", account="a", tag="t", driver="", lease={})):

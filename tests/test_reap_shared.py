@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Driver, wait_for_end
+from conftest import Driver, wait_for_end, wait_until_written
 from postgres import Server
 
 from qx_supervisor import local, reap
@@ -30,6 +30,7 @@ def shared_url_is_set(shared_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def lose(driver: Driver) -> None:
     """Driver and watcher die together."""
     watcher = driver.watcher()
+    wait_until_written(driver.pid)
     driver.send(signal.SIGSTOP)
     watcher.send_signal(signal.SIGKILL)
     wait_for_end(watcher)

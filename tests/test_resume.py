@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from circuits import bell
-from conftest import Driver, end, wait_for_end, wait_for_watchers
+from conftest import Driver, end, wait_for_end, wait_for_watchers, wait_until_written
 
 from qx_supervisor import local, reap, run
 from qx_supervisor.resume import key_tag
@@ -62,17 +62,42 @@ def finish(ibm: local.Service, driver: Driver) -> str:
     """The job whose result a driver got."""
     job, shots = driver.line("result ")
     assert shots == "64"
-    assert driver.end() == 0, driver.errors
+    assert end(driver) == 0, driver.errors  # its watcher too: it writes to the ledger until then
     assert ibm.job(job).status == "Completed"
     return job
 
 
 def kill_both(driver: Driver) -> None:
     watcher = driver.watcher()
+    wait_until_written(driver.pid, answered=False)
     driver.send(signal.SIGSTOP)
     watcher.send_signal(signal.SIGKILL)
     wait_for_end(watcher)
     driver.kill()
+
+
+WHEN_TOLD = """
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+say("ready")
+signal.sigwait({signal.SIGUSR1})
+"""
+
+
+def taking_over(first: Driver, before: str = "pass") -> str:
+    """The code of a driver that kills the first one by itself, right before it asks for the key: no time is lost."""
+    return f"""
+import select
+from qx_supervisor import resume
+def ask(*arguments, claim=resume.claim):
+    say("asks")
+    {before}
+    first = os.pidfd_open({first.pid})
+    os.kill({first.pid}, signal.SIGKILL)
+    select.select([first], [], [])
+    os.close(first)
+    return claim(*arguments)
+resume.claim = ask
+"""
 
 
 @pytest.mark.parametrize("where", ["queued", "running"])
@@ -204,8 +229,7 @@ def test_the_grace_of_the_dead_does_not_run_out_on_the_one_who_came_back(ibm, fo
     first = fork(keyed(grace=3))
     job = first.queued()
     watcher = first.watcher()
-    first.kill()
-    second = fork(keyed(grace=3))
+    second = fork(taking_over(first) + keyed(grace=3))
     assert second.line("taken up again ")[0] == job
     wait_for_end(watcher)
     assert ibm.job(job).cancel_requests == 0
@@ -233,11 +257,12 @@ def test_the_driver_that_came_back_is_killed_too(ibm, fork):
 def test_killed_while_the_submission_is_on_its_way(ibm, fork):
     """Its job turns up after the second driver has begun to look for it."""
     ibm.hold("queued")
-    ibm.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 2.0}]})
-    first = fork(keyed())
-    ibm.wait_for("POST", JOBS)
-    first.kill()
-    second = fork(keyed())
+    ibm.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 1.0}]})  # half of the window
+    first = fork(WHEN_TOLD + keyed())
+    first.line("ready")
+    second = fork(taking_over(first, f'ibm.wait_for("POST", "{JOBS}")') + keyed())
+    second.line("asks")
+    first.send(signal.SIGUSR1)
     job = second.line("taken up again ")[0]
     ibm.hold(None)
     assert finish(ibm, second) == job
@@ -273,8 +298,7 @@ def test_killed_before_it_submitted_anything(ibm, fork):
     """
     first = fork(code + keyed())
     first.line("armed")
-    first.kill()
-    second = fork(keyed())
+    second = fork(taking_over(first) + keyed())
     second.line("looking for an earlier job")
     finish(ibm, second)
     assert posts(ibm) == 1
@@ -562,9 +586,11 @@ def test_an_interrupt_while_the_job_is_looked_for_cancels_it(ibm, fork, monkeypa
     monkeypatch.setenv("QX_SWEEP_WINDOW", "10")
     ibm.hold("queued")
     ibm.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 5.0}]})
-    first = fork(keyed())
-    # It is there already, and kills the first by itself: no time is lost until it looks.
-    second = fork(f'ibm.wait_for("POST", "{JOBS}")\nos.kill({first.pid}, signal.SIGKILL)\n' + keyed())
+    first = fork(WHEN_TOLD + keyed())
+    first.line("ready")
+    second = fork(taking_over(first, f'ibm.wait_for("POST", "{JOBS}")') + keyed())
+    second.line("asks")
+    first.send(signal.SIGUSR1)
     second.line("looking for an earlier job")
     second.send(signal.SIGINT)
     second.end()

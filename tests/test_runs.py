@@ -624,7 +624,10 @@ def test_the_log_has_every_state_for_those_who_ask_and_no_warning(
 # What is told of the queue and the cost
 
 
-def test_a_panel_asks_for_the_queue_and_the_cost_and_nobody_else_does(ibm: local.Service, running: Run) -> None:
+def test_a_panel_asks_for_the_queue_and_the_cost_and_nobody_else_does(
+    ibm: local.Service, running: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qx_supervisor.worker._COST_PATIENCE", 60.0)
     ibm.tell(queue_position=2, starts_in=60, qpu_seconds_estimated=1.5, qpu_seconds=1.25)
     seen: list[Status] = []
 

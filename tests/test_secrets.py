@@ -66,7 +66,7 @@ fail(fault("POST", "/api/v1/jobs", status=403, message="no such plan"))
 fail(fault("POST", "/api/v1/jobs", status=401))
 fail(fault("POST", "/api/v1/jobs", status=500) | {"next_jobs": [{"outcome": "failed", "reason": "bad"}]})
 fail(fault("GET", "/api/v1/jobs/*/results", status=403))
-fail(fault("GET", "/api/v1/jobs/*", status=404))
+fail(fault("GET", "/api/v1/jobs/" + 20 * "[0-9a-z]", status=404))  # and not what the run before asks of its cost
 fail(fault("GET", "/api/v1/backends/*/status", status=401))
 ibm.expire_tokens()
 ibm.auth(reject_tokens=True)

@@ -495,9 +495,9 @@ def test_a_claim_that_comes_late_is_none(shared_url: str, opened: Opener, long_u
 def test_a_server_that_does_not_answer_is_given_up(postgres: Server, shared_url: str, monkeypatch: Any) -> None:
     from watcher.ledger.postgres import connection
 
-    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.2)
     with SharedLedger.open(shared_url) as book:
         book.renew()
+        monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.2)
         postgres.freeze()
         try:
             with pytest.raises(LedgerError, match="does not answer"):
@@ -512,12 +512,14 @@ def test_a_host_that_is_lost_in_the_middle_of_a_transaction_holds_nobody_up(open
     """Its connection is never closed. The server ends it, and its locks, before anybody who waits gives up."""
     from watcher.ledger.postgres import connection
 
-    monkeypatch.setattr(connection, "_LOST_SOON", connection._LOST_SOON.replace("2500", "300"))
     lost, other = opened("lost"), opened("other")
     lost.take(Wish(row=keyed("r1", lost, "h1")))
-    with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout), lost._database.transaction():
-        lost._database.execute("SELECT FROM qx_runs FOR UPDATE")
-        assert other.take(Wish(row=keyed("r2", other, "h2")), is_running=never).answer == "held"
+    with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout), monkeypatch.context() as soon:
+        soon.setattr(connection, "_LOST_SOON", connection._LOST_SOON.replace("2500", "300"))
+        with lost._database.transaction():
+            soon.undo()  # all others have the time that they always have
+            lost._database.execute("SELECT FROM qx_runs FOR UPDATE")
+            assert other.take(Wish(row=keyed("r2", other, "h2")), is_running=never).answer == "held"
 
 
 def test_what_breaks_is_a_ledger_error(postgres: Server, shared_url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -52,10 +53,11 @@ def test_where_it_lives_and_what_it_holds(ibm, fork, state, monkeypatch):
     assert psutil.Process(driver.pid).children() == []  # and no zombie is left of its start
     assert seen["cwd"] == "/"
     assert [seen["descriptors"][number] for number in "012"] == ["/dev/null"] * 3
+    ours = ("socket:", "anon_inode:[pidfd]", str(state), sys.prefix, sys.base_prefix)  # its threads may load modules
     foreign = {
         target
         for number, target in seen["descriptors"].items()
-        if number not in "012" and not target.startswith(("socket:", "anon_inode:[pidfd]", str(state)))
+        if number not in "012" and not target.startswith(ours)
     }
     assert foreign <= {""}  # the listing's own descriptor
     sockets = [target for target in seen["descriptors"].values() if target.startswith("socket:")]
@@ -178,8 +180,8 @@ def test_killed_while_idle_the_next_run_starts_one(ibm, fork):
         {RUN}
         """
     )
-    driver.queued()
-    job = driver.queued()
+    driver.line("submitted ")  # the first run's, which may be over before anybody sees it queued
+    job = driver.line("submitted ")[0]
     driver.kill()
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
@@ -271,7 +273,8 @@ def test_a_stopped_driver_is_not_dead(ibm, fork):
 
 def test_after_exec_the_job_is_watched_until_that_process_ends(ibm, fork):
     ibm.hold("queued")
-    driver = fork(HELD + 'os.execv("/bin/sh", ["sh", "-c", "echo other program; read line"])')
+    # Not `read`: stdin is /dev/null, and the program would end at once.
+    driver = fork(HELD + 'os.execv("/bin/sh", ["sh", "-c", "echo other program; exec sleep 600"])')
     job = driver.queued()
     driver.line("other program")
     assert ibm.job(job).cancel_requests == 0
@@ -382,8 +385,8 @@ def test_it_leaves_a_minute_after_the_last_run(ibm, fork):
         """
     )
     driver.line("left ")
-    driver.queued()  # the first run's
-    job = driver.queued()
+    driver.line("submitted ")  # the first run's, which may be over before anybody sees it queued
+    job = driver.line("submitted ")[0]
     driver.kill()
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 

@@ -439,6 +439,7 @@ class Policy:
         self._leaving = False
         self._ready: set[str] = set()  # accounts with credentials and a token
         self._waiting: dict[str, list[int]] = {}  # account → messages that wait for it
+        self._preparing: Counter[str] = Counter()  # account → how often it is being made ready
         self._claims: dict[int, Message] = {}  # that the ledger has not answered
 
     def handle(self, event: Event) -> list[Action]:
@@ -494,6 +495,7 @@ class Policy:
                 return [Inspect(seq)]
             case "arm":
                 self._waiting.setdefault(message["account"], []).append(seq)
+                self._preparing[message["account"]] += 1
                 return [Prepare(message["account"])]
             case "intent":
                 lease = Lease.from_json(message["lease"]) if message["lease"] else None
@@ -589,6 +591,9 @@ class Policy:
         return actions
 
     def _prepared(self, account: str, problem: str) -> list[Action]:
+        self._preparing -= Counter({account: 1})  # keeps none that is 0
+        if problem and self._preparing[account]:
+            return []  # of credentials that newer ones have replaced: how those fare is heard in a moment
         waiting = self._waiting.pop(account, [])
         # Without a token its runs stay guarded all the same: the token may come by the time that it is needed.
         if problem:

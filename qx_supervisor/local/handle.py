@@ -117,7 +117,7 @@ class Service:
         *,
         count: int = 1,
         after: int = 0,
-        timeout: float = 30.0,
+        timeout: float = 60.0,
         answered: bool = False,
     ) -> list[JournalEntry]:
         """Wait until requests have arrived, those that came before the call included.
@@ -168,7 +168,7 @@ class Service:
             raise KeyError(id)
         return Job(**found[0])
 
-    def wait_job(self, id: str, *statuses: str, timeout: float = 30.0) -> Job:  # noqa: A002
+    def wait_job(self, id: str, *statuses: str, timeout: float = 60.0) -> Job:  # noqa: A002
         """Wait until a job has come to one of the statuses.
 
         Args:
@@ -189,7 +189,7 @@ class Service:
             raise TimeoutError(f"job {id} is {job.status} after {timeout} s, not {' or '.join(statuses) or 'final'}")
         return job
 
-    def wait_idle(self, timeout: float = 30.0) -> list[Job]:
+    def wait_idle(self, timeout: float = 60.0) -> list[Job]:
         """Wait until every job is final.
 
         Returns:

@@ -166,7 +166,8 @@ class Reaper:
             self._forget_at = now + FORGET_SECONDS
             book.forget(KEPT_FOR)
         is_idle = not found and not self._is_busy()
-        has_seen_enough = is_idle and book.clock() - self._since > book.longest_lease()
+        # By the clock of before the claim: what has come due since then was not claimed.
+        has_seen_enough = is_idle and self._asked_at - self._since > book.longest_lease()
         if len(found) == room and room:
             with self._changed:
                 self._has_more = True

@@ -61,6 +61,7 @@ def test_a_killed_worker(ibm, host, method):
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_workers_of_one_task_each(ibm, host, method):
     """They end when their jobs are over: nothing is cancelled, and no watcher stays."""
+    ibm.hold("queued")
     host.do(
         f"""
         with pool_of(1, "{method}", max_tasks_per_child=1) as pool:
@@ -70,7 +71,10 @@ def test_workers_of_one_task_each(ibm, host, method):
         """
     )
     for _ in range(2):
-        _, worker, watcher = host.queued()
+        job, worker, watcher = host.queued()
+        ibm.hold(None)
+        ibm.wait_job(job)
+        ibm.hold("queued")  # the next one's worker has yet to be started
         host.line("got ")
         wait_for_end(worker)
         wait_for_end(watcher)

@@ -118,9 +118,11 @@ def test_a_killed_actor(ibm, host):
 
 def test_workers_of_one_task_each(ibm, host):
     """They end when their jobs are over: nothing is cancelled, and no watcher stays."""
+    ibm.hold("queued")
     host.do("once = ray.remote(max_calls=1)(work)\nshow_all([once.remote(), once.remote()])")
-    for _ in range(2):
-        _, worker, watcher = host.queued()
+    found = [host.queued(), host.queued()]
+    ibm.hold(None)
+    for _, worker, watcher in found:
         host.line("got ")
         wait_for_end(worker)
         wait_for_end(watcher)
