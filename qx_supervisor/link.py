@@ -116,7 +116,7 @@ class Link:
         self._seq = 0
         self._advised = False
         self._idle_since = 0.0
-        self._bye = 0  # the number of the last goodbye
+        self._bye = -1  # the number of the last goodbye
         self._deaths: deque[float] = deque(maxlen=RELAUNCHES + 1)
 
     # What a run says

@@ -97,8 +97,9 @@ def test_the_token_service_was_out_of_order_when_the_watcher_died(
 
     monkeypatch.setitem(link._sources, account, without_token)
     ibm.scenario({"http_faults": [{"path": "/identity/token", "status": 400, "times": 1}]})
+    before = ibm.cursor()
     watcher().kill()
-    ibm.wait_for("POST", "/identity/token", answered=True)
+    ibm.wait_for("POST", "/identity/token", after=before, answered=True)
     ibm.hold(None)
     assert sum(submit(bell(), "ibm_brisbane", service=service, shots=16).result(60).counts.values()) == 16
 
