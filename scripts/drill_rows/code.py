@@ -32,6 +32,17 @@ signal.pause()
 
 KEYED = "drive(key={key!r}, grace={grace})"
 
+READY = """
+from qx_supervisor import resume
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+def _when_told(*arguments, claim=resume.claim):
+    say("ready")
+    signal.sigwait({signal.SIGUSR1})
+    return claim(*arguments)
+resume.claim = _when_told
+"""
+"""The lines that have a program ask for its key when a signal says so: what comes before takes a second or two."""
+
 LEDGER = """
 os.environ["QX_LEDGER"] = {ledger!r}
 os.environ["QX_LEASE_SECONDS"] = "{lease}"

@@ -152,11 +152,11 @@ def _keyed(one: Try, grace: float) -> str:
     return code.KEYED.format(key=one.tag, grace=grace)
 
 
-def lose(one: Try, host: hosts.Host) -> None:
+def lose(one: Try, host: hosts.Host, driver: Driver | None = None) -> None:
     """All that runs on a host, the driver and its watcher, ends at one time, and its link too."""
     one.gives_up()
     host.kill()
-    one.driver.end()
+    (driver or one.driver).end()
 
 
 def _wait_for_the_reapers(one: Try, site: Site, host: hosts.Host, grace: float) -> None:
@@ -307,13 +307,15 @@ def _reapers_and_a_driver_race(one: Try) -> None:
     site = site_of(one, reapers=3)
     host = site.host()
     program = _keyed(one, 0.0)
-    site.start(one, host, program)
+    lost = site.start(one, host, program)
     one.queued()
     site.wait(host.name, lambda found: found and all(held.row.jobs and held.row.answered for held in found))
-    lose(one, host)
-    one.sleep(LEASE)
-    driver = site.start(one, site.host(), program)
     first = one.made()
+    driver = site.start(one, site.host(), code.READY + program)
+    driver.line("ready")
+    lose(one, host, lost)
+    one.sleep(1.5 * LEASE)
+    one.lane.signal(driver, signal.SIGUSR1)
     last = driver.queued()
     with one.let_go():
         driver.end()
