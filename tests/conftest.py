@@ -7,6 +7,7 @@ end, or for a request in the service's journal.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -168,6 +169,8 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     assert not left, f"processes left behind: {left}"
     watcher = link._process
     kept = {f"{watcher.pidfd} anon_inode:[pidfd]"} if watcher is not None else set()
+    if not _descriptors() - kept <= descriptors:
+        gc.collect()  # a handle of the service that is in a cycle, as what an example defines, closes its pidfd then
     assert _descriptors() - kept <= descriptors, "descriptors left behind"
     assert not list(Path("/tmp").glob(f"qx-*-{os.getpid()}*"))
 
