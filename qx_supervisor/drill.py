@@ -6,7 +6,6 @@ For the demonstration and for the doctor: both show on this very machine that it
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 
 from .errors import QxError
 from .local import Service
+from .ready import is_readable
 
 PATIENCE = 60.0
 """Seconds for the driver to come so far that it can be killed, and for all that follows."""
@@ -108,5 +108,5 @@ def _wait_for_end(pid: int) -> None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    select.select([pidfd], [], [], PATIENCE)
+    is_readable(pidfd, PATIENCE)
     os.close(pidfd)

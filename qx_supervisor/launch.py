@@ -14,7 +14,6 @@ import importlib.util
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from . import detached, shared
 from .errors import WatcherError
 from .ours import FOLDER, ledger, place, protocol
+from .ready import is_writable
 
 if TYPE_CHECKING:
     from multiprocess.connection import Connection
@@ -72,9 +72,7 @@ class WatcherProcess:
         """Whether there is room for another message, or will be within so many seconds."""
         if not self.is_whole():
             return False
-        poll = select.poll()
-        poll.register(self.connection.fileno(), select.POLLOUT)
-        return bool(poll.poll(seconds * 1000))
+        return is_writable(self.connection.fileno(), seconds)
 
     def kill(self) -> None:
         """End it: it hears nothing any more, and what it knows would be acted upon when this process ends."""

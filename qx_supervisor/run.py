@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import os
-import select
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from . import crew, interrupts
 from .errors import CancelOutcome, ConfigError, Interrupted, QxError, RunError, interrupted
 from .panel import Panel, PanelName, Silent, close_panel, open_panel
 from .panel.plain import write
+from .ready import is_writable
 from .request import Request, check
 from .result import Err, Ok, RunResult
 from .status import Status
@@ -232,7 +232,7 @@ def _say_what_ends() -> None:
     if not left or "qx_supervisor.adopt" in sys.modules:  # `qx-supervisor exec` says so itself
         return
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        if not select.select([], [sys.stderr.fileno()], [], 0)[1]:
+        if not is_writable(sys.stderr.fileno(), 0):
             return  # a terminal that was stopped: the end of the program does not wait for it
     what = "a run that is" if len(left) == 1 else f"{len(left)} runs that are"
     jobs = [worker.job_id for worker in left if worker.job_id]

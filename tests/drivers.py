@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,7 +84,7 @@ class Zygote:
         return Forked(self, message["started"], os.fdopen(outs[0], "rb", 0), os.fdopen(errs[0], "rb", 0))
 
     def _next(self) -> dict[str, int]:
-        assert select.select([self._control], [], [], DEADLINE)[0], "the zygote does not answer"
+        assert wait([self._control], DEADLINE), "the zygote does not answer"
         message = json.loads(self._control.recv(65536))
         if "ended" in message:
             self._ends[message["ended"]] = message["status"]
@@ -92,7 +92,7 @@ class Zygote:
 
     def poll(self, pid: int) -> int | None:
         """The return code of a child that has ended, else None."""
-        while select.select([self._control], [], [], 0)[0]:
+        while wait([self._control], 0):
             self._next()
         return os.waitstatus_to_exitcode(self._ends[pid]) if pid in self._ends else None
 
@@ -140,7 +140,7 @@ class Forked:
         streams = {stream.fileno(): b"" for stream in (self.stdout, self.stderr) if not stream.closed}
         open_ones = set(streams)
         while open_ones:
-            ready = select.select(open_ones, [], [], timeout)[0]
+            ready = wait(open_ones, timeout)
             assert ready, f"driver {self.pid} does not end"
             for number in ready:
                 data = os.read(number, 65536)
@@ -186,7 +186,7 @@ class Driver:
     def _read(self, seconds: float, wanted: str) -> None:
         out, err = self.process.stdout, self.process.stderr
         streams = [stream for stream in (out, err) if stream is not None and not stream.closed]
-        ready = select.select(streams, [], [], seconds)[0]
+        ready = wait(streams, seconds)
         assert ready, f"no line {wanted!r} in time; so far {self.lines}; stderr {self.errors.decode()}"
         if err in ready:
             data = os.read(err.fileno(), 65536)
@@ -266,7 +266,7 @@ def wait_for_end(process: psutil.Process) -> None:
         return
     try:
         if process.is_running():
-            assert select.select([pidfd], [], [], DEADLINE)[0], f"{process} still runs"
+            assert wait([pidfd], DEADLINE), f"{process} still runs"
     finally:
         os.close(pidfd)
 

@@ -20,7 +20,6 @@ import contextlib
 import ctypes
 import os
 import secrets
-import select
 import shutil
 import signal
 import socket
@@ -28,6 +27,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -193,7 +193,7 @@ def _send(pid: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, number)
         if number == signal.SIGKILL:
-            assert select.select([pidfd], [], [], DEADLINE)[0], f"process {pid} does not end"
+            assert wait([pidfd], DEADLINE), f"process {pid} does not end"
     finally:
         os.close(pidfd)
 

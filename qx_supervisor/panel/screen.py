@@ -17,13 +17,14 @@ import fcntl
 import logging
 import os
 import re
-import select
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
+
+from ..ready import is_writable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -395,7 +396,7 @@ class Screen:
             except BlockingIOError:
                 if not waits:
                     return
-                select.select([], [self._fd], [], 1.0)
+                is_writable(self._fd, 1.0)
             except OSError:
                 self._owed = b""  # the terminal has hung up: the run goes on
 

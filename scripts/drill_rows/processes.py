@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 
 import psutil
 from drivers import DEADLINE
@@ -36,7 +36,7 @@ def wait_for_end(process: psutil.Process) -> None:
 def ends(pidfd: int, seconds: float, stopping: threading.Event | None = None) -> bool:
     """Whether a process ends within so many seconds, and before the drill is to stop."""
     end = time.monotonic() + seconds
-    while not (ready := select.select([pidfd], [], [], max(0.0, min(0.5, end - time.monotonic())))[0]):
+    while not (ready := wait([pidfd], max(0.0, min(0.5, end - time.monotonic())))):
         if time.monotonic() >= end or (stopping is not None and stopping.is_set()):
             break
     return bool(ready)
