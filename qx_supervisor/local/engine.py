@@ -115,15 +115,14 @@ class Engine:
 
         def keep(record: Record) -> bool:
             return (
-                (not tags or tags <= set(record.tags))
-                and (pending is None or pending != record.is_final)
+                (pending is None or pending != record.is_final)
                 and all(getattr(record, name) == value for name, value in wanted.items())
                 and (after is None or datetime.datetime.fromisoformat(record.created) >= after)
                 and (before is None or datetime.datetime.fromisoformat(record.created) <= before)
             )
 
         records, count = self.jobs.page(
-            keep, ascending=_first(query, "sort") == "ASC", offset=offset, limit=min(limit, _LARGEST_PAGE)
+            keep, tags=tags, ascending=_first(query, "sort") == "ASC", offset=offset, limit=min(limit, _LARGEST_PAGE)
         )
         body = {"jobs": [job_to_api(record) for record in records], "count": count, "limit": limit, "offset": offset}
         return Response(200, body)

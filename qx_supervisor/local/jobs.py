@@ -14,8 +14,8 @@ import copy
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -98,6 +98,7 @@ class Jobs:
         self._max_sim_qubits = max_sim_qubits
         self._changed = threading.Condition()
         self._jobs: dict[str, Record] = {}
+        self._by_tag: defaultdict[str, set[str]] = defaultdict(set)
         self._live: dict[str, Record] = {}  # those not final: a tick costs nothing for the thousands that are
         self._cancel_requests: Counter[str] = Counter()
         self._hold: Hold = None
@@ -135,6 +136,7 @@ class Jobs:
                 settings=ExecutionSettings(self._max_sim_qubits, state.derive_seed(), noise),
             )
             self._jobs[record.job_id] = self._live[record.job_id] = record
+            self._index(record)
             self._due.set()
             self._changed.notify_all()
             return copy.copy(record)
@@ -166,29 +168,48 @@ class Jobs:
             record = self._jobs.get(job_id)
             if record is None:
                 return False
+            self._unindex(record)
             # A new dict, since copies that were handed out share the old one.
             record.metadata = {**record.metadata, key: value}
+            self._index(record)
             return True
 
     def delete(self, job_id: str) -> bool:
         """Forget a job; False for an unknown one."""
         with self._changed:
             self._live.pop(job_id, None)
-            deleted = self._jobs.pop(job_id, None) is not None
+            record = self._jobs.pop(job_id, None)
+            if record is not None:
+                self._unindex(record)
             self._changed.notify_all()
-            return deleted
+            return record is not None
 
     # What our routes call
 
     def page(
-        self, keep: Callable[[Record], bool], *, ascending: bool, offset: int, limit: int
+        self, keep: Callable[[Record], bool], *, tags: Set[str], ascending: bool, offset: int, limit: int
     ) -> tuple[list[Record], int]:
-        """One page of the jobs to keep, by age, and how many there are in all. Only the page is copied."""
+        """One page of the jobs to keep that have all tags, by age, and how many there are. Only the page is copied."""
         with self._changed:
-            found = [record for record in self._jobs.values() if keep(record)]
+            found = [record for record in self._tagged(tags) if keep(record)]
             if not ascending:
                 found.reverse()
             return [copy.copy(record) for record in found[offset : offset + limit]], len(found)
+
+    def _tagged(self, tags: Set[str]) -> Iterable[Record]:
+        """The jobs that have all tags, by age. They are asked for by thousands of clients: each has few."""
+        if not tags:
+            return self._jobs.values()
+        ids = set.intersection(*(self._by_tag.get(tag, set()) for tag in tags))
+        return sorted((self._jobs[job_id] for job_id in ids), key=lambda record: record.submitted)
+
+    def _index(self, record: Record) -> None:
+        for tag in record.tags:
+            self._by_tag[tag].add(record.job_id)
+
+    def _unindex(self, record: Record) -> None:
+        for tag in record.tags:
+            self._by_tag[tag].discard(record.job_id)
 
     def cancel_queued(self, session_id: str) -> None:
         """Cancel a session's queued jobs and spare the running ones."""
@@ -241,6 +262,7 @@ class Jobs:
         """Forget all jobs, holds and what is left of the scenario."""
         with self._changed:
             self._jobs.clear()
+            self._by_tag.clear()
             self._live.clear()
             self._cancel_requests.clear()
             self._hold, self._cancel_lag = None, 0.0
