@@ -6,8 +6,8 @@ import math
 import select
 
 
-def is_readable(descriptor: int, seconds: float) -> bool:
-    """Whether there is something to read, or an end, within so many seconds."""
+def is_readable(descriptor: int, seconds: float | None) -> bool:
+    """Whether there is something to read, or an end, within so many seconds; None: however long that takes."""
     return _comes(descriptor, select.POLLIN, seconds)
 
 
@@ -16,7 +16,7 @@ def is_writable(descriptor: int, seconds: float) -> bool:
     return _comes(descriptor, select.POLLOUT, seconds)
 
 
-def _comes(descriptor: int, event: int, seconds: float) -> bool:
+def _comes(descriptor: int, event: int, seconds: float | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, event)
-    return bool(poll.poll(math.ceil(seconds * 1000)))
+    return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from . import service as qiskit_service
 from . import shared
 from .errors import QxError
 from .ours import ledger, place, remote
+from .ready import is_readable
 from .resolve import Resolved, resolve
 
 logger = logging.getLogger("qx_supervisor")
@@ -95,9 +95,7 @@ def _wait_for_watchers(book: Any, seconds: float) -> None:
             continue
         pidfd = place.pidfd_of(row.watcher_pid)
         if pidfd is not None:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            poll.poll(max(0.0, end - time.monotonic()) * 1000)
+            is_readable(pidfd, max(0.0, end - time.monotonic()))
             os.close(pidfd)
 
 

@@ -31,6 +31,7 @@ from drivers import (  # noqa: F401 - the tests take them from here
     Zygote,
     assert_cancelled_once,
     end,
+    kill_both,
     orders,
     until,
     wait_for_end,

@@ -271,6 +271,15 @@ def wait_for_end(process: psutil.Process) -> None:
         os.close(pidfd)
 
 
+def kill_both(driver: Driver) -> None:
+    """As a cgroup kill, a power cut or the loss of a host does: neither lives to see the other's death."""
+    watcher = driver.watcher()
+    driver.send(signal.SIGSTOP)
+    watcher.send_signal(signal.SIGKILL)
+    wait_for_end(watcher)
+    driver.kill()
+
+
 def until(look: Callable[[], T], is_so: Callable[[T], object]) -> T:
     """Look again and again until it is so: at what tells nobody when it changes."""
     end = time.monotonic() + DEADLINE

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from circuits import bell
-from conftest import RUN, Driver, end, until, wait_for_end
+from conftest import RUN, Driver, end, kill_both, until, wait_for_end
 
 from qx_supervisor import reap, run
 from qx_supervisor.cli import main
@@ -21,15 +21,6 @@ REAP = """
 for reaped in reap(service()):
     say("reaped", reaped.fate, *reaped.jobs)
 """
-
-
-def kill_both(driver: Driver) -> None:
-    """As a cgroup kill or a power cut does: neither lives to see the other's death."""
-    watcher = driver.watcher()
-    driver.send(signal.SIGSTOP)
-    watcher.send_signal(signal.SIGKILL)
-    wait_for_end(watcher)
-    driver.kill()
 
 
 def test_reap_cancels_once(ibm, fork):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Driver, wait_for_end, wait_until_written
+from conftest import Driver, kill_both, wait_until_written
 from postgres import Server
 
 from qx_supervisor import local, reap
@@ -28,13 +27,9 @@ def shared_url_is_set(shared_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def lose(driver: Driver) -> None:
-    """Driver and watcher die together."""
-    watcher = driver.watcher()
+    """Driver and watcher die together, when the ledgers have the job."""
     wait_until_written(driver.pid)
-    driver.send(signal.SIGSTOP)
-    watcher.send_signal(signal.SIGKILL)
-    wait_for_end(watcher)
-    driver.kill()
+    kill_both(driver)
 
 
 def fates_until(wanted: str, ibm: local.Service) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from circuits import bell
-from conftest import Driver, end, wait_for_end, wait_for_watchers, wait_until_written
+from conftest import Driver, end, kill_both, wait_for_end, wait_for_watchers, wait_until_written
 
 from qx_supervisor import local, reap, run
 from qx_supervisor.resume import key_tag
@@ -67,13 +67,10 @@ def finish(ibm: local.Service, driver: Driver) -> str:
     return job
 
 
-def kill_both(driver: Driver) -> None:
-    watcher = driver.watcher()
+def lose(driver: Driver) -> None:
+    """Driver and watcher die together, when the ledger has the job."""
     wait_until_written(driver.pid, answered=False)
-    driver.send(signal.SIGSTOP)
-    watcher.send_signal(signal.SIGKILL)
-    wait_for_end(watcher)
-    driver.kill()
+    kill_both(driver)
 
 
 WHEN_TOLD = """
@@ -321,7 +318,7 @@ def test_a_retried_submission_leaves_one_job(ibm, fork):
     ibm.scenario({"http_faults": [fault]})
     first = fork(keyed())
     first.queued()
-    kill_both(first)
+    lose(first)
     second = fork(keyed())
     job = second.line("taken up again ")[0]
     made = [each.id for each in ibm.jobs()]
@@ -444,7 +441,7 @@ def test_the_watcher_died_too(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())
     job = first.queued()
-    kill_both(first)
+    lose(first)
     second = fork(keyed())
     assert second.line("taken up again ")[0] == job
     ibm.hold(None)
@@ -474,7 +471,7 @@ def test_reap_leaves_a_job_to_its_grace(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())
     job = first.queued()
-    kill_both(first)
+    lose(first)
     for _ in range(2):
         [told] = reap(ibm.service())
         assert (told.fate, told.jobs) == ("in grace", (job,))
@@ -490,7 +487,7 @@ def test_reap_cancels_when_the_grace_is_over(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed(grace=0.01))
     job = first.queued()
-    kill_both(first)
+    lose(first)
     fates = []
     while "cancelled" not in fates and len(fates) < 50:
         fates += [told.fate for told in reap(ibm.service())]
@@ -518,7 +515,7 @@ def test_a_watcher_that_dies_when_it_has_granted_the_key(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())
     job = first.queued()
-    kill_both(first)
+    lose(first)
     dying = """
 from qx_supervisor.link import Link
 def late(self, question, seconds, _await=Link._await):
@@ -571,7 +568,7 @@ class TestWithoutTheLedger:
         ibm.hold("queued")
         first = fork(keyed())
         job = first.queued()
-        kill_both(first)
+        lose(first)
         shutil.rmtree(state)
         assert f"job {job} of the key 'step' is in flight, and its driver is not known" in refusal(fork(keyed()))
         assert ibm.job(job).cancel_requests == 0

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 import requests
-from conftest import DEADLINE, RUN, Driver, wait_for_end
+from conftest import RUN, Driver, kill_both, until, wait_for_end
 from postgres import Cable, Server
 
 from qx_supervisor import local
@@ -56,28 +56,13 @@ class Shared:
 
     def wait(self, is_so: Callable[[list[Held]], object]) -> list[Held]:
         """Wait until the runs in it are as they should be; it tells nobody, so it is asked again and again."""
-        end = time.monotonic() + DEADLINE
-        while True:
-            found = self.book.held()
-            if is_so(found):
-                return found
-            assert time.monotonic() < end, found
-            time.sleep(0.01)
+        return until(self.book.held, is_so)
 
     def close(self) -> None:
         if self._book is not None:
             with contextlib.suppress(Exception):
                 self._book.close()
             self._book = None
-
-
-def lose_host(driver: Driver) -> None:
-    """Driver and watcher die together, as with their host."""
-    watcher = driver.watcher()
-    driver.send(signal.SIGSTOP)
-    watcher.send_signal(signal.SIGKILL)
-    wait_for_end(watcher)
-    driver.kill()
 
 
 LOGGED = "import logging\nlogging.basicConfig(level=logging.INFO, format='%(name)s %(message)s')\n"
@@ -137,7 +122,7 @@ def test_a_host_is_lost_and_a_reaper_cancels_once(
     driver = fork(RUN)
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.jobs and found[0].row.answered)
-    lose_host(driver)
+    kill_both(driver)
     reaping = reaper()
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
     [held] = shared.wait(lambda found: found[0].judgement == "final")
@@ -179,7 +164,7 @@ def test_the_steps_of_the_page(
         with pytest.raises(SystemExit, match=r"^0$"):
             main(["ps", "--all-hosts"])
         assert f"{os.uname().nodename}:{driver.pid}" in capsys.readouterr().out
-        lose_host(driver)
+        kill_both(driver)
         walked.wait(lambda found: found[0].judgement == "orphan")
         once = reaper("--once")
         assert once.end() == 0, once.lines
@@ -199,7 +184,7 @@ def test_two_reapers_race(
     for each in reapers:
         each.line("")  # it reaps
     for driver in drivers:
-        lose_host(driver)
+        kill_both(driver)
     shared.wait(lambda found: all(each.judgement == "final" for each in found))
     for each in reapers:
         each.send(signal.SIGTERM)
@@ -229,7 +214,7 @@ def test_a_reaper_that_stands_still_in_the_middle_is_followed_by_another(
     driver = fork(RUN)
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
-    lose_host(driver)
+    kill_both(driver)
     first = reaper()
     ibm.wait_for("POST", "*/cancel")
     first.send(signal.SIGSTOP)
@@ -258,7 +243,7 @@ def test_a_reaper_stops_cleanly_in_the_middle(
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
     ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/*/cancel", "method": "POST", "status": 503, "times": 1000}]})
-    lose_host(driver)
+    kill_both(driver)
     reaping = reaper()
     ibm.wait_for("POST", "*/cancel")
     reaping.send(signal.SIGINT)
@@ -279,7 +264,7 @@ def test_the_id_was_not_known_on_a_host_that_is_lost(
     ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "delay_seconds": 1.0}]})
     driver = fork(RUN)
     ibm.wait_for("POST", "/api/v1/jobs")
-    lose_host(driver)
+    kill_both(driver)
     ibm.wait_for("POST", "/api/v1/jobs", answered=True)
     [job] = ibm.jobs()
     reaping = reaper()
@@ -296,7 +281,7 @@ def test_another_account_is_left_alone(
     driver = fork(RUN)
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
-    lose_host(driver)
+    kill_both(driver)
     with psycopg.connect(shared.url, autocommit=True) as database:
         database.execute("UPDATE qx_runs SET instance = 'crn:v1:another'")
     shared.wait(lambda found: found[0].judgement == "orphan")
@@ -320,7 +305,7 @@ def test_metrics(
     shared.wait(lambda found: found and found[0].row.answered)
     reaping = reaper("--metrics", str(port))
     reaping.line("")
-    lose_host(driver)
+    kill_both(driver)
     shared.wait(lambda found: found[0].judgement == "final")
     said = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
     reaping.send(signal.SIGTERM)
@@ -623,7 +608,7 @@ def test_a_lost_hosts_grace_is_waited_for(
     driver = fork(KEYED)
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
-    lose_host(driver)
+    kill_both(driver)
     shared.wait(lambda found: found[0].judgement == "waiting")
     assert reaper("--once").end() == 0
     assert ibm.job(job).cancel_requests == 0

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import select
 import signal
 import weakref
 from types import TracebackType
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlencode
 
 from ..errors import QxError
+from ..ready import is_readable
 from . import registry
 from .records import Job, JournalEntry
 
@@ -270,7 +270,7 @@ class Service:
         for signum, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signum)
-            if _ended(self._pidfd, patience):
+            if is_readable(self._pidfd, patience):
                 break
         with contextlib.suppress(ChildProcessError):  # somebody else's child, or reaped already
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
@@ -299,7 +299,7 @@ class Service:
 
     def _last_words(self) -> str:
         """What the process wrote before it ended."""
-        if self._output is None or not self._release.alive or not _ended(self._pidfd, 1.0):
+        if self._output is None or not self._release.alive or not is_readable(self._pidfd, 1.0):
             return ""
         return os.read(self._output, 65536).decode(errors="replace").strip()
 
@@ -312,13 +312,6 @@ def _accepted(status: int, body: Any, but: int | None = None) -> Any:
 
 def _entries(body: Any) -> list[JournalEntry]:
     return [JournalEntry(**entry) for entry in body["entries"]]
-
-
-def _ended(pidfd: int, timeout: float | None) -> bool:
-    """Whether the process ends within the time, in seconds; None: however long it takes."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 def _close(*descriptors: int | None) -> None:
