@@ -117,6 +117,11 @@ class Interrupted(BaseException):
         }[self.cancel]
         return f"interrupted by {name}; {job}{said}"
 
+    def _repr_html_(self) -> str:
+        from . import html
+
+        return html.card("warning", "Interrupted", [("reason", html.text(self))])
+
     def __reduce__(self) -> tuple[Any, ...]:
         return interrupted, (self.job_id, self.signum, self.cancel)
 

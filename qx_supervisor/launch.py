@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from . import detached, shared
+from . import detached, settings, shared
 from .errors import WatcherError
 from .ours import FOLDER, ledger, place, protocol
 from .ready import is_writable
@@ -129,8 +129,27 @@ class _Beside:
 
 
 def sweep_window() -> float:
-    """Seconds after a driver's death in which a POST of it may still make a job."""
-    return float(os.environ.get("QX_SWEEP_WINDOW", "120"))
+    """Seconds after a driver's death in which a POST of it may still make a job.
+
+    Raises:
+        WatcherError: If `QX_SWEEP_WINDOW` is no such time.
+    """
+    return settings.seconds("QX_SWEEP_WINDOW", 120.0)
+
+
+def where(placement: str = "") -> str:
+    """Where a watcher is to be: "here" or "systemd".
+
+    Args:
+        placement: As for `start`.
+
+    Raises:
+        WatcherError: If it is to be somewhere else.
+    """
+    found = placement or os.environ.get(PLACEMENT) or "here"
+    if found not in ("here", "systemd"):
+        raise WatcherError("config", f"{PLACEMENT} is {found!r}; it may be here (as if unset) or systemd")
+    return found
 
 
 def start(placement: str = "") -> Starting:
@@ -143,9 +162,7 @@ def start(placement: str = "") -> Starting:
     Raises:
         WatcherError: If it can't be started; the text says why, and what to do.
     """
-    where = placement or os.environ.get(PLACEMENT) or "here"
-    if where not in ("here", "systemd"):
-        raise WatcherError("config", f"{PLACEMENT} is {where!r}; it may be here (as if unset) or systemd")
+    asked = where(placement)
     executable = _interpreter()
     me = os.getpid()
     ticks = place.start_ticks(me)
@@ -161,7 +178,7 @@ def start(placement: str = "") -> Starting:
         "lease_seconds": shared.lease_seconds(),
     }
     try:
-        if where == "systemd":
+        if asked == "systemd":
             from . import outside  # not needed by most
 
             return outside.start(command, order)

@@ -125,6 +125,24 @@ def runtime_directory() -> Path | None:
     return found if (found / "systemd" / "private").is_socket() else None
 
 
+def check() -> tuple[str, Path]:
+    """What starting a watcher outside takes: systemd-run, and the user's runtime directory.
+
+    Raises:
+        WatcherError: If there is no systemd to ask.
+    """
+    tool, folder = shutil.which("systemd-run"), runtime_directory()
+    if tool is None:
+        raise WatcherError("config", f"QX_WATCHER_PLACEMENT=systemd needs systemd-run: install it, {_INSTEAD}")
+    if folder is None:
+        raise WatcherError(
+            "config",
+            "QX_WATCHER_PLACEMENT=systemd needs a user manager of systemd, and none runs for this user here: have one "
+            f"kept by `loginctl enable-linger`, {_INSTEAD}",
+        )
+    return tool, folder
+
+
 def start(command: list[str], order: dict[str, object]) -> Called:
     """Ask systemd for a watcher.
 
@@ -136,15 +154,7 @@ def start(command: list[str], order: dict[str, object]) -> Called:
         WatcherError: If there is no systemd to ask.
         OSError: If it can't be asked.
     """
-    tool, folder = shutil.which("systemd-run"), runtime_directory()
-    if tool is None:
-        raise WatcherError("config", f"QX_WATCHER_PLACEMENT=systemd needs systemd-run: install it, {_INSTEAD}")
-    if folder is None:
-        raise WatcherError(
-            "config",
-            "QX_WATCHER_PLACEMENT=systemd needs a user manager of systemd, and none runs for this user here: have one "
-            f"kept by `loginctl enable-linger`, {_INSTEAD}",
-        )
+    tool, folder = check()
     name = f"qx-watcher-{secrets.token_hex(16)}"
     address = folder / f"{name}.socket"
     known = {**detached.environment(), "XDG_RUNTIME_DIR": str(folder), "SYSTEMD_COLORS": "0"}

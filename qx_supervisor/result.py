@@ -135,6 +135,10 @@ class Ok(Generic[T]):
     def __bool__(self) -> bool:
         return True
 
+    def _repr_html_(self) -> str | None:
+        show = getattr(self.value, "_repr_html_", None)
+        return show() if show is not None else None
+
 
 @dataclass(frozen=True)
 class Err:
@@ -148,3 +152,6 @@ class Err:
 
     def __bool__(self) -> bool:
         return False
+
+    def _repr_html_(self) -> str:
+        return self.error._repr_html_()

@@ -9,6 +9,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Literal
 
+from . import settings
 from .errors import ConfigError, RunError, WatcherError
 from .ours import ledger, shared_ledger
 
@@ -34,7 +35,7 @@ def url() -> str:
     Raises:
         WatcherError: If it can't be one. Its text quotes nothing.
     """
-    found = os.environ.get(SETTING, "")
+    found = os.environ.get(SETTING, "").strip()  # a secret made of a file ends as the file does, with a newline
     if found and not found.startswith(SCHEMES):
         raise WatcherError("config", f"{SETTING} must begin with postgresql://")
     return found
@@ -46,14 +47,7 @@ def lease_seconds() -> float:
     Raises:
         WatcherError: If `QX_LEASE_SECONDS` is no such time.
     """
-    text = os.environ.get("QX_LEASE_SECONDS") or "30"
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < 86400:
-        raise WatcherError("config", f"QX_LEASE_SECONDS is {text!r}; it must be a number of seconds, such as 30")
-    return found
+    return settings.seconds("QX_LEASE_SECONDS", 30.0)
 
 
 def packages() -> tuple[str, ...]:
@@ -76,7 +70,8 @@ def check_installed() -> None:
     """
     if any(importlib.util.find_spec(name) is None for name in _PACKAGES):
         raise WatcherError(
-            "config", f'{SETTING} needs the package psycopg: pip install "qx-supervisor[postgres]"'
+            "config",
+            f"{SETTING} needs the package psycopg: pip install '.[postgres]' in a checkout of qx_supervisor",
         )
 
 

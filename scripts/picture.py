@@ -75,9 +75,9 @@ def views() -> tuple[View, View]:
     made = []
     for state in ("queued", "done"):
         clock = Clock()
-        clock.now = seen[0].time
         view = View("Ctrl-C cancels", clock=clock)
         for status in seen:
+            clock.now += 7  # what is new on a real service takes its time
             view.see(status)
             if status.state == state and (status.queue_position or state == "done"):
                 break
@@ -87,9 +87,8 @@ def views() -> tuple[View, View]:
     return made[0], made[1]
 
 
-def draw(folder: Path) -> None:
-    """Write the pictures."""
-    queued, done = views()
+def on_a_terminal(queued: View, done: View) -> str:
+    """The picture for terminals, as SVG."""
     console = Console(record=True, width=96, file=io.StringIO(), color_system="truecolor", force_terminal=True)
     console.print(Text("$ python bell.py", style="bold"))
     console.print(block(queued))
@@ -97,8 +96,13 @@ def draw(folder: Path) -> None:
     console.print(summary(done, with_results=True))
     svg = console.export_svg(title="qx_supervisor")
     svg = re.sub(r"@font-face\s*{[^}]*}", "", svg)  # nothing is fetched to look at it
-    svg = "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
-    (folder / "panel.svg").write_text(svg)
+    return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
+
+
+def draw(folder: Path) -> None:
+    """Write the pictures."""
+    queued, done = views()
+    (folder / "panel.svg").write_text(on_a_terminal(queued, done))
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("docs/panel.svg is made; notebook.png needs Chromium (on Debian: apt-get install chromium)")

@@ -279,6 +279,28 @@ def test_no_account(begin, file, tmp_path, monkeypatch):
     assert said.count("\n") == 1
 
 
+def test_no_account_for_a_reaper(call, tmp_path, monkeypatch):
+    from qx_supervisor import service
+
+    def none():
+        raise ConfigError("config", "pass service=...")
+
+    monkeypatch.setattr(service, "every_service", none)
+    monkeypatch.setenv("QX_LEDGER", "postgresql://127.0.0.1:9/nowhere")
+    code, _, said = call("reaper", "--once")
+    assert code == 4
+    assert said.startswith("qx-supervisor: no IBM Quantum account is saved; save one with QiskitRuntimeService.")
+
+
+def test_a_service_that_answers_with_an_error(here, call):
+    here.scenario({"http_faults": [{"path": "/api/v1/jobs/*", "status": 503, "times": 100}]})
+    code, _, said = call("status", "d1a2b3c4", "--local")
+    assert code == 1
+    assert said == (
+        "qx-supervisor: the service could not be asked (GET /jobs/…: the service answered 503); try again in a while\n"
+    )
+
+
 def test_there_is_no_such_backend(here, begin, file):
     driver = begin("run", str(file), "--local", "--backend", "ibm_brisban", "--panel", "none")
     assert end(driver) == 2
@@ -398,6 +420,10 @@ def test_ids_that_are_none(here, call, words):
     code, lines, said = call(verb, "d1a2b3c4d5e6f7", "--local")
     assert code == 2
     assert "there is no" in said
+    if verb == "wait":
+        (told,) = objects(call(verb, "d1a2b3c4d5e6f7", "--local", "--json")[1])
+        assert (told["job_id"], told["state"], told["stage"]) == ("d1a2b3c4d5e6f7", "error", None)
+        assert "there is no" in told["reason"]
     for wrong in ("../backends", "a job", "ab", "qxs-0123456789"):
         before = here.cursor()
         code, lines, said = call(verb, wrong, "--local")
@@ -466,13 +492,15 @@ def test_wait_is_interrupted_and_the_job_goes_on(here, service, begin):
     held = submit(bell(), BACKEND, service=service)
     job = here.wait_for("POST", JOBS, answered=True)[0].job_id
     after = here.cursor()
-    driver = begin("wait", job, "--local")
+    driver = begin("wait", job, "--local", "--json")
     here.wait_for("GET", f"{JOBS}/{job}", count=3, after=after)  # the poller of this process asks too
     while b"queued" not in driver.errors:
         driver._read(60.0, "queued")
     driver.send(signal.SIGINT)
     assert driver.end() == -signal.SIGINT
     assert f"the job {job} goes on" in driver.errors.decode()
+    (told,) = objects(driver.lines)
+    assert (told["job_id"], told["state"]) == (job, "interrupted")
     assert (here.job(job).status, here.job(job).cancel_requests) == ("Queued", 0)
     assert held.cancel() == "confirmed"
 
@@ -581,6 +609,13 @@ def test_demo(running_service):
     assert "is cancelled, by 1 request of the watcher's" in shown
 
 
+def test_demo_without_the_embedded_service(call, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, said = call("demo")
+    assert code == 2
+    assert said.startswith("qx-supervisor: The embedded service needs localqpu: ")
+
+
 # The command line
 
 
@@ -682,6 +717,15 @@ def test_completion(here, fork):
     assert complete("qx-supervisor cancel ") == [f"plain,{job}"]
     driver.kill()
     here.wait_idle()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_of_each_shell(shell, call):
+    code, lines, _ = call("completion", shell)
+    assert code == 0
+    text = "\n".join(lines)
+    assert f"_QX_SUPERVISOR_COMPLETE={shell}_complete" in text
+    assert text.count("qx-supervisor") > 0
 
 
 def test_bash_takes_the_completion():

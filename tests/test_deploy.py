@@ -17,7 +17,7 @@ import psutil
 import pytest
 import units
 from conftest import DEADLINE, RUN, assert_cancelled_once, orders, wait_for_end
-from test_docs import parse, uses
+from test_docs import BLOCKS, parse, uses
 
 from qx_supervisor.cli import main
 
@@ -291,6 +291,21 @@ def test_the_reapers_unit_runs(ibm, programs, postgres, shared_url, fork, monkey
     assert_cancelled_once(ibm, job)
 
 
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_the_unit_on_the_page(programs, tmp_path):
+    [unit] = _on_the_page("ini")
+    _home_with(tmp_path, programs)
+    written = tmp_path / ".config" / "systemd" / "user" / "page.service"
+    written.write_text(unit.replace("/opt/vqe/bin", str(programs)))
+    done = _verify(tmp_path, written.name)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def _on_the_page(language: str) -> list[str]:
+    """The page's own examples in a language."""
+    return [block.code for block in BLOCKS if block.page.name == "clusters.md" and block.language == language]
+
+
 # Kubernetes -------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +322,15 @@ def test_objects_are_as_kubernetes_wants_them(page):
         each["spec"]["template"]["spec"]["containers"][0]["comand"] = []
         with pytest.raises(checker.ValidationError):
             checker.validate(each, version, strict=True)
+
+
+def test_the_pod_on_the_page():
+    checker = pytest.importorskip("kubernetes_validate")
+    import yaml
+
+    [text] = _on_the_page("yaml")
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "vqe"}} | yaml.safe_load(text)
+    checker.validate(pod, checker.latest_version(), strict=True)
 
 
 def _container(page: str) -> dict:

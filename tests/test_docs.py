@@ -11,6 +11,9 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import gc
+import html
+import importlib.util
 import inspect
 import os
 import re
@@ -278,7 +281,9 @@ def test_environment_variables_are_the_programs():
     """What the text calls a variable of ours, the program reads; and what users may set is described."""
     read = {found for path in sources() for found in re.findall(r"[\"'](QX_[A-Z_]+)[\"']", path.read_text())}
     named = {found for page in PAGES for found in re.findall(r"\bQX_[A-Z_]+", page.read_text())}
-    assert {"QX_STATE_DIR", "QX_LOG_LEVEL"} <= named <= read
+    assert named <= read
+    table = set(re.findall(r"^\| `(QX_[A-Z_]+)`", (DOCS / "commands.md").read_text(), re.MULTILINE))
+    assert table == read - {"QX_KEEP_ON_EXIT", "QX_ON_UNPROTECTED"}  # which `exec` sets, for its children
 
 
 # What the program says --------------------------------------------------------------------------------------------
@@ -359,6 +364,24 @@ def test_the_reference_has_every_public_name(built):
     names = [f"qx_supervisor.{name}" for name in qx_supervisor.__all__]
     names += [f"qx_supervisor.local.{name}" for name in local.__all__]
     assert [name for name in names if f'id="{name}"' not in reference] == []
+
+
+def pictured(svg: str) -> list[str]:
+    """The words of a picture, with a sign for each number and each job."""
+    words = " ".join(html.unescape(found) for found in re.findall(r"<text[^>]*>([^<]*)</text>", svg))
+    words = re.sub(r"\b[0-9a-f]{20}\b", "ID", re.sub(r"\d{4}-\d\d-\d\d ", "", words.replace("\xa0", " ")))
+    return [word for word in re.sub(r"\d+", "N", words).split() if not set(word) <= set("─│╭╮╰╯█▏▎▍▌▋▊▉")]
+
+
+def test_the_picture_shows_the_panel_as_it_is():
+    """The one in the README is what the script makes of a run now."""
+    spec = importlib.util.spec_from_file_location("picture", CHECKOUT / "scripts" / "picture.py")
+    picture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(picture)
+    made = pictured(picture.on_a_terminal(*picture.views()))
+    gc.collect()
+    assert "queued" in made
+    assert made == pictured((DOCS / "panel.svg").read_text())
 
 
 def test_links_of_the_readme():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from conftest import RUN, wait_for_end
 
@@ -194,6 +195,34 @@ def test_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find("place").verdict == "ok"
 
 
+def test_a_pod_without_an_account_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file in it tells that it is one."""
+    monkeypatch.setattr(placement, "here", lambda: "")
+    monkeypatch.setattr(machine, "_MARKS", ())
+    assert find("place").verdict == "ok"
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert "when its process 1 ends" in find("place").text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "step"),
+    [
+        ("QX_WATCHER_PLACEMENT", "sytemd", "it may be here (as if unset) or systemd"),
+        ("QX_WATCHER_PLACEMENT", "systemd", "or unset QX_WATCHER_PLACEMENT"),
+        ("QX_LEASE_SECONDS", "soon", "it must be a number of seconds, such as 30"),
+        ("QX_SWEEP_WINDOW", "-1", "it must be a number of seconds, such as 120"),
+    ],
+)
+def test_a_setting_with_which_nothing_is_submitted(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, step: str
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")  # where no user manager answers
+    monkeypatch.setenv(name, value)
+    found = find("settings")
+    assert (found.verdict, found.next_step.startswith(name)) == ("fault", True)
+    assert step in found.next_step
+
+
 def test_a_setting_that_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QX_STATEDIR", "/a/secret/place")
     found = find("settings")
@@ -272,6 +301,12 @@ def test_a_service_that_is_silent(key: str, ibm: local.Service, monkeypatch: pyt
 # The command
 
 
+def command_help(name: str) -> str:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return command.get_help(click.Context(command))
+
+
 def main_code(*words: str) -> int:
     with pytest.raises(SystemExit) as caught:
         main(["doctor", *words])
@@ -292,6 +327,8 @@ def test_the_command(key: str, ibm: local.Service) -> None:
     )
     assert took, text
     assert int(took[1]) < 10_000
+    documented = " ".join(re.findall(r"check +(.*?);", command_help("doctor"), re.S)[0].split())
+    assert set(documented.split(", ")) == {*told, "shared ledger"}
     assert key not in done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 2  # what takes a while
     assert not ibm.jobs()  # the drill has a service of its own
@@ -309,7 +346,7 @@ def test_without_the_embedded_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (found,) = doctor.drill.check()
     assert found.verdict == "warning"
-    assert found.next_step == "pip install 'qx-supervisor[local]'"
+    assert found.next_step == "pip install '.[local]' in a checkout of qx_supervisor"
 
 
 def test_a_drill_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,54 @@ def test_a_host_is_lost_and_another_one_reaps(ibm, start, network, postgres, sha
     assert_cancelled_once(ibm, job)
 
 
+def _keyed(host: hosts.Host, ibm_port: int, url: str, start) -> Driver:
+    """A driver with a key on a host, for ledger and service over its link."""
+    code = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)'
+    code = f"try:\n    say('got', {code}.job_id)\nexcept ConfigError as error:\n    say('refused', error.reason)"
+    return start(host.prelude(ibm_port) + code, wrap=host.wrap, env={**os.environ, "QX_LEDGER": url})
+
+
+def test_a_key_is_held_by_a_driver_on_another_host(ibm, start, network, postgres, shared_url, monkeypatch):
+    """That can't be seen there; its lease is renewed, and that can."""
+    ibm.hold("queued")
+    monkeypatch.setenv("QX_LEASE_SECONDS", "3")
+    port, database = network.offer(ibm.port), network.offer(postgres.port)
+    a, b = network.host(), network.host()
+    urls = [shared_url.replace(f"127.0.0.1:{postgres.port}", f"{host.gateway}:{database}") for host in (a, b)]
+    first = _keyed(a, port, urls[0], start)
+    job = first.queued()
+    _wait_until_known(shared_url)
+    second = _keyed(b, port, urls[1], start)
+    said = " ".join(second.line("refused "))
+    assert f"the key 'step' is held by process {first.pid} on {a.name}, which lives" in said
+    assert second.end() == 0, second.errors
+    ibm.hold(None)
+    assert first.line("got ") == [job]
+    assert first.end() == 0, first.errors
+    assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
+
+
+def test_a_key_is_taken_up_from_a_host_that_was_cut_off(ibm, start, network, postgres, shared_url, monkeypatch):
+    """When that is back, its driver has lost the lease. The job was not cancelled, so it goes on, and both get it."""
+    ibm.hold("queued")
+    monkeypatch.setenv("QX_LEASE_SECONDS", "3")
+    port, database = network.offer(ibm.port), network.offer(postgres.port)
+    a, b = network.host(), network.host()
+    urls = [shared_url.replace(f"127.0.0.1:{postgres.port}", f"{host.gateway}:{database}") for host in (a, b)]
+    first = _keyed(a, port, urls[0], start)
+    job = first.queued()
+    _wait_until_known(shared_url)
+    a.cut()
+    second = _keyed(b, port, urls[1], start)
+    assert second.line("taken up again ")[0] == job
+    a.mend()
+    ibm.hold(None)
+    for driver in (second, first):
+        assert driver.line("got ") == [job]
+        assert driver.end() == 0, driver.errors
+    assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
+
+
 def _wait_until_known(url: str) -> None:
     """Wait until the job of the only run is in the database, and its submission answered."""
     from watcher.ledger.postgres import SharedLedger  # needs what the extra brings

@@ -73,6 +73,12 @@ class Notebook:
         self.wait(lambda _: line.search(self.text))
         return str(line.search(self.text)[1])
 
+    def restart(self) -> None:
+        """Have Jupyter start another kernel, as by its button, and forget what the old one said."""
+        self.manager.restart_kernel()
+        self.client.wait_for_ready(timeout=DEADLINE)
+        self.text = ""
+
     def idle(self) -> None:
         """Wait until the cell is over."""
         self.wait(lambda m: m["msg_type"] == "status" and m["content"]["execution_state"] == "idle")
@@ -131,7 +137,8 @@ def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
         f"{CELL.partition('result =')[0]}\nfrom qx_supervisor import submit, try_run\n{connect}",
         'result = run(circuit, "ibm_brisbane", service=service, shots=64)\nresult',
         'going = submit(circuit, "ibm_brisbane", service=service, shots=64, panel="notebook")\ngoing.result()\ngoing',
-        'try_run(circuit, "ibm_nowhere", service=service).error',
+        'try_run(circuit, "ibm_nowhere", service=service)',
+        'try_run(circuit, "ibm_brisbane", service=service, shots=64, panel=None)',
         'run(circuit, "ibm_brisbane", service=service, shots=64, panel="plain").counts.keys() <= {"00", "11"}',
     ]
     made.cells = [nbformat.v4.new_code_cell(code) for code in cells]
@@ -143,7 +150,7 @@ def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
     gc.collect()
     for secret in ("a-secret-key", "Bearer", "eyJ"):
         assert secret not in saved.replace(connect, "")
-    run_cell, submit_cell, error_cell, plain_cell = (cell.outputs for cell in made.cells[1:])
+    run_cell, submit_cell, error_cell, ok_cell, plain_cell = (cell.outputs for cell in made.cells[1:])
     assert [output.output_type for output in run_cell] == ["display_data", "execute_result"]
     assert "done · job" in run_cell[0]["data"]["text/plain"]
     assert "RunResult of 1 PUB" in run_cell[1]["data"]["text/html"]
@@ -153,6 +160,7 @@ def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
     html = error_cell[-1]["data"]["text/html"]
     assert "ConfigError" in html
     assert "there is no backend &#x27;ibm_nowhere&#x27;" in html
+    assert "RunResult of 1 PUB" in ok_cell[-1]["data"]["text/html"]
     assert {output.output_type for output in plain_cell[:-1]} == {"stream"}
     assert plain_cell[-1]["data"]["text/plain"] == "True"
     if os.environ.get("QX_KEEP_NOTEBOOK"):  # to look at it in a browser
@@ -205,6 +213,40 @@ def test_killed(ibm, notebook):
     psutil.Process(notebook.pid).kill()
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
     wait_for_end(watcher)
+
+
+def test_killed_and_taken_up_again(ibm, notebook):
+    """The cell is executed once more, in the kernel that is started in its place."""
+    cell = CELL.format(port=ibm.port).replace("shots=64", 'shots=64, key="step", grace=60')
+    ibm.hold("queued")
+    notebook.client.execute(cell)
+    job = notebook.job_in("queued")
+    (watcher,) = watchers_of(notebook.pid)
+    psutil.Process(notebook.pid).kill()
+    notebook.restart()
+    notebook.client.execute(cell)
+    assert notebook.job_in("taken up again") == job
+    wait_for_end(watcher)
+    ibm.hold(None)
+    assert notebook.wait(lambda m: m["msg_type"] == "execute_result")["data"]["text/plain"] == "64"
+    assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
+
+
+def test_restarted_and_taken_up_again(ibm, notebook):
+    """The interrupt that comes before a restart ends the waiting only."""
+    cell = CELL.format(port=ibm.port).replace("import run", "import submit").replace("run(circuit", "submit(circuit")
+    cell = cell.replace("shots=64)", 'shots=64, key="step", grace=60, panel="auto").result()')
+    ibm.hold("queued")
+    notebook.client.execute(cell)
+    job = notebook.job_in("queued")
+    (watcher,) = watchers_of(notebook.pid)
+    notebook.restart()
+    notebook.client.execute(cell)
+    assert notebook.job_in("taken up again") == job
+    wait_for_end(watcher)
+    ibm.hold(None)
+    assert notebook.wait(lambda m: m["msg_type"] == "execute_result")["data"]["text/plain"] == "64"
+    assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
 
 
 def test_terminated(ibm, notebook):

@@ -20,6 +20,7 @@ from rich.console import Console
 from terminals import Terminal
 
 from qx_supervisor import RunResult, RunTimeout
+from qx_supervisor.panel.notebook import as_html
 from qx_supervisor.panel.plain import Plain
 from qx_supervisor.panel.terminal import block, summary, table
 from qx_supervisor.panel.view import LARGE, View, duration, histogram, values, when
@@ -585,3 +586,13 @@ def test_moments():
     assert when(None, 0) == "–"
     assert re.fullmatch(r"\d\d:\d\d", when(1_000_000.0, 1_000_060.0))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", when(1_000_000.0 + 3 * 86400, 1_000_000.0))
+
+
+def test_a_run_that_was_taken_up_says_so():
+    view = View()
+    view.see(Status("poll", "queued", "d1", "ibm_brisbane", watcher=7, taken_up=True))
+    assert view.protection() == "taken up again, watched by pid 7"
+    console = Console(file=io.StringIO(), width=80)
+    console.print(block(view))
+    assert "taken up again, watched by pid 7" in console.file.getvalue()
+    assert "taken up again, watched by pid 7" in as_html(view)

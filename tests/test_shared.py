@@ -65,6 +65,8 @@ class Shared:
             self._book = None
 
 
+KEYED = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)'
+
 LOGGED = "import logging\nlogging.basicConfig(level=logging.INFO, format='%(name)s %(message)s')\n"
 
 
@@ -72,6 +74,7 @@ def test_a_run_from_its_intent_to_its_end(
     ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QX_LEASE_SECONDS", "30")  # nothing runs out here
+    monkeypatch.setenv("QX_LEDGER", f"{shared.url}\n")  # as a secret has it that was made of a file
     ibm.hold("queued")
     driver = fork(RUN)
     job = driver.queued()
@@ -364,6 +367,46 @@ def test_the_database_was_restarted_while_nobody_asked_it(ibm: local.Service, fo
     assert "ledger of many hosts" not in driver.errors.decode()
 
 
+def test_a_key_is_taken_up_while_the_database_is_away(ibm: local.Service, fork: Any, shared: Shared) -> None:
+    """On the same machine, whose own ledger knows of it. The database hears of all that when it is back."""
+    ibm.hold("queued")
+    first = fork(LOGGED + KEYED)
+    job = first.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    shared.close()
+    shared.postgres.kill()
+    try:
+        first.kill()
+        second = fork(f"{LOGGED}say('counts', *{KEYED}.counts)")
+        assert second.line("taken up again ")[0] == job
+        ibm.hold(None)
+        second.line("counts ")
+    finally:
+        shared.postgres.start()
+    [held] = shared.wait(lambda found: found[0].judgement == "final")
+    assert (held.row.key, held.row.state, dict(held.row.jobs).keys()) == ("step", "done", {job})
+    assert second.end() == 0, second.errors
+    assert second.errors.decode().count("the ledger of many hosts is away") == 1
+    assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
+
+
+def test_a_new_key_while_the_database_is_away(
+    ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs a warning, and not the run."""
+    shared.postgres.kill()
+    try:
+        driver = fork(f"{LOGGED}say('counts', *{KEYED}.counts)\nsignal.pause()")
+        driver.line("counts ")
+    finally:
+        shared.postgres.start()
+    [held] = shared.wait(lambda found: found and found[0].judgement == "final")
+    assert (held.row.key, held.row.state) == ("step", "done")
+    driver.kill()
+    assert driver.errors.decode().count("the ledger of many hosts is away") == 1
+    assert [each.cancel_requests for each in ibm.jobs()] == [0]
+
+
 @pytest.mark.parametrize("first", ["driver", "watcher"])
 def test_no_database_from_the_beginning(
     ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch, first: str
@@ -443,6 +486,8 @@ def test_a_host_is_cut_off_and_comes_back(
         said = " ".join(driver.line("outcome "))
         assert driver.end() == 0, driver.errors
         assert "JobCancelled" in said
+        assert "this host had lost its lease on it: a reaper " in said
+        assert f"has taken it (its pid is {reaping.pid} on {os.uname().nodename})" in said
         reaping.send(signal.SIGTERM)
         assert reaping.end() == 0
         [held] = shared.book.held()
@@ -569,8 +614,6 @@ def test_a_job_that_was_let_go_while_there_was_no_watcher(
 
 # Keys, clocks, secrets --------------------------------------------------------------------------------------------
 
-KEYED = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)'
-
 
 def test_another_host_takes_a_key_up(
     ibm: local.Service, fork: Any, shared: Shared, state: Path, monkeypatch: pytest.MonkeyPatch
@@ -630,7 +673,7 @@ def test_no_driver_package_for_it(ibm: local.Service, fork: Any, shared: Shared)
             say("refused", error.reason)
         """
     )
-    assert 'pip install "qx-supervisor[postgres]"' in " ".join(driver.line("refused "))
+    assert "pip install '.[postgres]' in a checkout" in " ".join(driver.line("refused "))
     assert driver.end() == 0
     assert ibm.jobs() == []
 
@@ -662,6 +705,36 @@ def test_a_password_is_not_taken_from_the_command_line(capsys: pytest.CaptureFix
     said = capsys.readouterr().err
     assert "set QX_LEDGER instead" in said
     assert "hush" not in said
+
+
+def test_a_password_from_the_users_own_file(
+    ibm: local.Service,
+    fork: Any,
+    shared: Shared,
+    reaper: Callable[..., Driver],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Then the URL has none, and may be on a command line."""
+    file = tmp_path / ".pgpass"
+    file.write_text(f"127.0.0.1:{shared.postgres.port}:*:*:{shared.postgres.password}\n")
+    file.chmod(0o600)
+    bare = shared.url.replace(f":{shared.postgres.password}@", "@")
+    assert bare != shared.url
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("QX_LEDGER", bare)
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    kill_both(driver)
+    monkeypatch.setenv("QX_LEDGER", "")
+    main(["ps", "--all-hosts", "--ledger", bare], standalone_mode=False)
+    assert job in capsys.readouterr().out
+    monkeypatch.setenv("QX_LEDGER", "")
+    assert reaper("--once", "--ledger", bare).end() == 0
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
 def test_ps_of_all_hosts_and_doctor(

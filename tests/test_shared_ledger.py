@@ -103,6 +103,22 @@ def test_migrations_are_done_once_by_many_at_once(shared_url: str) -> None:
         ]
 
 
+def test_an_older_one_is_brought_up_to_date_by_many_at_once(
+    shared_url: str, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes to it at the time goes on."""
+    old = opened()
+    old.write([Kept(row=row())])
+    later = ("ALTER TABLE qx_runs ADD COLUMN later integer NOT NULL DEFAULT 0",)
+    monkeypatch.setattr(schemas, "MIGRATIONS", (*schemas.MIGRATIONS, later))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: SharedLedger.open(shared_url).close(), range(8)))
+    assert old.version() == len(schemas.MIGRATIONS)
+    old.write([Kept(row=row(jobs={"j": ""}))])
+    [found] = old.rows()
+    assert (found.run, dict(found.jobs)) == ("r1", {"j": ""})
+
+
 def test_a_newer_one_is_left_alone(shared_url: str) -> None:
     SharedLedger.open(shared_url).close()
     with psycopg.connect(shared_url) as database:

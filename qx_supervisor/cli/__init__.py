@@ -7,6 +7,7 @@
 `files`    circuits from OpenQASM and QPY files
 `results`  what a run came to, as a table or as JSON
 `jobs`     jobs that are named by their ids
+`hosts`    the ledger of many hosts
 
 Each other module is one command. None imports Qiskit before it is called: `--help` and completion are to be quick.
 """

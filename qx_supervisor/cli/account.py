@@ -43,11 +43,16 @@ def connect(local: bool, instance: str | None) -> Any:
     try:
         return default_service(instance)
     except ConfigError:
-        raise RunError(
-            "auth",
-            "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., "
-            "instance=...), or use the embedded service with --local",
-        ) from None
+        raise no_account() from None
+
+
+def no_account() -> RunError:
+    """What to say where no account is saved."""
+    return RunError(
+        "auth",
+        "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., instance=...), or "
+        "use the embedded service with --local",
+    )
 
 
 def check(local: bool, instance: str | None) -> None:

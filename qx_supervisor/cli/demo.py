@@ -12,5 +12,11 @@ from .group import debug_option
 def demo_command() -> None:
     """Run a circuit, then kill a driver and see its job cancelled; on this machine alone."""
     from ..demo import show
+    from ..errors import ConfigError
 
-    show()
+    try:
+        show()
+    except ImportError as error:
+        if error.name != "localqpu":
+            raise
+        raise ConfigError("config", str(error)) from None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from . import exits, output
+from . import exits, hosts, output
 from .group import debug_option, json_option
 
 EPILOG = """\b
 --json prints an object for each check:
   check      versions, pidfd, state directory, guarded runs, other watcher,
-             place, exec, settings, account, service, clock, kill -9 drill
+             place, exec, settings, shared ledger, account, service, clock,
+             kill -9 drill; not all everywhere
   verdict    "ok", "warning" or "fault"
   text       what was found
   next_step  what to do, or an empty string"""
@@ -18,9 +19,10 @@ EPILOG = """\b
 
 @click.command("doctor", epilog=EPILOG)
 @click.option("--no-drill", is_flag=True, help="Kill no driver.")
+@hosts.ledger_option
 @json_option
 @debug_option
-def doctor_command(no_drill: bool, as_json: bool) -> int:
+def doctor_command(no_drill: bool, ledger_url: str | None, as_json: bool) -> int:
     """Check whether all is as it must be on this machine, and say what to do.
 
     The last check starts a driver on an embedded service of its own, kills it with SIGKILL, and measures how long it
@@ -28,6 +30,7 @@ def doctor_command(no_drill: bool, as_json: bool) -> int:
 
     The exit code is 1 if something is at fault; a warning is no fault.
     """
+    hosts.use(ledger_url)
     from ..doctor import examine
 
     has_fault = False

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import click
 
+from . import hosts
+from .group import debug_option
+
 INJECTED = Path(__file__).resolve().parent.parent / "injected"
 """What Python imports a `sitecustomize` from, at its start."""
 
@@ -33,7 +36,15 @@ class NotFound(click.ClickException):
     exit_code = 127
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False}, no_args_is_help=True)
+EPILOG = """\b
+The exit code is the program's. Where the program does not start it is 127 if
+there is no such command, 126 if it is no program, and 2 if its jobs could
+not be guarded."""
+
+
+@click.command("exec", epilog=EPILOG, context_settings={"allow_interspersed_args": False}, no_args_is_help=True)
+@debug_option
+@hosts.ledger_option
 @click.option("--keep-on-exit", is_flag=True, help="Spare the unfinished jobs of a process that ends with status 0.")
 @click.option(
     "--on-unprotected",
@@ -43,7 +54,9 @@ class NotFound(click.ClickException):
     help="What a submission does that can't be guarded: raise an error and submit nothing, or submit and say so.",
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="[--] COMMAND...")
-def exec_command(keep_on_exit: bool, on_unprotected: str, command: tuple[str, ...]) -> None:
+def exec_command(
+    keep_on_exit: bool, on_unprotected: str, ledger_url: str | None, command: tuple[str, ...]
+) -> None:
     """Run any Qiskit program, unchanged, with every job that it submits guarded.
 
     \b
@@ -54,6 +67,7 @@ def exec_command(keep_on_exit: bool, on_unprotected: str, command: tuple[str, ..
     processes are cancelled when the process that submitted them ends, whatever ends it, and named if it can still
     speak. Not for python -I, -E and -S.
     """  # noqa: D301 - click's mark for a paragraph that is not to be wrapped
+    hosts.use(ledger_url)
     program = _find(command[0])
     option = unguardable(command) or _in_shebang(program)
     if option:

@@ -106,7 +106,11 @@ def _sentence(error: BaseException) -> str:
         return f"{text}; see {error.ctx.command_path} --help" if error.ctx is not None else text
     if isinstance(error, click.ClickException):
         return error.format_message()
-    if isinstance(error, QxError | Interrupted | remote.RemoteError | ledger.LedgerError):
+    if isinstance(error, remote.Refused):
+        return f"the service does not accept this account ({error}); check its API key and instance"
+    if isinstance(error, remote.RemoteError):
+        return f"the service could not be asked ({error}); try again in a while"
+    if isinstance(error, QxError | Interrupted | ledger.LedgerError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

@@ -8,7 +8,7 @@ import click
 
 from ..errors import QxError
 from ..ours import ledger
-from . import output
+from . import hosts, output
 from .group import debug_option, json_option
 
 EPILOG = """\b
@@ -51,14 +51,16 @@ and with --all-hosts:
 
 @click.command("ps", epilog=EPILOG)
 @click.option("--all", "everything", is_flag=True, help="Runs that are over too.")
-@click.option("--all-hosts", is_flag=True, help="Those of all hosts that write to the ledger of QX_LEDGER.")
+@click.option("--all-hosts", is_flag=True, help="Those of all hosts that write to one ledger.")
+@hosts.ledger_option
 @json_option
 @debug_option
-def ps_command(everything: bool, all_hosts: bool, as_json: bool) -> None:
+def ps_command(everything: bool, all_hosts: bool, ledger_url: str | None, as_json: bool) -> None:
     """List the guarded runs of this machine, the newest first.
 
     It reads the ledger only, and needs no account.
     """
+    hosts.use(ledger_url)
     count = _all_hosts(everything, as_json) if all_hosts else _this_machine(everything, as_json)
     if not count and not as_json:
         output.say("no run is known" if everything else "no run is guarded; --all lists those that are over")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import account, exits, output
+from . import account, exits, hosts, output
 from .group import debug_option, json_option
 
 EPILOG = """\b
@@ -28,9 +28,10 @@ EPILOG = """\b
     metavar="SECONDS",
     help="Wait so long for watchers of dead drivers that are at work: before a container or machine ends.",
 )
+@hosts.ledger_option
 @json_option
 @debug_option
-def reap_command(local: bool, instance: str | None, wait: float, as_json: bool) -> int:
+def reap_command(local: bool, instance: str | None, wait: float, ledger_url: str | None, as_json: bool) -> int:
     """Cancel what dead drivers left behind on this machine.
 
     Whose driver or watcher lives is never touched. The exit code is 6 if something could not be resolved: "pending", or
@@ -39,6 +40,7 @@ def reap_command(local: bool, instance: str | None, wait: float, as_json: bool) 
     from ..reap import reap_with
 
     account.check(local, instance)
+    hosts.use(ledger_url)
     unresolved = False
     found = reap_with(lambda: account.connect(local, instance), wait)
     for reaped in found:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-import re
+import os
 import signal
 import sys
 
 import click
 
-from ..errors import QxError
-from . import account, exits
+from ..errors import ConfigError, QxError
+from . import account, exits, hosts
 from .group import debug_option
 
 EPILOG = """\b
-It says on stderr what it does, a line a decision. SIGTERM and Ctrl-C stop
-it cleanly: what it has begun is finished or released within 10 s, and the
-exit code is 0. With --once it is 6 if something could not be resolved.
+It says on stderr what it does, a line a decision; QX_LOG_LEVEL, where it is
+set, says how much. SIGTERM and Ctrl-C stop it cleanly: what it has begun is
+finished or released within 10 s, and the exit code is 0. With --once it is 6
+if something could not be resolved.
 
 \b
 The database is named by QX_LEDGER, such as
@@ -26,7 +27,7 @@ the machine, so --ledger takes no password: libpq finds it in ~/.pgpass."""
 
 @click.command("reaper", epilog=EPILOG)
 @account.account_options
-@click.option("--ledger", "ledger_url", metavar="URL", help="The database, without a password, instead of QX_LEDGER.")
+@hosts.ledger_option
 @click.option("--once", is_flag=True, help="End when nothing is left that is due now.")
 @click.option(
     "--metrics", type=click.IntRange(1, 65535), metavar="PORT", help="Serve Prometheus metrics on 127.0.0.1:PORT."
@@ -41,7 +42,8 @@ def reaper_command(
     saved here, or the one of the environment. Any number of reapers may run at once.
     """
     account.check(local, instance)
-    url = _url(ledger_url)
+    hosts.use(ledger_url)
+    url = _url()
     from .. import service
     from ..launch import sweep_window
     from ..ours import ledger
@@ -49,8 +51,12 @@ def reaper_command(
     from ..reaper.metrics import serve
     from ..shared import lease_seconds
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    services = [account.connect(local, instance)] if local or instance else service.every_service()
+    if not os.environ.get("QX_LOG_LEVEL", "").strip():  # else the library writes there already, as it was asked to
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        services = [account.connect(local, instance)] if local or instance else service.every_service()
+    except ConfigError:
+        raise account.no_account() from None
     remotes = {
         service.address(client): service.remote_of(client)
         for each in services
@@ -72,17 +78,10 @@ def reaper_command(
     return exits.DONE if is_resolved or not once else exits.UNCONFIRMED
 
 
-def _url(given: str | None) -> str:
-    from ..shared import SCHEMES, SETTING, check_installed, url
+def _url() -> str:
+    from ..shared import SETTING, check_installed, url
 
-    if given is not None:
-        if re.search(r"//[^/?#]*:[^/?#]*@", given) or "password" in given:
-            raise click.UsageError(f"--ledger takes no password, which all could see here; set {SETTING} instead")
-        if not given.startswith(SCHEMES):
-            raise click.UsageError("--ledger must begin with postgresql://")
-        found = given
-    else:
-        found = url()
+    found = url()
     if not found:
         raise click.UsageError(f"no ledger of many hosts is named; set {SETTING}")
     check_installed()

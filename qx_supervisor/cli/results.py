@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import Interrupted, JobCancelled, JobFailed, RunError, RunTimeout
+from ..errors import Interrupted, JobCancelled, JobFailed, QxError, RunError, RunTimeout
 from ..result import RunResult
 from . import output
 
@@ -26,7 +26,7 @@ and where there is no result, one object:
   job_id       the job's id, or null if there is none
   state        "failed", "cancelled", "timeout", "interrupted", "error"
   stage        where: config, auth, backend, transpile, submit, poll,
-               timeout, job or results; null after a signal
+               timeout, job or results; null where it is none of these
   reason       why, in a sentence"""
 """For the help of the commands that print results."""
 
@@ -88,10 +88,15 @@ def _table(values: dict[str, Any]) -> None:
             output.line(f"{value:+.6f}  +- {error:.6f}")
 
 
-def show_failure(error: RunError | Interrupted) -> None:
-    """Print, as JSON, what there is instead of a result."""
+def show_failure(error: QxError | Interrupted | KeyboardInterrupt, job_id: str | None = None) -> None:
+    """Print, as JSON, what there is instead of a result.
+
+    Args:
+        error: How it ended.
+        job_id: The job that was asked for, where the error names none.
+    """
     match error:
-        case Interrupted():
+        case Interrupted() | KeyboardInterrupt():
             state = "interrupted"
         case JobFailed():
             state = "failed"
@@ -102,5 +107,5 @@ def show_failure(error: RunError | Interrupted) -> None:
         case _:
             state = "error"
     stage = error.stage if isinstance(error, RunError) else None
-    reason = error.reason if isinstance(error, RunError) else str(error)
-    output.record(job_id=error.job_id, state=state, stage=stage, reason=reason)
+    reason = error.reason if isinstance(error, RunError) else str(error) or "interrupted; the job goes on"
+    output.record(job_id=getattr(error, "job_id", None) or job_id, state=state, stage=stage, reason=reason)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from . import account, output
+from . import account, hosts, output
 from .group import debug_option, json_option
 from .results import FIELDS
 
@@ -41,6 +41,7 @@ from .results import FIELDS
     show_default=True,
     help="How the job's state is shown on stderr.",
 )
+@hosts.ledger_option
 @debug_option
 def run_command(  # noqa: PLR0917 - click passes by name
     file: str,
@@ -59,6 +60,7 @@ def run_command(  # noqa: PLR0917 - click passes by name
     grace: float,
     keep_on_sigterm: bool,
     panel: str,
+    ledger_url: str | None,
 ) -> None:
     """Run the circuits of FILE and print the counts.
 
@@ -73,6 +75,7 @@ def run_command(  # noqa: PLR0917 - click passes by name
     With --local it runs on the embedded service: the one that is running, or one for this run alone.
     """
     account.check(local, instance)
+    hosts.use(ledger_url)
     from ..errors import Interrupted, RunError
     from ..panel import open_panel
     from ..run import run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import click
@@ -59,6 +60,15 @@ def status_command(ids: tuple[str, ...], local: bool, instance: str | None, as_j
             output.line(f"{label:16} {'-' if value is None else value}")
 
 
+def _utc(written: object) -> str | None:
+    """A time as the service writes it, in the form that all results have."""
+    try:
+        found = datetime.datetime.fromisoformat(str(written))
+    except ValueError:
+        return None
+    return output.time_of((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp())
+
+
 def _read(service: Any, job_id: str) -> dict[str, Any]:
     from .. import details
     from .. import service as qiskit_service
@@ -76,7 +86,7 @@ def _read(service: Any, job_id: str) -> dict[str, Any]:
         "state": state.status.lower(),
         "reason": state.reason or None,
         "backend": state.reply.get("backend"),
-        "created": state.reply.get("created"),
+        "created": _utc(state.reply.get("created")),
         "queue_position": known.queue_position,
         "estimated_start": output.time_of(known.estimated_start),
         "qpu_seconds_estimated": known.qpu_seconds_estimated,

@@ -34,23 +34,23 @@ def wait_command(job_id: str, local: bool, instance: str | None, timeout: float 
     The job is somebody else's: neither Ctrl-C here nor --timeout cancels it. The exit code says how it ended. Of a job
     whose result is neither counts nor expectation values, only that it is done is said.
     """
-    jobs.check(job_id)
-    from ..errors import RunError
+    from ..errors import QxError
     from . import results
 
     end = None if timeout is None else time.monotonic() + timeout
     try:
+        jobs.check(job_id)
         service = account.connect(local, instance)
         patient = _Patient(job_id, timeout, end)
         client, state = jobs.find(service, job_id, patient.ask_first)
         state = _final(patient, client, state)
         _raise_for(state, job_id)
         result = _fetch(patient, client, state)
-    except RunError as error:
+    except (QxError, KeyboardInterrupt) as error:
         if as_json:
-            results.show_failure(error)
-        raise
-    except KeyboardInterrupt:
+            results.show_failure(error, job_id)
+        if isinstance(error, QxError):
+            raise
         output.say(f"the job {job_id} goes on")
         raise
     results.show(result, [None] * len(result), as_json=as_json)

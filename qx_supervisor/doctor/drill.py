@@ -15,7 +15,7 @@ def check() -> Iterator[Finding]:
             "kill -9 drill",
             "warning",
             "not done: the embedded service is not installed",
-            "pip install 'qx-supervisor[local]'",
+            "pip install '.[local]' in a checkout of qx_supervisor",
         )
         return
     from .. import local

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import placement, shared
+from .. import launch, outside, placement, shared
+from ..errors import WatcherError
 from ..ours import FOLDER, ledger
 from .finding import Finding
 
@@ -147,9 +148,13 @@ def _place() -> Finding:
     return Finding("place", "ok", "nothing here is known to kill a watcher along with its driver")
 
 
+_MARKS = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container", "/var/run/secrets/kubernetes.io")
+"""Files that one runtime or the other puts into its containers."""
+
+
 def _in_container() -> bool:
-    marks = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
-    return any(mark.exists() for mark in marks)
+    # A pod that mounts no account has none of them, but each has the variable.
+    return "KUBERNETES_SERVICE_HOST" in os.environ or any(Path(mark).exists() for mark in _MARKS)
 
 
 def _exec() -> Finding:
@@ -161,12 +166,22 @@ def _exec() -> Finding:
     )
 
 
+def _placement() -> None:
+    if launch.where() == "systemd":
+        outside.check()
+
+
 def _settings() -> Finding:
     inside = {name: value for name, value in os.environ.items() if name.startswith("QX_")}
     inside = {name: value if name != shared.SETTING else "…" for name, value in inside.items()}  # it holds a password
     known = [f"{name}={value} ({SETTINGS[name]})" for name, value in inside.items() if name in SETTINGS]
     unknown = sorted(set(inside) - set(SETTINGS))
     text = ", ".join(known) or "none of QX_*"
+    for read in (launch.sweep_window, shared.lease_seconds, _placement):
+        try:
+            read()
+        except WatcherError as error:
+            return Finding("settings", "fault", f"{text}: with that, nothing would be submitted", error.reason)
     if unknown:
         told = f"{text}; unknown: {', '.join(unknown)}"
         return Finding("settings", "warning", told, f"there are: {', '.join(SETTINGS)}")

@@ -11,7 +11,7 @@ they are, and faults on demand.
         service = ibm.service()              # a QiskitRuntimeService
         backend = service.backend("ibm_brisbane")
 
-The simulation, the backends and the format of the API are localqpu's (``pip install 'qx-supervisor[local]'``).
+The simulation, the backends and the format of the API are localqpu's (the extra ``local``).
 """
 
 from .handle import Service, ServiceError

@@ -18,7 +18,7 @@ from .handle import Service, ServiceError
 LINGER = 10.0
 """Seconds for ``linger``, for a service that is started for one run: a watcher asks it sooner than that."""
 
-_INSTALL = "pip install 'qx-supervisor[local]'"
+_INSTALL = "pip install '.[local]' in a checkout of qx_supervisor"
 
 # Packages that the server imports. Where they are is told to it, since it runs without PYTHONPATH and the user's own
 # site-packages, where they may well be.

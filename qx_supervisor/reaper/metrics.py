@@ -26,7 +26,8 @@ def serve(counts: Counts, port: int) -> Callable[[], None]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
     except ImportError:
         raise ConfigError(
-            "config", '--metrics needs the package prometheus-client: pip install "qx-supervisor[postgres]"'
+            "config",
+            "--metrics needs the package prometheus-client: pip install '.[postgres]' in a checkout of qx_supervisor",
         ) from None
 
     class Collector:

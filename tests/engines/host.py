@@ -31,7 +31,7 @@ def circuit():
     return made
 def work(backend="ibm_brisbane", **more):
     def note(status):
-        if status.state == "submitted":  # it may be over before anybody sees it queued
+        if status.state in ("submitted", "taken up again"):  # it may be over before anybody sees it queued
             say("queued", status.job_id, os.getpid())
     return run(circuit(), backend, service=service(), shots=8, panel=None, on_status=note, **more)
 def show(wait):

@@ -11,7 +11,7 @@ pytest.importorskip("distributed")
 
 PROGRAM = """
 def set_up():
-    global distributed
+    global dask, distributed
     import dask, distributed
     # A task whose worker has died fails, and is not tried again by another one.
     dask.config.set({"distributed.scheduler.allowed-failures": 0})
@@ -127,6 +127,27 @@ def test_a_worker_that_is_restarted(ibm, cluster):
     ibm.hold(None)
     assert cluster.line("got ")[0] == others
     assert fates(ibm)[others] == ("Completed", 0)
+
+
+def test_a_task_with_a_key_is_begun_again(ibm, cluster):
+    """By another worker, which takes up the job of the one that was killed."""
+    ibm.hold("queued")
+    cluster.do(
+        """
+        with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
+            renew()
+        show_all([client.submit(lambda: work(key="again", grace=60), pure=False)])
+        """
+    )
+    job, worker, watcher = cluster.queued()
+    worker.kill()
+    same, _, another = cluster.queued()
+    assert same == job
+    wait_for_end(watcher)
+    ibm.hold(None)
+    assert cluster.line("got ")[0] == job
+    assert fates(ibm) == {job: ("Completed", 0)}
+    assert another != watcher
 
 
 def test_errors_come_through(ibm, cluster):

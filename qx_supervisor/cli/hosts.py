@@ -1,0 +1,35 @@
+"""The ledger of many hosts, named on the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import click
+
+ledger_option = click.option(
+    "--ledger",
+    "ledger_url",
+    metavar="URL",
+    help="The database of a ledger of many hosts, without a password, instead of QX_LEDGER.",
+)
+
+
+def use(ledger_url: str | None) -> None:
+    """Have the ledger of an option be this process's, and its children's.
+
+    Args:
+        ledger_url: What was given, or None for what `QX_LEDGER` says.
+
+    Raises:
+        click.UsageError: If it can't be one, or holds a password.
+    """
+    from ..shared import SCHEMES, SETTING
+
+    if ledger_url is None:
+        return
+    if re.search(r"//[^/?#]*:[^/?#]*@", ledger_url) or "password" in ledger_url:
+        raise click.UsageError(f"--ledger takes no password, which all could see here; set {SETTING} instead")
+    if not ledger_url.startswith(SCHEMES):
+        raise click.UsageError("--ledger must begin with postgresql://")
+    os.environ[SETTING] = ledger_url
