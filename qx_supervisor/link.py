@@ -354,8 +354,11 @@ class Link:
             self._sources[account] = source
             if self._process is not None and account in self._armed:
                 return
-        self._ask("arm", account=account, credentials=credentials.to_json())
+        question = self._question("arm", START_SECONDS + 5, account=account, credentials=credentials.to_json())
+        self._await(question, ANSWER_SECONDS)
         with self._lock:
+            if self._process is not question.asked_of:
+                raise _Died  # the next one has not heard of it
             self._armed.add(account)
 
     def _ask_armed(
@@ -402,9 +405,11 @@ class Link:
     def _await(self, question: _Question, seconds: float) -> dict[str, Any]:
         if not question.answered.wait(seconds):
             with self._lock:
-                self._questions.pop(question.seq, None)
-            pid = question.asked_of.pid
-            raise WatcherError("config", f"the watcher (pid {pid}) did not answer within {seconds:.0f} s")
+                is_late = self._questions.pop(question.seq, None) is not None
+            if is_late:
+                pid = question.asked_of.pid
+                raise WatcherError("config", f"the watcher (pid {pid}) did not answer within {seconds:.0f} s")
+            question.answered.wait()  # it is being heard at this moment
         if question.answer is None:
             raise _Died
         if question.answer["kind"] == "nack":
@@ -457,7 +462,8 @@ class Link:
                 self._changed.notify_all()
             if not self._advised:
                 self._advised = True
-                threading.Thread(target=placement.warn, name="qx-placement", daemon=True).start()
+                with contextlib.suppress(RuntimeError):  # no thread can be had any more
+                    threading.Thread(target=placement.warn, name="qx-placement", daemon=True).start()
             self._listen(process)
             with self._lock:
                 self._process = None
@@ -551,6 +557,9 @@ class Link:
         if question is not None:
             question.answer = message
             question.answered.set()
+        elif message.get("answer") == "granted" and guarded is None:  # a key that nobody waits for any more
+            with self._lock:
+                self._tell("let go", run=message["run"])
         elif message["kind"] == "report":
             if message["event"] == "ledger lost":
                 logger.warning(
@@ -576,8 +585,10 @@ class Link:
                 )
             elif guarded is not None:
                 guarded.report(message)
-                is_over = message["event"] in ("cancelled", "pending", "lost") and not message["job"]
-                if is_over and (guarded.handed_over or guarded.let_go or message["event"] == "lost"):
+                is_over = message["event"] in ("cancelled", "pending") and not message["job"]
+                # Without a key the watcher guards it all the same: who has it now is a reaper, and can only cancel too.
+                is_lost = message["event"] == "lost" and guarded.lease is not None
+                if is_lost or (is_over and (guarded.handed_over or guarded.let_go)):
                     self.stand_down(guarded.run)
         elif message["kind"] == "nack" and message["seq"] != self._bye:  # who still looks for duplicates stays
             logger.warning("the watcher refused a message: %s", message["reason"])

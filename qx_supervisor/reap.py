@@ -105,7 +105,8 @@ _begun = threading.Lock()
 def reap_in_background(client: Any) -> None:
     """Reap once per process, with the account of its first run, in a thread; says in the log what it did."""
     if _begun.acquire(blocking=False):  # for good: this is done once
-        threading.Thread(target=_in_background, args=(client,), name="qx-reaper", daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # no thread can be had any more: the next program will look
+            threading.Thread(target=_in_background, args=(client,), name="qx-reaper", daemon=True).start()
 
 
 def _in_background(client: Any) -> None:
@@ -145,7 +146,12 @@ class _Elsewhere:
         if self._ledger.seize(row.run, row.holder):
             self._seized.add(row.run)
             return "free"
-        return "free" if self._ledger.row(row.run) is None else "taken"  # it was never written there
+        known = self._ledger.row(row.run)
+        if known is None:
+            return "free"  # it was never written there
+        if known.holder == row.holder and known.state in ledger.UNFINISHED:
+            raise ledger.LedgerError("whoever began to cancel its jobs may be at it still, by the lease.")
+        return "taken"
 
     def finish(self, run: str, found: Resolved) -> None:
         """Write what a run has come to; if that fails, a reaper looks again when the claim has run out."""

@@ -237,7 +237,7 @@ class Worker:
 
     def _let_go(self) -> CancelOutcome | None:
         """Leave the job to its grace, if that is asked for; or to whoever has its lease now."""
-        if self._lease_lost:
+        if self._has_lost_its_key():
             return "kept"
         if not self._keep:
             return None
@@ -651,6 +651,7 @@ class Worker:
 
     def _announce(self, account: str, source: CredentialsSource) -> None:
         """Tell the watcher that a POST will leave; `_acknowledged` waits for its word."""
+        self._check_lease()
         guarded = self._keyed or Guarded(self.run_id, account, self.tag, self._hear, driver_tag())
         self._guarded = True
         waits = link.announce_early(guarded, source)
@@ -702,18 +703,28 @@ class Worker:
 
     def _begin_post(self) -> None:
         # Either `abandon` sees that a POST is under way, or the POST sees that the run was abandoned.
+        self._check_lease()
         with self._lock:
             if not self._stop.is_set():
                 self._phase = "posting"
                 return
         raise _Stopped
 
+    def _has_lost_its_key(self) -> bool:
+        """Whether the job is another driver's by now. One without a key is guarded by the watcher here all the same."""
+        return bool(self._lease_lost) and self._keyed is not None
+
+    def _check_lease(self) -> None:
+        """Submit nothing under a key that another driver has by now: it may have been executed there."""
+        if self._has_lost_its_key():
+            raise SubmitError("submit", f"nothing was submitted: {self._lease_lost}; run again with the same key")
+
     def _hear(self, report: dict[str, Any]) -> None:
         """What the watcher reports of this run, in the link's thread."""
         job = report["job"]
         if report["event"] == "lost":
             self._lease_lost = report["detail"] or "another driver has taken it up"
-            self._say(self.status.stage, self.status.state, f"not guarded from here any more: {self._lease_lost}")
+            self._say(self.status.stage, self.status.state, f"lease lost: {self._lease_lost}")
         if job and job != self.job_id and report["event"] == "cancelled":
             self._say("submit", "duplicate cancelled", f"a retried submission had made {job} too")
 

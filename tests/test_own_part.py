@@ -80,3 +80,52 @@ def test_a_refusal_that_lasts(ibm: local.Service, service: Any, monkeypatch: pyt
     with pytest.raises(RunError, match=r"can't be read.* 403"):
         run.result(60)
     assert [job.status for job in ibm.jobs()] == ["Cancelled"]
+
+
+def test_a_token_service_that_answers_nonsense_ends_nothing(
+    ibm: local.Service, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ibm.hold("queued")
+    queued, asked = threading.Event(), threading.Event()
+
+    def note(status: Status) -> None:
+        if status.state == "queued":
+            queued.set()
+
+    run = submit(bell(), "ibm_brisbane", service=service, shots=16, on_status=note)
+    assert queued.wait(60)
+    manager = service._active_api_client._session.auth.tm
+    answer = manager.request_token
+
+    def nonsense() -> Any:
+        if asked.is_set():
+            return answer()
+        asked.set()
+        return {}
+
+    monkeypatch.setattr(manager, "request_token", nonsense)
+    manager.expire_time = 0
+    assert asked.wait(60)
+    ibm.hold(None)
+    assert sum(run.result(60).counts.values()) == 16
+    assert [job.cancel_requests for job in ibm.jobs()] == [0]
+
+
+def test_a_run_goes_on_where_no_more_threads_can_be_had(ibm: local.Service, fork: Any) -> None:
+    """As from Python 3.12 on when the main thread has ended: what was left behind is then not looked for."""
+    driver = fork(
+        """
+        import types
+        reaping = sys.modules["qx_supervisor.reap"]  # by its name there is the function
+        def refuse():
+            say("refused")
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        none = types.SimpleNamespace(start=refuse)
+        reaping.threading = types.SimpleNamespace(Thread=lambda **_: none)
+        say("result", sum(run(bell(), "ibm_brisbane", service=service(), shots=16, panel=None).counts.values()))
+        """
+    )
+    driver.line("refused")
+    assert driver.line("result ") == ["16"]
+    assert driver.end() == 0, driver.errors
+    assert [job.cancel_requests for job in ibm.jobs()] == [0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from conftest import Driver, kill_both, wait_until_written
 from postgres import Server
@@ -70,6 +71,25 @@ def test_what_nobody_took_up_is_cancelled_in_both(ibm: local.Service, fork: Any,
     assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
     with SharedLedger.open(shared_url_is_set) as book:
         assert [row.state for row in book.rows()] == ["cancelled"]
+
+
+def test_whoever_began_to_cancel_has_died_too(ibm: local.Service, fork: Any, shared_url_is_set: str) -> None:
+    """While that one's lease lasts it may be at it still; then its claim counts no more."""
+    ibm.hold("queued")
+    driver = fork(KEYED)
+    job = driver.queued()
+    lose(driver)
+    with psycopg.connect(shared_url_is_set, autocommit=True) as database:
+        # As its watcher does, when the grace has passed.
+        gone = "jsonb_build_object('host', host, 'boot', boot, 'pid_ns', pid_ns, 'pid', watcher_pid, 'start_ticks', 1)"
+        database.execute(f"UPDATE qx_runs SET state = 'pending', claimed_by = {gone}")
+        lease = "UPDATE qx_holders SET lease_until = clock_timestamp() + interval '%s s'"
+        database.execute(lease.replace("%s", "600"))
+        assert fates_until("pending", ibm)[-1] == "pending"
+        assert ibm.job(job).cancel_requests == 0
+        database.execute(lease.replace("%s", "0"))
+    assert fates_until("cancelled", ibm)[-1] == "cancelled"
+    assert ibm.job(job).cancel_requests == 1
 
 
 def test_while_the_database_is_away_it_is_not_touched(

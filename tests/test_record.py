@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
+import threading
 from pathlib import Path
 
-from watcher.ledger import Ledger
+import pytest
+from conftest import until
+
+from watcher import record as record_module
+from watcher.ledger import Ledger, store
 from watcher.parent import Identity
 from watcher.place import start_ticks
 from watcher.record import Entry, Record
@@ -23,3 +30,27 @@ def test_what_fails_for_one_run_costs_no_other_its_end(state: Path) -> None:
     assert len(complaints) == 1
     with Ledger.open(state) as book:
         assert [(row.run, row.state) for row in book.rows()] == [("known", "done")]
+
+
+@pytest.mark.parametrize("then", ["a while later", "at the end"])
+def test_what_was_refused_is_written_later(state: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    """Else a run that was let go would pass for one that was left behind."""
+    refused = threading.Event()
+    monkeypatch.setattr(store, "BUSY_SECONDS", 0)
+    monkeypatch.setattr(record_module, "AGAIN", 0.0 if then == "a while later" else 3600.0)
+    me = Identity(os.getpid(), start_ticks(os.getpid()) or 0)
+    record = Record(str(state), me, lambda _: refused.set())
+    entry = Entry(run="let go", tag="qxs-1", driver="", endpoint="https://x", instance="crn")
+    record.guard(entry).result(60)
+    with contextlib.closing(sqlite3.connect(state / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        record.job("let go", "job", "kept")
+        record.finish("let go", "done", "")
+        assert refused.wait(60)
+        other.execute("ROLLBACK")
+    if then == "a while later":
+        with Ledger.open(state) as book:
+            until(book.rows, lambda rows: [(row.state, dict(row.jobs)) for row in rows] == [("done", {"job": "kept"})])
+    record.close(60)
+    with Ledger.open(state) as book:
+        assert [(row.state, dict(row.jobs)) for row in book.rows()] == [("done", {"job": "kept"})]

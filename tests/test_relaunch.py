@@ -16,7 +16,8 @@ from conftest import wait_for_end
 
 from qx_supervisor import Run, Status, WatcherError, local, submit
 from qx_supervisor import link as links
-from qx_supervisor.link import link
+from qx_supervisor.link import Link, link
+from watcher import protocol
 
 
 class Queued:
@@ -120,3 +121,20 @@ def test_another_start_is_tried_where_there_are_runs_to_guard(queued: Queued, mo
     with link._changed:
         assert link._changed.wait_for(lambda: link._process is not None, 60)
     assert queued.is_known()
+
+
+def test_an_account_is_not_armed_at_a_watcher_that_has_not_heard_of_it(monkeypatch: Any) -> None:
+    """The one that was asked has died since it answered, and another one is there."""
+    credentials = protocol.Credentials("http://there", "crn", "http://iam", "key")
+    made, first, another = Link(), object(), object()
+
+    def answered(*_: Any) -> dict[str, Any]:
+        made._process = another  # type: ignore[assignment]
+        made._armed.clear()
+        return {"kind": "ack"}
+
+    monkeypatch.setattr(made, "_question", lambda *_, **__: links._Question(first))  # type: ignore[arg-type]
+    monkeypatch.setattr(made, "_await", answered)
+    with pytest.raises(links._Died):
+        made._arm("a", lambda *_, **__: credentials, credentials)
+    assert made._armed == set()

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from circuits import bell
-from conftest import Driver, end, kill_both, wait_for_end, wait_for_watchers, wait_until_written
+from conftest import Driver, end, kill_both, until, wait_for_end, wait_for_watchers, wait_until_written
 
 from qx_supervisor import local, reap, run
 from qx_supervisor.resume import key_tag
+from watcher.ledger import Ledger
 
 JOBS = "/api/v1/jobs"
 
@@ -601,3 +602,36 @@ def test_a_local_backend_needs_no_lease(ibm):
 
     assert sum(run(bell(), FakeSherbrooke(), shots=16, key="step").counts.values()) == 16
     assert posts(ibm) == 0
+
+
+def test_a_key_that_was_granted_too_late_can_be_asked_for_again(ibm: local.Service, fork: Any, state: Path) -> None:
+    """Nobody waited for it any more, so it is let go, and is not held for as long as the driver lives."""
+    driver = fork(
+        f"""
+        import qx_supervisor.link as links
+        signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
+        question, wait = links.Link._question, links.Link._await
+        asked = []
+        def ask(self, kind, *more, **content):
+            made = question(self, kind, *more, **content)
+            if kind == "claim" and not asked:
+                asked.append(made)
+            return made
+        links.Link._question = ask
+        links.Link._await = lambda self, made, seconds: wait(self, made, -1 if made in asked else seconds)
+        try:
+            run(bell(), "ibm_brisbane", service=service(), shots=64, key="step", grace=60)
+        except WatcherError as error:
+            say("late", error.reason)
+        signal.sigwait({{signal.SIGUSR1}})
+{textwrap.indent(keyed(), " " * 8)}
+        """
+    )
+    assert "did not answer" in " ".join(driver.line("late "))
+    with Ledger.open(state) as book:
+        until(book.rows, lambda rows: rows and rows[0].let_go_at is not None)
+    driver.send(signal.SIGUSR1)
+    assert driver.line("result ")[1] == "64"
+    assert driver.end() == 0, driver.errors
+    assert posts(ibm) == 1
+    assert [job.cancel_requests for job in ibm.jobs()] == [0]

@@ -118,6 +118,34 @@ def reaper(ibm: local.Service, shared: Shared, start: Any, fork: Any) -> Callabl
     return begin
 
 
+def test_a_reaper_that_stumbles_puts_its_claim_back(
+    ibm: local.Service, fork: Any, shared: Shared, start: Any
+) -> None:
+    """Else nobody would look at the run again for as long as that reaper lives."""
+    ibm.hold("queued")
+    driver = fork(RUN)
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.jobs and found[0].row.answered)
+    kill_both(driver)
+    stumbling = fork(
+        """
+        import qx_supervisor.reaper.work as work
+        import qx_supervisor.service as services
+        services.every_service = lambda: [service()]
+        def stumble(*_, **__):
+            raise KeyError("a fault")
+        work.resolve = stumble
+        from qx_supervisor.cli import main
+        main(["reaper"])
+        """
+    )
+    [held] = shared.wait(lambda found: found[0].judgement == "pending")
+    assert (held.row.claimed_by, ibm.job(job).cancel_requests) == (None, 0)
+    stumbling.send(signal.SIGTERM)
+    assert stumbling.end() == 0
+    assert "given up for now, by a fault in here" in stumbling.errors.decode()
+
+
 def test_a_host_is_lost_and_a_reaper_cancels_once(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -486,7 +514,7 @@ def test_a_host_is_cut_off_and_comes_back(
         said = " ".join(driver.line("outcome "))
         assert driver.end() == 0, driver.errors
         assert "JobCancelled" in said
-        assert "this host had lost its lease on it: a reaper " in said
+        assert "this host had lost its lease on it: its lease in the shared ledger ran out, and a reaper " in said
         assert f"has taken it (its pid is {reaping.pid} on {os.uname().nodename})" in said
         reaping.send(signal.SIGTERM)
         assert reaping.end() == 0
@@ -495,6 +523,46 @@ def test_a_host_is_cut_off_and_comes_back(
         assert ibm.job(job).cancel_requests == 1
     finally:
         cable.close()
+
+
+@pytest.mark.parametrize("key", ["step", None])
+def test_a_lease_that_is_lost_before_the_submission(
+    ibm: local.Service, fork: Any, shared: Shared, key: str | None
+) -> None:
+    """While it had to wait. With a key nothing is submitted, for another driver may have; without one it is guarded."""
+    ibm.hold("queued")
+    ibm.scenario({"http_faults": [{"method": "POST", "path": "/api/v1/jobs", "status": 429, "times": 1}]})
+    driver = fork(
+        f"""
+        import qx_supervisor.worker
+        lost = threading.Event()
+        qx_supervisor.worker.Worker._sleep = lambda self, seconds: lost.wait()
+        def note(status):
+            say(status.state, status.job_id)
+            if "lease lost" in status.detail:
+                lost.set()
+        try:
+            run(bell(), "ibm_brisbane", service=service(), on_status=note, panel=None, key={key!r})
+        except SubmitError as error:
+            say("refused", error.reason)
+        """
+    )
+    driver.line("rate limited, waiting ")
+    shared.wait(lambda found: found)
+    shared.book.renew()
+    with psycopg.connect(shared.url, autocommit=True) as database:
+        taken = "UPDATE qx_runs SET held_by = %s, holder = 'another', epoch = epoch + 1"
+        database.execute(taken, (shared.book.id,))
+        database.execute("UPDATE qx_holders SET lease_until = clock_timestamp() - interval '1 s'")
+    if key is not None:
+        said = " ".join(driver.line("refused "))
+        assert "nothing was submitted: its lease in the shared ledger ran out, and another driver has taken it" in said
+        assert driver.end() == 0, driver.errors
+        assert ibm.jobs() == []
+        return
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
 def test_a_lease_that_ran_out_and_that_nobody_took_goes_on(ibm: local.Service, fork: Any, shared: Shared) -> None:
@@ -729,6 +797,7 @@ def test_a_password_from_the_users_own_file(
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
     kill_both(driver)
+    shared.wait(lambda found: found[0].judgement == "orphan")
     monkeypatch.setenv("QX_LEDGER", "")
     main(["ps", "--all-hosts", "--ledger", bare], standalone_mode=False)
     assert job in capsys.readouterr().out

@@ -221,6 +221,7 @@ def test_another_watcher_of_the_same_driver_takes_over(opened: Opener) -> None:
     first.write([Kept(row=row("r1", first, jobs={"j1": ""}))])
     assert other.write([Kept(row=row("r1", other))]) == {}
     assert second.write([Kept(row=row("r1", second))]) == {"r1": 2}
+    assert second.write([Kept(row=row("r1", second))]) == {"r1": 2}  # the answer was lost, and so it is said again
     assert first.write([Kept(row=row("r1", first, state="done"))]) == {"r1": 3}  # alive, it would take it back
     assert second.mine({"r1": 2}) == set()
 
@@ -250,6 +251,19 @@ def test_a_renewal_writes_no_index(shared_url: str, opened: Opener) -> None:
 
 
 # Keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_late_answer_is_no_renewal(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for a key that is held elsewhere compares the ends of its lease."""
+    first, second = opened("one"), opened("two")
+    first.take(Wish(row=keyed("r1", first, "h1")))
+    clock = time.time
+    found = []
+    for late in (0.0, 5.0):
+        monkeypatch.setattr(time, "time", lambda late=late: clock() + late)
+        found.append(second.take(Wish(row=keyed("r2", second, "h2")), is_running=never))
+    assert [ruling.answer for ruling in found] == ["held", "held"]
+    assert found[0].row.lease_until == found[1].row.lease_until
 
 
 def test_a_key_is_taken_once(opened: Opener) -> None:

@@ -1,11 +1,12 @@
 """What the watcher writes to the ledger, in a thread of its own: a slow disk must not delay a cancel.
 
 Rows that wait together are written together, with one synchronization. Whatever fails costs the ledger only: it is
-complained of once, and tried again with the next write.
+complained of once, and tried again, with the next write or a while later.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -21,6 +22,12 @@ from .protocol import Lease
 
 if TYPE_CHECKING:
     from .ledger import Ledger, Row, Ruling, State
+
+AGAIN = 10.0
+"""Seconds after which what was refused is tried again, if nothing else is written before."""
+
+MOST_AGAIN = 10_000
+"""The most writes that are kept to be tried again."""
 
 SWEPT_FOR = 86400.0
 """For a day what could not be resolved is swept again, by whoever reaps."""
@@ -103,6 +110,8 @@ class Record:
         self._complained = False
         self._lost = "The ledger could not be written."
         self._ledger: Ledger | None = None
+        # Refused, and to be tried again: an end that is not written down is an orphan's, for whoever reaps.
+        self._again: list[_Write] = []
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -191,12 +200,21 @@ class Record:
         self._open()
         over = False
         while not over:
-            batch = [self._writes.get()]
-            while not self._writes.empty():
-                batch.append(self._writes.get())
+            batch = self._wait()
             over = None in batch
             self._write([write for write in batch if write is not None])
+        if self._again:
+            self._write([])
         self._shut()
+
+    def _wait(self) -> list[_Write | None]:
+        """What is to be written next; nothing where something is to be tried again."""
+        batch: list[_Write | None] = []
+        with contextlib.suppress(queue.Empty):
+            batch.append(self._writes.get(timeout=AGAIN if self._again else None))
+            while True:
+                batch.append(self._writes.get_nowait())
+        return batch
 
     def _open(self) -> None:
         from .ledger import Ledger, LedgerError  # in this thread, beside what the start imports
@@ -216,9 +234,10 @@ class Record:
             except LedgerError as error:
                 self._trouble(str(error))
 
-    def _write(self, batch: list[_Write]) -> None:
+    def _write(self, new: list[_Write]) -> None:
         from .ledger import LedgerError, UnknownRun
 
+        batch, self._again = [*self._again, *new], []
         if self._ledger is None and any(write.done is not None for write in batch):
             self._open()
         said: dict[int, Any] = {}
@@ -237,6 +256,8 @@ class Record:
         except LedgerError as error:
             trouble = error
             self._trouble(str(error))
+            # All of it, in its order; what was written of it by itself may be written twice.
+            self._again = [replace(write, done=None) for write in batch if not write.is_question][-MOST_AGAIN:]
         for write in batch:
             if write.done is None:
                 continue

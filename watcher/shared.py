@@ -403,9 +403,9 @@ class Shared:
             done = [future for run, _ in dirty.values() for future in run.waiting]
             for run, _ in dirty.values():
                 run.waiting.clear()
+        self._tell_of(ledger, lost)  # before who waits: it would submit
         for future in done:
             future.set_result(None)
-        self._tell_of(ledger, lost)
 
     @staticmethod
     def _kept(run: _Run) -> Kept:
@@ -425,11 +425,14 @@ class Shared:
         self._tell_of(ledger, lost)
 
     def _tell_of(self, ledger: SharedLedger, lost: list[_Run]) -> None:
+        from .ledger import LedgerError
+
         for run in lost:
             if run.is_over:
                 continue
-            holder = ledger.holder(run.row.run)
-            who = "another process has taken it"
+            holder, who = None, "another process has taken it"
+            with contextlib.suppress(LedgerError):
+                holder = ledger.holder(run.row.run)
             if holder is not None:
                 what = "a reaper" if holder.kind == "reaper" else "another driver"
                 who = f"{what} has taken it (its pid is {holder.pid} on {holder.host})"

@@ -11,6 +11,7 @@ without a break, and for the length of that lease. A driver that lives has renew
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -261,8 +262,10 @@ class Reaper:
                 self._reap(book, row)
             except ledger.LedgerError as error:
                 logger.warning("%s given up for now: %s", _name(row), error)
+                _put_back(book, row)
             except Exception:
                 logger.exception("%s given up for now, by a fault in here; please report it", _name(row))
+                _put_back(book, row)
             finally:
                 with self._changed:
                     self._under_way -= 1
@@ -339,6 +342,12 @@ class Reaper:
             except ledger.LedgerError as error:
                 logger.warning("%s What was claimed is free when the claim runs out", error)
         self._shut()
+
+
+def _put_back(book: SharedLedger, row: Any) -> None:
+    """Else the claim would last for as long as this process renews its lease."""
+    with contextlib.suppress(ledger.LedgerError):  # the connection is broken: the claim runs out by itself
+        book.finish(row.run, "pending", row.detail, sweep_until=row.sweep_until)
 
 
 def _name(row: Any) -> str:

@@ -9,7 +9,7 @@ from .schema import UNFINISHED_SQL
 
 # One statement for any number of runs. A row that is another's is left as it is, and its run is not among those that
 # are returned. A watcher that follows another one takes over what that held: it is the same driver's, and nobody has
-# claimed it.
+# claimed it. It may do so twice: the answer to the first time, with the new epoch, may have been lost.
 WRITE: LiteralString = """
 WITH given AS (
     SELECT * FROM jsonb_to_recordset(%(given)s::jsonb) AS g (
@@ -43,7 +43,7 @@ WITH given AS (
         let_go_at = CASE WHEN excluded.let_go_at IS NOT NULL THEN coalesce(r.let_go_at, excluded.let_go_at) END,
         updated_at = excluded.updated_at
     WHERE (r.held_by = excluded.held_by AND r.epoch = excluded.epoch)
-       OR (r.held_by <> excluded.held_by AND r.state = 'guarded' AND r.claimed_by IS NULL
+       OR (r.state = 'guarded' AND r.claimed_by IS NULL
            AND (r.boot, r.pid_ns, r.pid, r.holder)
              = (excluded.boot, excluded.pid_ns, excluded.pid, excluded.holder)
            AND r.start_ticks IS NOT DISTINCT FROM excluded.start_ticks)

@@ -262,7 +262,8 @@ class SharedLedger:
             if refusal is None and known.instance != new.instance:
                 refusal = Ruling(answer="other instance", row=known)
             if refusal is not None:
-                return replace(refusal, row=shifted(known, ahead))
+                # The lease's end stays the database's: who asks again compares both, and a late answer is no renewal.
+                return replace(refusal, row=replace(shifted(known, ahead), lease_until=known.lease_until))
             self._take_over(known, new)
             taken = shifted(self._required(known.run), ahead)
             since = None if known.let_go_at is None else known.let_go_at + ahead
@@ -433,6 +434,8 @@ class SharedLedger:
     def seize(self, run: str, holder: str) -> bool:
         """Claim one run whose driver and watcher are seen to be dead, on their own machine: its lease may last still.
 
+        Not while somebody else cancels its jobs, whose lease lasts.
+
         Args:
             run: A run with a key.
             holder: Who held it, as the machine's own ledger has it; if another does by now, nothing is claimed.
@@ -442,7 +445,8 @@ class SharedLedger:
             claimed = database.execute(
                 "UPDATE qx_runs r SET held_by = %s, epoch = epoch + 1, state = 'pending', claimed_by = %s, "
                 "claimed_at = clock_timestamp(), retry_at = NULL, updated_at = clock_timestamp() "
-                "WHERE run = %s AND holder = %s AND claimed_by IS NULL AND "
+                "WHERE run = %s AND holder = %s AND (claimed_by IS NULL OR NOT EXISTS (SELECT FROM qx_holders h "
+                "WHERE h.id = r.held_by AND h.lease_until > clock_timestamp())) AND "
                 + schema.UNFINISHED_SQL
                 + " RETURNING run, epoch",
                 (self.id, json_of(Process(self.place, self._pid, self._start_ticks)), run, holder),
@@ -519,7 +523,7 @@ class SharedLedger:
             Whether this process held it still.
         """
         with self._asking() as database:
-            return bool(
+            is_mine = bool(
                 database.execute(
                     """
                     UPDATE qx_runs SET state = %(state)s, detail = %(detail)s, claimed_by = NULL, claimed_at = NULL,
@@ -535,10 +539,12 @@ class SharedLedger:
                         "retry": retry_seconds,
                         "run": run,
                         "me": self.id,
-                        "epoch": self._epochs.pop(run, None),
+                        "epoch": self._epochs.get(run),
                     },
                 ).rowcount
             )
+        self._epochs.pop(run, None)  # not where that failed: it may be tried once more
+        return is_mine
 
     def release(self, run: str) -> None:
         """Give a claim back, as if it had not been: anybody may claim it at once."""
@@ -546,8 +552,9 @@ class SharedLedger:
             database.execute(
                 "UPDATE qx_runs SET claimed_by = NULL, claimed_at = NULL, retry_at = clock_timestamp() "
                 "WHERE run = %s AND held_by = %s AND epoch = %s",
-                (run, self.id, self._epochs.pop(run, None)),
+                (run, self.id, self._epochs.get(run)),
             )
+        self._epochs.pop(run, None)
 
     def forget(self, older_than_seconds: float) -> int:
         """Delete runs that were final for so long, at most `FORGET_AT_ONCE`, and holders that hold nothing."""
