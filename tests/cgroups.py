@@ -47,7 +47,10 @@ class Cgroup:
 
     def kill(self) -> None:
         """SIGKILL to all of it, at one time where the kernel can (Linux 5.14)."""
-        before = [os.pidfd_open(pid) for pid in self.pids()]
+        before = []
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                before.append(os.pidfd_open(pid))
         switch = self.folder / "cgroup.kill"
         if switch.exists():
             switch.write_text("1")

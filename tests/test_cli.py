@@ -296,9 +296,8 @@ def test_a_service_that_answers_with_an_error(here, call):
     here.scenario({"http_faults": [{"path": "/api/v1/jobs/*", "status": 503, "times": 100}]})
     code, _, said = call("status", "d1a2b3c4", "--local")
     assert code == 1
-    assert said == (
-        "qx-supervisor: the service could not be asked (GET /jobs/…: the service answered 503); try again in a while\n"
-    )
+    what = "GET /jobs/d1a2b3c4: the service answered 503"
+    assert said == f"qx-supervisor: the service could not be asked ({what}); try again in a while\n"
 
 
 def test_there_is_no_such_backend(here, begin, file):

@@ -31,7 +31,7 @@ import pytest
 from conftest import DEADLINE
 
 import qx_supervisor
-from qx_supervisor import crew, local
+from qx_supervisor import crew, local, worker
 from qx_supervisor.cli import main
 
 pytest_plugins = ["pytester"]
@@ -144,7 +144,7 @@ qx_supervisor.service.default_service = Service({pid}, {port}).service
 """The same for a program, and for the processes that import it."""
 
 
-def assert_runs(program: Path, *starter: str) -> None:
+def assert_runs(program: Path, *starter: str, seconds: float = DEADLINE) -> None:
     output = program.with_suffix(".txt")
     command = [*starter, sys.executable, str(program)]
     with (
@@ -152,7 +152,7 @@ def assert_runs(program: Path, *starter: str) -> None:
         subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as running,
     ):
         try:
-            code = running.wait(DEADLINE)
+            code = running.wait(seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)  # and what it has started
@@ -370,11 +370,13 @@ def pictured(svg: str) -> list[str]:
     """The words of a picture, with a sign for each number and each job."""
     words = " ".join(html.unescape(found) for found in re.findall(r"<text[^>]*>([^<]*)</text>", svg))
     words = re.sub(r"\b[0-9a-f]{20}\b", "ID", re.sub(r"\d{4}-\d\d-\d\d ", "", words.replace("\xa0", " ")))
-    return [word for word in re.sub(r"\d+", "N", words).split() if not set(word) <= set("─│╭╮╰╯█▏▎▍▌▋▊▉")]
+    drawn = set("─│╭╮╰╯█▏▎▍▌▋▊▉⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")  # lines, bars, and what turns
+    return [word for word in re.sub(r"\d+", "N", words).split() if not set(word) <= drawn]
 
 
-def test_the_picture_shows_the_panel_as_it_is():
+def test_the_picture_shows_the_panel_as_it_is(monkeypatch):
     """The one in the README is what the script makes of a run now."""
+    monkeypatch.setattr(worker, "_COST_PATIENCE", DEADLINE)  # "charged" is in it
     spec = importlib.util.spec_from_file_location("picture", CHECKOUT / "scripts" / "picture.py")
     picture = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(picture)

@@ -327,7 +327,7 @@ def test_the_command(key: str, ibm: local.Service) -> None:
     )
     assert took, text
     assert int(took[1]) < 10_000
-    documented = " ".join(re.findall(r"check +(.*?);", command_help("doctor"), re.S)[0].split())
+    documented = " ".join(re.findall(r"^ +check {2,}(.*?);", command_help("doctor"), re.M | re.S)[0].split())
     assert set(documented.split(", ")) == {*told, "shared ledger"}
     assert key not in done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 2  # what takes a while

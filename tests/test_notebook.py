@@ -107,7 +107,8 @@ def test_a_cell_to_its_result(ibm, notebook):
     """There is one output, which is kept up to date and says in the end how it went."""
     ibm.tell(queue_position=2, qpu_seconds=1.5)
     ibm.hold("queued")
-    notebook.client.execute(CELL.format(port=ibm.port))
+    patience = "import qx_supervisor.worker\nqx_supervisor.worker._COST_PATIENCE = 60.0  # for the word what it cost\n"
+    notebook.client.execute(patience + CELL.format(port=ibm.port))
     job = notebook.job_in("queued")
     notebook.wait(lambda _: "position 2" in notebook.shown[-1][1]["data"]["text/html"])
     html = notebook.shown[-1][1]["data"]["text/html"]
@@ -143,7 +144,13 @@ def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
     ]
     made.cells = [nbformat.v4.new_code_cell(code) for code in cells]
     made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    client = NotebookClient(made, timeout=DEADLINE, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client = NotebookClient(
+        made,
+        timeout=DEADLINE,
+        iopub_timeout=int(DEADLINE),  # after which outputs are dropped
+        kernel_name="python3",
+        resources={"metadata": {"path": tmp_path}},
+    )
     client.execute()
     saved = nbformat.writes(made)
     del client

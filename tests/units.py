@@ -116,7 +116,7 @@ class UserSystemd:
         """End it."""
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
+            self._process.wait(DEADLINE)
         self.group.remove()
         self._process.wait()
         shutil.rmtree(self.runtime)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from drivers import wait_for_end
 
@@ -43,6 +45,7 @@ def hoard():
         if status.state == "queued":
             say("queued", status.job_id, os.getpid())
             say("hoards", status.job_id)
+            open(os.environ["QX_STATE_DIR"] + ".seen").close()  # until the test has seen whose job it is
             hoard.memory = bytes(1) * 2_000_000_000
     return run(circuit(), "ibm_brisbane", service=service(), panel=None, on_status=note)
 def leave():
@@ -72,7 +75,8 @@ def by_job(host):
 @pytest.fixture
 def cluster(host):
     """The program, with two workers that nothing has happened to."""
-    host.do("renew()")
+    host.do("renew()\nsay('renewed')")
+    host.line("renewed")
     return host
 
 
@@ -95,8 +99,11 @@ def test_a_killed_worker(ibm, cluster):
 def test_a_worker_that_takes_too_much_memory(ibm, cluster):
     """Its nanny ends it."""
     ibm.hold("queued")
+    seen = cluster.state.with_name(f"{cluster.state.name}.seen")
+    os.mkfifo(seen)
     cluster.do("show_all(begin(hoard, work))")
     found = by_job(cluster)
+    seen.write_text("")
     assert cluster.line("raised ")[0] == "KilledWorker"
     [job] = cluster.line("hoards ")
     [others] = found.keys() - {job}
@@ -136,9 +143,11 @@ def test_a_task_with_a_key_is_begun_again(ibm, cluster):
         """
         with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
             renew()
+        say("renewed")
         show_all([client.submit(lambda: work(key="again", grace=60), pure=False)])
         """
     )
+    cluster.line("renewed")
     job, worker, watcher = cluster.queued()
     worker.kill()
     same, _, another = cluster.queued()

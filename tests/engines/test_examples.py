@@ -11,6 +11,7 @@ import shutil
 import tempfile
 
 import pytest
+from conftest import DEADLINE
 from test_docs import BEFORE, BLOCKS, assert_runs
 
 from .host import ENVIRONMENT
@@ -37,7 +38,7 @@ def test_example(ibm, tmp_path, monkeypatch, engine):
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # its sockets' paths must be short
         for name, value in ENVIRONMENT.items() | {("RAY_TMPDIR", folder)}:
             monkeypatch.setenv(name, value)
-        assert_runs(program, *starter)
+        assert_runs(program, *starter, seconds=4 * DEADLINE)  # an engine is many processes
     assert [job.status for job in ibm.jobs()] == ["Completed"] * 2
 
 
