@@ -68,7 +68,7 @@ def reap(service: Any = None, *, wait: float = 0.0) -> list[Reaped]:
     Raises:
         QxError: If the ledger can't be read, or there are orphans and no account can be used.
     """
-    return reap_with(lambda: service if service is not None else qiskit_service.default_service(), wait)
+    return reap_with(lambda: service if service is not None else qiskit_service.accounts.default_service(), wait)
 
 
 def reap_with(connect: Callable[[], Any], wait: float = 0.0) -> list[Reaped]:

@@ -313,7 +313,8 @@ class Run:
         """Cancel the job, and wait up to ten seconds for the proof.
 
         Returns:
-            "confirmed", "handed over", "nothing to cancel" or "unconfirmed", as in `Interrupted`.
+            "confirmed", "handed over", "nothing to cancel" or "unconfirmed", as in `Interrupted`; "kept" where its
+            key is another driver's by now.
         """
         return self._mine().abandon()
 

@@ -280,12 +280,12 @@ def test_no_account(begin, file, tmp_path, monkeypatch):
 
 
 def test_no_account_for_a_reaper(call, tmp_path, monkeypatch):
-    from qx_supervisor import service
+    from qx_supervisor.service import accounts
 
     def none():
         raise ConfigError("config", "pass service=...")
 
-    monkeypatch.setattr(service, "every_service", none)
+    monkeypatch.setattr(accounts, "every_service", none)
     monkeypatch.setenv("QX_LEDGER", "postgresql://127.0.0.1:9/nowhere")
     code, _, said = call("reaper", "--once")
     assert code == 4

@@ -32,8 +32,8 @@ COMMAND = f"""#!{sys.executable}
 import qx_supervisor.service
 from qx_supervisor import local
 from qx_supervisor.cli import main
-qx_supervisor.service.default_service = lambda *_: local.Service({{pid}}, {{port}}).service()
-qx_supervisor.service.every_service = lambda: [local.Service({{pid}}, {{port}}).service()]
+qx_supervisor.service.accounts.default_service = lambda *_: local.Service({{pid}}, {{port}}).service()
+qx_supervisor.service.accounts.every_service = lambda: [local.Service({{pid}}, {{port}}).service()]
 main()
 """
 """`qx-supervisor`, whose saved account is the embedded service."""

@@ -90,7 +90,7 @@ def account(ibm: local.Service, service: Any, tmp_path: Path, monkeypatch: pytes
     saved = tmp_path / "qiskit-ibm.json"
     monkeypatch.setattr(management, "_DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(saved))
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", SavedAccount)
-    monkeypatch.setattr("qx_supervisor.service.default_service", lambda: service)
+    monkeypatch.setattr("qx_supervisor.service.accounts.default_service", lambda: service)
 
     def start(**_: Any) -> local.Service:
         ibm.reset()
@@ -139,7 +139,7 @@ def start():
     service.reset()
     return service
 local.start = start
-qx_supervisor.service.default_service = Service({pid}, {port}).service
+qx_supervisor.service.accounts.default_service = Service({pid}, {port}).service
 """
 """The same for a program, and for the processes that import it."""
 

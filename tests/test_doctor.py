@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from qiskit_ibm_runtime.accounts import management
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(service, "_default", None)  # what an earlier test had
+    monkeypatch.setattr(service.accounts, "_default", None)  # what an earlier test had
     monkeypatch.setattr(management, "_DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(tmp_path / "qiskit-ibm.json"))
     for name in list(os.environ):
         if name.startswith(("QISKIT_IBM_", "SLURM_", "QX_TEST_", "QX_VENV")):
@@ -236,7 +236,7 @@ def test_a_setting_that_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_account_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "default_service", lambda: pytest.fail("it was asked"))
+    monkeypatch.setattr(service.accounts, "default_service", lambda: pytest.fail("it was asked"))
     (found,) = account.check()
     assert (found.check, found.verdict) == ("account", "warning")
     assert "save_account" in found.next_step

@@ -661,9 +661,9 @@ def test_a_watcher_without_a_token(
     tokens: local.Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The driver's token is good for a while; the watcher, which may need one for days, is refused."""
-    from qx_supervisor import service as ours
+    from qx_supervisor.service import access
 
-    of_the_driver = ours._token
+    of_the_driver = access._token
 
     def refuse(manager: Any) -> str:
         raise requests.ConnectionError("there is no token to hand over")
@@ -673,7 +673,7 @@ def test_a_watcher_without_a_token(
 
     def withdraw() -> None:
         tokens.auth(reject_tokens=True)
-        monkeypatch.setattr(ours, "_token", refuse)
+        monkeypatch.setattr(access, "_token", refuse)
 
     unknown = Running(tokens.service("a key that is withdrawn"))
     withdraw()
@@ -681,12 +681,12 @@ def test_a_watcher_without_a_token(
         unknown().result()
     assert type(caught.value).__name__ == "WatcherError"
     assert posted(tokens) == 1
-    monkeypatch.setattr(ours, "_token", of_the_driver)
+    monkeypatch.setattr(access, "_token", of_the_driver)
     tokens.auth(reject_tokens=False)
 
     unprotected = Running(tokens.service("another key that is withdrawn"))
     withdraw()
-    acts: Acts = {"not protected": lambda: monkeypatch.setattr(ours, "_token", of_the_driver)}
+    acts: Acts = {"not protected": lambda: monkeypatch.setattr(access, "_token", of_the_driver)}
     with caplog.at_level(logging.WARNING, "qx_supervisor"):
         assert unprotected(acts, on_unprotected="warn").result().counts == {"1": 16}
     assert "this run is not protected: the token service answered 400" in caplog.text

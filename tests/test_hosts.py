@@ -118,7 +118,7 @@ def test_a_host_is_lost(ibm, start, network):
 
 REAPER = """
 import qx_supervisor.service as services
-services.every_service = lambda: [service()]
+services.accounts.every_service = lambda: [service()]
 from qx_supervisor.cli import main
 main(["reaper"])
 """
@@ -148,24 +148,29 @@ def test_a_host_is_lost_and_another_one_reaps(ibm, start, network, postgres, sha
     assert_cancelled_once(ibm, job)
 
 
-def _keyed(host: hosts.Host, ibm_port: int, url: str, start) -> Driver:
-    """A driver with a key on a host, for ledger and service over its link."""
-    code = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)'
-    code = f"try:\n    say('got', {code}.job_id)\nexcept ConfigError as error:\n    say('refused', error.reason)"
-    return start(host.prelude(ibm_port) + code, wrap=host.wrap, env={**os.environ, "QX_LEDGER": url})
-
-
-def test_a_key_is_held_by_a_driver_on_another_host(ibm, start, network, postgres, shared_url, monkeypatch):
-    """That can't be seen there; its lease is renewed, and that can."""
-    ibm.hold("queued")
+@pytest.fixture
+def keyed(ibm, start, network, postgres, shared_url, monkeypatch):
+    """Starts a driver with a key on a host, for which the service and the ledger are at the end of its link."""
     monkeypatch.setenv("QX_LEASE_SECONDS", "3")
     port, database = network.offer(ibm.port), network.offer(postgres.port)
+    code = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)'
+    code = f"try:\n    say('got', {code}.job_id)\nexcept ConfigError as error:\n    say('refused', error.reason)"
+
+    def begin(host: hosts.Host) -> Driver:
+        url = shared_url.replace(f"127.0.0.1:{postgres.port}", f"{host.gateway}:{database}")
+        return start(host.prelude(port) + code, wrap=host.wrap, env={**os.environ, "QX_LEDGER": url})
+
+    return begin
+
+
+def test_a_key_is_held_by_a_driver_on_another_host(ibm, network, keyed, shared_url):
+    """That can't be seen there; its lease is renewed, and that can."""
+    ibm.hold("queued")
     a, b = network.host(), network.host()
-    urls = [shared_url.replace(f"127.0.0.1:{postgres.port}", f"{host.gateway}:{database}") for host in (a, b)]
-    first = _keyed(a, port, urls[0], start)
+    first = keyed(a)
     job = first.queued()
     _wait_until_known(shared_url)
-    second = _keyed(b, port, urls[1], start)
+    second = keyed(b)
     said = " ".join(second.line("refused "))
     assert f"the key 'step' is held by process {first.pid} on {a.name}, which lives" in said
     assert second.end() == 0, second.errors
@@ -175,18 +180,15 @@ def test_a_key_is_held_by_a_driver_on_another_host(ibm, start, network, postgres
     assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
 
 
-def test_a_key_is_taken_up_from_a_host_that_was_cut_off(ibm, start, network, postgres, shared_url, monkeypatch):
+def test_a_key_is_taken_up_from_a_host_that_was_cut_off(ibm, network, keyed, shared_url):
     """When that is back, its driver has lost the lease. The job was not cancelled, so it goes on, and both get it."""
     ibm.hold("queued")
-    monkeypatch.setenv("QX_LEASE_SECONDS", "3")
-    port, database = network.offer(ibm.port), network.offer(postgres.port)
     a, b = network.host(), network.host()
-    urls = [shared_url.replace(f"127.0.0.1:{postgres.port}", f"{host.gateway}:{database}") for host in (a, b)]
-    first = _keyed(a, port, urls[0], start)
+    first = keyed(a)
     job = first.queued()
     _wait_until_known(shared_url)
     a.cut()
-    second = _keyed(b, port, urls[1], start)
+    second = keyed(b)
     assert second.line("taken up again ")[0] == job
     a.mend()
     ibm.hold(None)

@@ -551,7 +551,7 @@ class TestProcess:
         ):
             local.start(port=taken.getsockname()[1])
         monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-        with pytest.raises(ImportError, match=r"pip install 'qx-supervisor\[local\]'"):
+        with pytest.raises(ImportError, match=r"pip install '\.\[local\]' in a checkout"):
             local.start()
 
     def test_it_says_why_its_engine_cannot_be_loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

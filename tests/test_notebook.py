@@ -230,13 +230,8 @@ def test_killed_and_taken_up_again(ibm, notebook):
     job = notebook.job_in("queued")
     (watcher,) = watchers_of(notebook.pid)
     psutil.Process(notebook.pid).kill()
-    notebook.restart()
-    notebook.client.execute(cell)
-    assert notebook.job_in("taken up again") == job
+    assert_taken_up(ibm, notebook, cell, job)
     wait_for_end(watcher)
-    ibm.hold(None)
-    assert notebook.wait(lambda m: m["msg_type"] == "execute_result")["data"]["text/plain"] == "64"
-    assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
 
 
 def test_restarted_and_taken_up_again(ibm, notebook):
@@ -247,10 +242,15 @@ def test_restarted_and_taken_up_again(ibm, notebook):
     notebook.client.execute(cell)
     job = notebook.job_in("queued")
     (watcher,) = watchers_of(notebook.pid)
+    assert_taken_up(ibm, notebook, cell, job)
+    wait_for_end(watcher)
+
+
+def assert_taken_up(ibm, notebook, cell, job):
+    """A kernel that is started anew executes the cell once more: the job is the same, and its result comes."""
     notebook.restart()
     notebook.client.execute(cell)
     assert notebook.job_in("taken up again") == job
-    wait_for_end(watcher)
     ibm.hold(None)
     assert notebook.wait(lambda m: m["msg_type"] == "execute_result")["data"]["text/plain"] == "64"
     assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]

@@ -274,7 +274,7 @@ def test_what_shows_itself(ibm: local.Service, key: str) -> None:
     worker: Worker = held._worker
     shown = [credentials, there, token, ours.remote_of(client), held, worker, worker.request, worker._target]
     shown += [link, link._process, Guarded("run", "a0", "tag", print), ours.account_name(client), vars(held)]
-    shown += [link._runs, link._sources, ours._remotes, Link()]
+    shown += [link._runs, link._sources, ours.access._remotes, Link()]
     for item in shown:
         for text in (repr(item), str(item), f"{item}"):
             assert key not in text, type(item)

@@ -109,7 +109,7 @@ def reaper(ibm: local.Service, shared: Shared, start: Any, fork: Any) -> Callabl
         code = f"""
         os.dup2(1, 2)
         import qx_supervisor.service as services
-        services.every_service = lambda: [service()]
+        services.accounts.every_service = lambda: [service()]
         from qx_supervisor.cli import main
         main(["reaper", *{list(options)!r}])
         """
@@ -131,7 +131,7 @@ def test_a_reaper_that_stumbles_puts_its_claim_back(
         """
         import qx_supervisor.reaper.work as work
         import qx_supervisor.service as services
-        services.every_service = lambda: [service()]
+        services.accounts.every_service = lambda: [service()]
         def stumble(*_, **__):
             raise KeyError("a fault")
         work.resolve = stumble
@@ -481,6 +481,7 @@ for number in range(4):
 """
         )
         driver.line("ready")
+        watcher = driver.watcher()
         cable.cut()
         driver.send(signal.SIGUSR1)
         took = [float(driver.line("took ")[0]) for _ in range(4)]
@@ -489,6 +490,7 @@ for number in range(4):
         assert driver.errors.decode().count("the ledger of many hosts is away") == 1
         cable.mend()
         shared.wait(lambda found: len(found) == 5 and all(each.judgement == "final" for each in found))
+        wait_for_end(watcher)  # it has to hear, over the cable, that all is written
     finally:
         cable.close()
 
@@ -505,6 +507,7 @@ def test_a_host_is_cut_off_and_comes_back(
         driver = fork(f'{LOGGED}\noutcome = {trying}\nsay("outcome", repr(outcome.error))')
         job = driver.queued()
         shared.wait(lambda found: found and found[0].row.answered)
+        watcher = driver.watcher()
         os.environ["QX_LEDGER"] = shared.url
         reaping = reaper()
         cable.cut()
@@ -521,6 +524,7 @@ def test_a_host_is_cut_off_and_comes_back(
         [held] = shared.book.held()
         assert (held.row.state, held.holder.kind) == ("cancelled", "reaper")  # and not what the old host would write
         assert ibm.job(job).cancel_requests == 1
+        wait_for_end(watcher)
     finally:
         cable.close()
 
@@ -573,6 +577,7 @@ def test_a_lease_that_ran_out_and_that_nobody_took_goes_on(ibm: local.Service, f
         driver = fork(LOGGED + RUN)
         driver.queued()
         shared.wait(lambda found: found and found[0].row.answered)
+        watcher = driver.watcher()
         cable.cut()
         shared.wait(lambda found: found[0].judgement == "orphan")
         cable.mend()
@@ -581,6 +586,7 @@ def test_a_lease_that_ran_out_and_that_nobody_took_goes_on(ibm: local.Service, f
         assert driver.end() == 0, driver.errors
         shared.wait(lambda found: found[0].row.state == "done")
         assert "lost" not in driver.errors.decode()
+        wait_for_end(watcher)
     finally:
         cable.close()
 

@@ -38,10 +38,10 @@ def connect(local: bool, instance: str | None) -> Any:
         if running is None:
             raise QxError(NO_SERVICE)
         return running.service()
-    from ..service import default_service
+    from ..service import accounts
 
     try:
-        return default_service(instance)
+        return accounts.default_service(instance)
     except ConfigError:
         raise no_account() from None
 

@@ -54,7 +54,7 @@ def reaper_command(
     if not os.environ.get("QX_LOG_LEVEL", "").strip():  # else the library writes there already, as it was asked to
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        services = [account.connect(local, instance)] if local or instance else service.every_service()
+        services = [account.connect(local, instance)] if local or instance else service.accounts.every_service()
     except ConfigError:
         raise account.no_account() from None
     remotes = {

@@ -27,7 +27,7 @@ NO_TAG = "qxs-doctor"
 def check() -> Iterator[Finding]:
     """Look at the account, and ask its service."""
     try:
-        account = service.saved_account()
+        account = service.accounts.saved_account()
     except Exception as error:  # noqa: BLE001 - whatever is in the file; and none of it is quoted
         yield Finding(
             "account",
@@ -90,7 +90,7 @@ def _service() -> Iterator[Finding]:
 
 def _ask() -> Any:
     """Connect as `run` does, and ask one cheap question; returns the client."""
-    client = service.clients_of(service.default_service())[0]
+    client = service.clients_of(service.accounts.default_service())[0]
     there = service.remote_of(client)
     ask(there, lambda: there.unfinished(tag=NO_TAG))
     return client

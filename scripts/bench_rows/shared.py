@@ -92,7 +92,7 @@ import qx_supervisor.service as services
 import qx_supervisor.reaper
 from qx_supervisor.cli import main
 at_hand = [connect(int(sys.argv[1]), "local-key")]
-services.every_service = lambda: at_hand
+services.accounts.every_service = lambda: at_hand
 print("ready", flush=True)
 sys.stdin.readline()
 sys.exit(main(["reaper", "--once"]))

@@ -60,7 +60,7 @@ def service(token="local-key"):
 
 REAPER = """
 import qx_supervisor.service as services
-services.every_service = lambda: [service()]
+services.accounts.every_service = lambda: [service()]
 from qx_supervisor.cli import main
 sys.exit(main(["reaper"]))
 """

@@ -1,0 +1,70 @@
+"""Qiskit's client for IBM Quantum: the only folder that touches `qiskit_ibm_runtime`.
+
+`accounts`     the accounts that the user has saved
+`access`       the way to an instance: its credentials, and the service as the watcher's `remote` speaks to it
+`targets`      backends, sessions and batches that are asked for
+`circuits`     circuits made for a backend
+`primitives`   samplers and estimators, and their results
+`post`         the POST of a job, and who is asked about it
+`adoption`     what a driver that knows nothing of us does
+`connections`  those that a forked child must not share
+`failures`     what the client's errors mean
+
+Public interfaces of the client are used where there are any. Where there are none, what is used is named here, once,
+against the pinned minor version: the client's REST session (address, token manager, proxies), the two functions through
+which every POST of a job passes, and the decoders of a job's results.
+"""
+
+from . import accounts
+from .access import (
+    account_name,
+    address,
+    clients_of,
+    credentials,
+    job_url,
+    remote_of,
+    server_clock,
+)
+from .adoption import Adopter, be_adopted
+from .circuits import not_isa, to_isa
+from .failures import describe, is_ambiguous, is_unauthorized
+from .post import TAGS, Submission, submit, unwatch_session, watch_session
+from .primitives import class_of, decode, decoders_for, decoders_of, make_primitive, parts_of, run_local, tags_of
+from .targets import Guardable, Target, backend_asked_for, find_target, instances_near, what_to_guard
+
+__all__ = [
+    "TAGS",
+    "Adopter",
+    "Guardable",
+    "Submission",
+    "Target",
+    "account_name",
+    "accounts",
+    "address",
+    "backend_asked_for",
+    "be_adopted",
+    "class_of",
+    "clients_of",
+    "credentials",
+    "decode",
+    "decoders_for",
+    "decoders_of",
+    "describe",
+    "find_target",
+    "instances_near",
+    "is_ambiguous",
+    "is_unauthorized",
+    "job_url",
+    "make_primitive",
+    "not_isa",
+    "parts_of",
+    "remote_of",
+    "run_local",
+    "server_clock",
+    "submit",
+    "tags_of",
+    "to_isa",
+    "unwatch_session",
+    "watch_session",
+    "what_to_guard",
+]

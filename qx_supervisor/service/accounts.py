@@ -1,0 +1,121 @@
+"""The accounts that the user has saved."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, RunError
+from .access import address, clients_of
+from .failures import describe
+
+logger = logging.getLogger("qx_supervisor")
+
+_default_lock = threading.Lock()
+_default: tuple[Any, Any] | None = None  # what it was made from, the service
+
+# A thread that is not in a forked child may have held it.
+os.register_at_fork(after_in_child=_default_lock._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+def default_service(instance: str | None = None) -> Any:
+    """The user's saved account, as a `QiskitRuntimeService`; made once, and anew when the saved accounts change.
+
+    Args:
+        instance: The instance to use, instead of the saved one.
+
+    Raises:
+        RunError: If there is none, or if it can't be used.
+    """
+    import qiskit_ibm_runtime
+    from qiskit_ibm_runtime.accounts import AccountNotFoundError
+    from qiskit_ibm_runtime.accounts.management import _DEFAULT_ACCOUNT_CONFIG_JSON_FILE
+
+    global _default  # noqa: PLW0603 - one per process, under a lock
+    saved = Path(_DEFAULT_ACCOUNT_CONFIG_JSON_FILE)
+    stamp = saved.stat().st_mtime_ns if saved.exists() else 0
+    environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("QISKIT_IBM")))
+    made_from = (os.getpid(), stamp, environment, instance)
+    with _default_lock:
+        if _default is None or _default[0] != made_from:
+            try:
+                _default = (made_from, qiskit_ibm_runtime.QiskitRuntimeService(instance=instance))
+            except AccountNotFoundError:
+                raise ConfigError(
+                    "config",
+                    "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., "
+                    "instance=...), or pass service=...",
+                ) from None
+            except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+                if _is_unreachable(error):
+                    raise RunError(
+                        "backend", "IBM Quantum can't be reached; check the network and its proxy, and try again"
+                    ) from None
+                raise RunError("auth", f"the saved IBM Quantum account can't be used: {describe(error)}") from None
+        return _default[1]
+
+
+def every_service() -> list[Any]:
+    """The default account, and all others that are saved, each as a `QiskitRuntimeService`.
+
+    Raises:
+        RunError: If there is none, or if the default one can't be used.
+    """
+    import qiskit_ibm_runtime
+    from qiskit_ibm_runtime.accounts import AccountManager
+
+    services = [default_service()]
+    known = {address(client) for client in clients_of(services[0])}
+    for name in AccountManager.list():
+        try:
+            service = qiskit_ibm_runtime.QiskitRuntimeService(name=name)
+        except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+            logger.warning("the saved account %r can't be used: %s", name, describe(error))
+            continue
+        found = {address(client) for client in clients_of(service)}
+        if not found <= known:
+            services.append(service)
+            known |= found
+    return services
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether a failure of the client's began with a connection that could not be made, or broke."""
+    import requests
+
+    while error is not None and not isinstance(error, requests.ConnectionError | requests.Timeout):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+@dataclass(frozen=True)
+class Account:
+    """What may be shown of the user's account: its key is not in it.
+
+    Attributes:
+        source: "environment" or "file".
+        channel: The channel.
+        url: IBM Cloud's address, as the account has it.
+        instance: The instance's CRN or name, or "" where none is chosen.
+    """
+
+    source: str
+    channel: str
+    url: str
+    instance: str
+
+
+def saved_account() -> Account | None:
+    """The account that `default_service` would use, without asking anybody; None if there is none."""
+    from qiskit_ibm_runtime.accounts import AccountManager, AccountNotFoundError
+
+    try:
+        found = AccountManager.get()
+    except AccountNotFoundError:
+        return None
+    source = "environment" if os.environ.get("QISKIT_IBM_TOKEN") else "file"
+    return Account(source, found.channel, found.url, found.instance or "")

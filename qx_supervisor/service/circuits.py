@@ -1,0 +1,80 @@
+"""Circuits that a backend can execute as they stand, and the others made so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigError, RunError
+from .failures import describe
+from .targets import Target
+
+
+def not_isa(pubs: Sequence[Any], target: Target) -> list[int]:
+    """Which PUBs have a circuit that the backend can't execute as it stands.
+
+    Raises:
+        ConfigError: If a circuit is wider than the backend.
+    """
+    from qiskit_ibm_runtime.utils.utils import is_isa_circuit
+
+    backend = target.backend
+    for pub in pubs:
+        if backend.num_qubits is not None and pub.circuit.num_qubits > backend.num_qubits:
+            raise ConfigError(
+                "backend",
+                f"a circuit has {pub.circuit.num_qubits} qubits, and {target.name} has {backend.num_qubits}; choose a "
+                "wider backend, or none to have one chosen",
+            )
+    return [i for i, pub in enumerate(pubs) if is_isa_circuit(pub.circuit, backend.target)]
+
+
+def to_isa(
+    pubs: Sequence[Any], foreign: list[int], target: Target, kind: str, *, level: int, seed: int | None
+) -> list[Any]:
+    """Transpile the circuits of some PUBs for a backend.
+
+    Args:
+        pubs: Coerced PUBs.
+        foreign: The indices of those to transpile.
+        target: Where they go.
+        kind: "sampler" or "estimator".
+        level: The transpiler's optimization level.
+        seed: The transpiler's seed, or None.
+
+    Raises:
+        RunError: If the transpiler fails.
+    """
+    from qiskit.transpiler import generate_preset_pass_manager
+
+    try:
+        manager = generate_preset_pass_manager(optimization_level=level, backend=target.backend, seed_transpiler=seed)
+        transpiled = manager.run([pubs[i].circuit for i in foreign])
+    except Exception as error:
+        raise RunError(
+            "transpile", f"the circuit could not be transpiled for {target.name}: {describe(error)}"
+        ) from error
+    made = list(pubs)
+    for i, circuit in zip(foreign, transpiled, strict=True):
+        made[i] = _with_circuit(pubs[i], circuit, kind)
+    return made
+
+
+def _with_circuit(pub: Any, circuit: Any, kind: str) -> Any:
+    """The same PUB with its circuit transpiled."""
+    from qiskit.primitives.containers.bindings_array import BindingsArray
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
+
+    # The transpiler may remove a parameter, such as a rotation right before its measurement.
+    left = {parameter.name for parameter in circuit.parameters}
+    values = pub.parameter_values
+    data = {}
+    for names, array in values.data.items():
+        kept = [i for i, name in enumerate(names) if name in left]
+        if kept:
+            data[tuple(names[i] for i in kept)] = array[..., kept]
+    bindings = BindingsArray(data, shape=values.shape)
+    if kind == "sampler":
+        return SamplerPub(circuit, bindings, pub.shots)
+    return EstimatorPub(circuit, pub.observables.apply_layout(circuit.layout), bindings, pub.precision)

@@ -1,0 +1,37 @@
+"""What the client's errors mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_ambiguous(error: BaseException) -> bool:
+    """Whether a failed POST may have made a job all the same: anything but a refusal by the service."""
+    seen = api_error(error)
+    if seen is None:
+        return not is_unauthorized(error)
+    return not 400 <= seen.status_code < 500
+
+
+def is_unauthorized(error: BaseException) -> bool:
+    """Whether the service did not accept the account's credentials."""
+    from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError
+
+    return isinstance(error, IBMNotAuthorizedError)
+
+
+def describe(error: BaseException) -> str:
+    """An error of the client's in one line."""
+    # A QiskitError's str() is a repr.
+    message = getattr(error, "message", None)
+    text = " ".join((message if isinstance(message, str) else str(error)).split())
+    return text if len(text) <= 500 else text[:499] + "…"
+
+
+def api_error(error: BaseException | None) -> Any:
+    """The service's own answer in an error's history, with its `status_code`; None where it gave none."""
+    from qiskit_ibm_runtime.api.exceptions import RequestsApiError
+
+    while error is not None and not isinstance(error, RequestsApiError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,175 @@
+"""The POST of a job: whoever guards it is asked right before it leaves, and told right after."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from ..ours import remote
+from .failures import api_error, is_ambiguous
+
+
+class Submission(Protocol):
+    """What a run wants to know of, and say to, its own submission."""
+
+    tags: tuple[str, ...]
+    max_execution_time: int | None
+    waits_for_rate_limit: bool
+
+    def before_post(self) -> None:
+        """Called before the POST leaves; what it raises keeps the POST from leaving."""
+
+    def before_retry(self) -> None:
+        """Called before the client sends the POST once more after a 5xx answer; may raise likewise."""
+
+    def rate_limited(self, seconds: float | None) -> None:
+        """Called after a 429, which makes no job; returns when the POST may leave again, or raises."""
+
+    def posted(self, job_id: str) -> None:
+        """Called with the new job's id, before anything else can go wrong."""
+
+    def after_post(self, *, ambiguous: bool) -> None:
+        """Called at the end of it all. Ambiguous: it failed, and may have made a job all the same."""
+
+
+TAGS = 8
+"""The most that IBM Quantum allows a job."""
+
+_submission: ContextVar[Submission | None] = ContextVar("qx_submission", default=None)
+_sessions: dict[str, Submission] = {}
+_keeper_of_all: Callable[[Any, int, str, Submission | None], Submission] | None = None
+
+hooking = threading.Lock()
+"""Held while methods of the client's are replaced."""
+
+# A thread that is not in a forked child may have held it.
+os.register_at_fork(after_in_child=hooking._at_fork_reinit)  # type: ignore[attr-defined]
+
+HOOKED = "__qx_hooked__"
+"""What a method of the client's has that is ours."""
+
+
+def submit(primitive: Any, pubs: list[Any], kind: str, shots: int | None, submission: Submission) -> Any:
+    """Run a primitive on the service, with the submission's tags put on its POST.
+
+    Returns:
+        Qiskit's job.
+    """
+    install_hooks()
+    token = _submission.set(submission)
+    try:
+        return primitive.run(pubs, shots=shots) if kind == "sampler" else primitive.run(pubs)
+    finally:
+        _submission.reset(token)
+
+
+def watch_session(session_id: str, keeper: Submission) -> None:
+    """Have the client ask `keeper` about every POST to a session that asks nobody else."""
+    install_hooks()
+    _sessions[session_id] = keeper
+
+
+def unwatch_session(session_id: str) -> None:
+    """The opposite of `watch_session`."""
+    _sessions.pop(session_id, None)
+
+
+def keep_all(keeper_of: Callable[[Any, int, str, Submission | None], Submission]) -> None:
+    """Have the client ask about every POST that has nobody to ask.
+
+    Args:
+        keeper_of: Says whom, for a client, a number of tags, a session or "", and whom `watch_session` named for that.
+    """
+    global _keeper_of_all  # noqa: PLW0603 - one per process
+    _keeper_of_all = keeper_of
+
+
+def install_hooks() -> None:
+    """Have the client ask the submission that is under way in this thread, if there is one, about its POST.
+
+    Tags are put on here and never written to the user's primitive, whose options may be shared by threads; and the
+    job's id is known here before anything else of the client can fail.
+    """
+    from qiskit_ibm_runtime.api.client import RuntimeClient
+    from qiskit_ibm_runtime.api.session import PostForcelistRetry
+
+    with hooking:  # once per class: `importlib.reload` makes new ones
+        if not is_hooked(RuntimeClient.program_run):
+            RuntimeClient.program_run = _asking(RuntimeClient.program_run)
+        if not is_hooked(PostForcelistRetry.increment):
+            PostForcelistRetry.increment = _asking_before_retry(PostForcelistRetry.increment)
+
+
+def is_hooked(method: Callable[..., Any]) -> bool:
+    """Whether a method of the client's is ours by now."""
+    return hasattr(method, HOOKED)
+
+
+def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(program_run)
+    def asking(client: Any, *args: Any, **kwargs: Any) -> Any:
+        submission = _submission.get()
+        if submission is not None:
+            return _post(submission, functools.partial(program_run, client, *args), kwargs)
+        keeper = _sessions.get(kwargs.get("session_id") or "")
+        if _keeper_of_all is not None:
+            tags = len(kwargs.get("job_tags") or ())
+            keeper = _keeper_of_all(client, tags, kwargs.get("session_id") or "", keeper)
+        if keeper is None:
+            return program_run(client, *args, **kwargs)
+        token = _submission.set(keeper)
+        try:
+            return _post(keeper, functools.partial(program_run, client, *args), kwargs)
+        finally:
+            _submission.reset(token)
+
+    setattr(asking, HOOKED, True)
+    return asking
+
+
+def _post(submission: Submission, program_run: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    tags = [*(kwargs.get("job_tags") or []), *submission.tags]
+    if len(tags) <= TAGS:  # a job of plain Qiskit's may have all eight; it is known by its session, or its id
+        kwargs["job_tags"] = tags
+    if submission.max_execution_time is not None:
+        kwargs["max_execution_time"] = submission.max_execution_time
+    submission.before_post()
+    ambiguous = True
+    try:
+        while True:
+            try:
+                reply = program_run(**kwargs)
+            except Exception as error:
+                refusal = api_error(error)
+                if refusal is None or refusal.status_code != 429 or not submission.waits_for_rate_limit:
+                    ambiguous = is_ambiguous(error)
+                    raise
+                submission.rate_limited(_retry_after(refusal))
+            else:
+                submission.posted(str(reply["id"]))
+                ambiguous = False
+                return reply
+    finally:
+        submission.after_post(ambiguous=ambiguous)
+
+
+def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(increment)
+    def asking(retry: Any, method: Any = None, url: Any = None, *args: Any, **kwargs: Any) -> Any:
+        more = increment(retry, method, url, *args, **kwargs)  # raises where there is to be no other try
+        submission = _submission.get()
+        if submission is not None and str(method).upper() == "POST":
+            submission.before_retry()
+        return more
+
+    setattr(asking, HOOKED, True)
+    return asking
+
+
+def _retry_after(error: BaseException) -> float | None:
+    response = getattr(error.__cause__ or error.__context__, "response", None)
+    return remote.retry_after(response.headers.get("Retry-After")) if response is not None else None
