@@ -135,8 +135,8 @@ class _Elsewhere:
         self._ledger: Any = None
         self._seized: set[str] = set()
 
-    def seize(self, row: Any) -> Literal["free", "taken"]:
-        """Ask for a run with a key; from then on nobody else may have it.
+    def seize(self, row: Any) -> Literal["free", "taken", "busy"]:
+        """Ask for a run with a key; if it is free, nobody else may have it from then on.
 
         Raises:
             QxError: If it can't be asked.
@@ -149,9 +149,8 @@ class _Elsewhere:
         known = self._ledger.row(row.run)
         if known is None:
             return "free"  # it was never written there
-        if known.holder == row.holder and known.state in ledger.UNFINISHED:
-            raise ledger.LedgerError("whoever began to cancel its jobs may be at it still, by the lease.")
-        return "taken"
+        is_same = known.holder == row.holder and known.state in ledger.UNFINISHED
+        return "busy" if is_same else "taken"
 
     def finish(self, run: str, found: Resolved) -> None:
         """Write what a run has come to; if that fails, a reaper looks again when the claim has run out."""
@@ -220,9 +219,12 @@ def _told(row: Any, fate: Fate, detail: str = "") -> Reaped:
 def _resolve_if_free(book: Any, row: Any, there: remote.Remote, elsewhere: _Elsewhere) -> list[Reaped]:
     if row.key is not None and row.is_shared:
         try:
-            if elsewhere.seize(row) == "taken":
-                book.finish(row.run, "done", "taken up on another host", holder=row.holder)
-                return []
+            match elsewhere.seize(row):
+                case "taken":
+                    book.finish(row.run, "done", "taken up on another host", holder=row.holder)
+                    return []
+                case "busy":
+                    return [_told(row, "pending", "somebody cancels its jobs already, or did until a moment ago")]
         except (ledger.LedgerError, QxError) as error:
             detail = f"a driver on another host may have taken it up, and that can't be asked: {error}"
             return [_told(row, "pending", detail)]

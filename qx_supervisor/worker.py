@@ -717,7 +717,7 @@ class Worker:
     def _check_lease(self) -> None:
         """Submit nothing under a key that another driver has by now: it may have been executed there."""
         if self._has_lost_its_key():
-            raise SubmitError("submit", f"nothing was submitted: {self._lease_lost}; run again with the same key")
+            raise SubmitError("submit", f"not submitted here: {self._lease_lost}; run again with the same key")
 
     def _hear(self, report: dict[str, Any]) -> None:
         """What the watcher reports of this run, in the link's thread."""

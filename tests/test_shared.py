@@ -560,7 +560,7 @@ def test_a_lease_that_is_lost_before_the_submission(
         database.execute("UPDATE qx_holders SET lease_until = clock_timestamp() - interval '1 s'")
     if key is not None:
         said = " ".join(driver.line("refused "))
-        assert "nothing was submitted: its lease in the shared ledger ran out, and another driver has taken it" in said
+        assert "not submitted here: its lease in the shared ledger ran out, and another driver has taken it" in said
         assert driver.end() == 0, driver.errors
         assert ibm.jobs() == []
         return

@@ -162,8 +162,7 @@ class Watcher:
             self.post(lambda: self._say("report", 0, event=f"shared ledger {event}", run="", job="", detail=detail))
 
         def lost(run: str, holder: str, detail: str) -> None:
-            # Without a key the policy knows of no lease. The driver is told, and stands the run down: who has it now is
-            # a reaper, which sees to its end.
+            # Without a key it stays guarded by this watcher all the same: whoever has it now can only cancel it, too.
             self.post(p.Lost(run, holder, detail) if holder else lambda: self._do(p.Report("lost", run, detail=detail)))
 
         self._record = Both(self._record, Shared(url, self._parent.identity, self._lease_seconds, tell, lost))
