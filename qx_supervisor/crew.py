@@ -207,7 +207,7 @@ _runs: set[object] = set()
 def begin_run(run: object) -> None:
     """A run begins, and has the threads that it will need.
 
-    From Python 3.12 on none can be started once the main thread has ended, and other threads' runs go on.
+    Python 3.12.0 to 3.12.2 starts none once the main thread has ended, and other threads' runs go on (gh-113964).
 
     Raises:
         RuntimeError: No thread can be started.

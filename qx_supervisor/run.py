@@ -528,8 +528,8 @@ def _no_thread(error: RuntimeError) -> ConfigError:
         return ConfigError("config", f"nothing was submitted, because no thread could be started: {error}")
     return ConfigError(
         "config",
-        "nothing was submitted, because this program's main thread has ended, and from Python 3.12 on no thread can be "
-        "started then; have it wait for the others: thread.join()",
+        "nothing was submitted, because this program's main thread has ended, and no thread can be started then in "
+        "Python 3.12.0 to 3.12.2; use a later one, or have it wait for the others: thread.join()",
     )
 
 

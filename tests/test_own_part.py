@@ -112,7 +112,7 @@ def test_a_token_service_that_answers_nonsense_ends_nothing(
 
 
 def test_a_run_goes_on_where_no_more_threads_can_be_had(ibm: local.Service, fork: Any) -> None:
-    """As from Python 3.12 on when the main thread has ended: what was left behind is then not looked for."""
+    """As in Python 3.12.0 to 3.12.2 when the main thread has ended: what was left behind is then not looked for."""
     driver = fork(
         """
         import types
