@@ -26,7 +26,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from bench_rows import idle, kills, ledger, many, overhead, shared
+from bench_rows.programs import wait_for_end
 from bench_rows.table import Measure, lines
+from drivers import orders
 from postgres import Missing
 
 from qx_supervisor import local
@@ -84,6 +86,10 @@ def main() -> None:
                 measured += work(ibm, Path(folder))
             except Missing as missing:
                 print(f"not measured: {missing}", end="", file=sys.stderr)
+            # The service stays for those who are still to look whether a cancel has worked.
+            for watcher, order in list(orders()):
+                if order["state"] == f"{folder}/state":
+                    wait_for_end(watcher.pid)
     print(file=sys.stderr)
     python = platform.python_version()
     print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {python}\n")
