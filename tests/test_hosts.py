@@ -124,17 +124,23 @@ main(["reaper"])
 """
 
 
-def test_a_host_is_lost_and_another_one_reaps(ibm, start, network, postgres, shared_url, monkeypatch):
-    """The ledger is a database that both reach, over their links."""
-    ibm.hold("queued")
-    monkeypatch.setenv("QX_LEASE_SECONDS", "1")
+@pytest.fixture
+def on(ibm, start, network, postgres, shared_url):
+    """Starts a program on a host; the service, and a ledger for all hosts, are at the end of its link."""
     port, database = network.offer(ibm.port), network.offer(postgres.port)
-    a, b = network.host(), network.host()
 
-    def on(host: hosts.Host, code: str) -> Driver:
+    def begin(host: hosts.Host, code: str) -> Driver:
         url = shared_url.replace(f"127.0.0.1:{postgres.port}", f"{host.gateway}:{database}")
         return start(host.prelude(port) + code, wrap=host.wrap, env={**os.environ, "QX_LEDGER": url})
 
+    return begin
+
+
+def test_a_host_is_lost_and_another_one_reaps(ibm, network, on, shared_url, monkeypatch):
+    """The ledger is a database that both reach, over their links."""
+    ibm.hold("queued")
+    monkeypatch.setenv("QX_LEASE_SECONDS", "1")
+    a, b = network.host(), network.host()
     driver, reaper = on(a, RUN), on(b, REAPER)
     job = driver.queued()
     watcher = driver.watcher()
@@ -148,29 +154,31 @@ def test_a_host_is_lost_and_another_one_reaps(ibm, start, network, postgres, sha
     assert_cancelled_once(ibm, job)
 
 
+KEYED = """
+try:
+    step = run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)
+    say("got", step.job_id)
+except ConfigError as error:
+    say("refused", error.reason)
+"""
+
+
 @pytest.fixture
-def keyed(ibm, start, network, postgres, shared_url, monkeypatch):
-    """Starts a driver with a key on a host, for which the service and the ledger are at the end of its link."""
-    monkeypatch.setenv("QX_LEASE_SECONDS", "3")
-    port, database = network.offer(ibm.port), network.offer(postgres.port)
-    code = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)'
-    code = f"try:\n    say('got', {code}.job_id)\nexcept ConfigError as error:\n    say('refused', error.reason)"
-
-    def begin(host: hosts.Host) -> Driver:
-        url = shared_url.replace(f"127.0.0.1:{postgres.port}", f"{host.gateway}:{database}")
-        return start(host.prelude(port) + code, wrap=host.wrap, env={**os.environ, "QX_LEDGER": url})
-
-    return begin
-
-
-def test_a_key_is_held_by_a_driver_on_another_host(ibm, network, keyed, shared_url):
-    """That can't be seen there; its lease is renewed, and that can."""
+def keyed(ibm, network, on, shared_url, monkeypatch):
+    """A driver on a host holds a key, and the ledger knows of its job: host, driver, job."""
     ibm.hold("queued")
-    a, b = network.host(), network.host()
-    first = keyed(a)
-    job = first.queued()
+    monkeypatch.setenv("QX_LEASE_SECONDS", "3")
+    host = network.host()
+    driver = on(host, KEYED)
+    job = driver.queued()
     _wait_until_known(shared_url)
-    second = keyed(b)
+    return host, driver, job
+
+
+def test_a_key_is_held_by_a_driver_on_another_host(ibm, network, on, keyed):
+    """That can't be seen there; its lease is renewed, and that can."""
+    a, first, job = keyed
+    second = on(network.host(), KEYED)
     said = " ".join(second.line("refused "))
     assert f"the key 'step' is held by process {first.pid} on {a.name}, which lives" in said
     assert second.end() == 0, second.errors
@@ -180,15 +188,11 @@ def test_a_key_is_held_by_a_driver_on_another_host(ibm, network, keyed, shared_u
     assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
 
 
-def test_a_key_is_taken_up_from_a_host_that_was_cut_off(ibm, network, keyed, shared_url):
+def test_a_key_is_taken_up_from_a_host_that_was_cut_off(ibm, network, on, keyed):
     """When that is back, its driver has lost the lease. The job was not cancelled, so it goes on, and both get it."""
-    ibm.hold("queued")
-    a, b = network.host(), network.host()
-    first = keyed(a)
-    job = first.queued()
-    _wait_until_known(shared_url)
+    a, first, job = keyed
     a.cut()
-    second = keyed(b)
+    second = on(network.host(), KEYED)
     assert second.line("taken up again ")[0] == job
     a.mend()
     ibm.hold(None)
