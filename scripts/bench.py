@@ -23,13 +23,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-
 from bench_rows import idle, kills, ledger, many, overhead, shared
-from bench_rows.programs import wait_for_end
 from bench_rows.table import Measure, lines
-from drivers import orders
-from postgres import Missing
+from testkit.postgres import Missing
+from testkit.processes import wait_for_end
+from testkit.watchers import orders
 
 from qx_supervisor import local
 
@@ -89,7 +87,7 @@ def main() -> None:
             # The service stays for those who are still to look whether a cancel has worked.
             for watcher, order in list(orders()):
                 if order["state"] == f"{folder}/state":
-                    wait_for_end(watcher.pid)
+                    wait_for_end(watcher)
     print(file=sys.stderr)
     python = platform.python_version()
     print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {python}\n")

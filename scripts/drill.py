@@ -27,15 +27,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "tests"))
-
-from drill_rows import deaths, faults, keys, kills, leases, places  # noqa: E402
-from drill_rows.attempt import Stopped  # noqa: E402
-from drill_rows.judge import Totals, total  # noqa: E402
-from drill_rows.lane import Lane, make_circuit  # noqa: E402
-from drill_rows.row import Row  # noqa: E402
-from drill_rows.table import table  # noqa: E402
+from drill_rows import deaths, faults, keys, kills, leases, places
+from drill_rows.judge import Totals, total
+from drill_rows.lane import Lane, Stopped, make_circuit
+from drill_rows.round import try_row
+from drill_rows.row import Row
+from drill_rows.table import table
 
 WINDOW = 2.5
 """The watchers' sweep window here, in seconds."""
@@ -116,7 +113,7 @@ class Drill:
             lane.begin()
             while (chunk := self._next()) is not None:
                 row, numbers = chunk
-                self._add(row, lane.run(row, [f"{self._seed}/{row.name}/{number}" for number in numbers]))
+                self._add(row, try_row(lane, row, [f"{self._seed}/{row.name}/{number}" for number in numbers]))
             seen = lane.stop_control()
             with self._lock:
                 self.control.add(seen)

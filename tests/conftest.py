@@ -6,7 +6,6 @@ end, or for a request in the service's journal.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import os
@@ -19,27 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import psutil
 import pytest
-from drivers import (  # noqa: F401 - the tests take them from here
-    BOOT,
-    DEADLINE,
-    PRELUDE,
-    RUN,
-    Driver,
-    Forked,
-    Zygote,
-    assert_cancelled_once,
-    end,
-    kill_both,
-    orders,
-    until,
-    wait_for_end,
-    wait_for_watchers,
-    wait_until_written,
-    watchers_of,
-)
-from postgres import postgres, shared_url  # noqa: F401 - fixtures
+from testkit.drivers import PRELUDE, Driver
+from testkit.leaks import children, descriptors, is_left
+from testkit.pages import CHECKOUT
+from testkit.postgres import Missing, Server
+from testkit.processes import DEADLINE, wait_for_end
+from testkit.watchers import orders
+from testkit.zygote import Zygote
 
 from qx_supervisor import local
 from qx_supervisor.link import link
@@ -101,9 +87,9 @@ class Starter(Protocol):
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
+def zygote(running_service: local.Service) -> Iterator[Zygote]:
     """What drivers are forked from."""
-    made = Zygote()
+    made = Zygote(running_service.port)
     yield made
     made.close()
 
@@ -153,8 +139,8 @@ def start(write_script: Callable[[str], Path]) -> Iterator[Starter]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(state: Path) -> Iterator[None]:
     """No process, no descriptor and no temporary file is left by a test."""
-    descriptors = _descriptors()
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    open_before = descriptors()
+    before = children()
     yield
     for process, order in list(orders()):
         if order["state"] == str(state) and order["pid"] != os.getpid():  # ours stays for the next test
@@ -165,33 +151,14 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     for thread in threading.enumerate():
         if thread.name in ("qx-reaper", "qx-placement"):  # begun by the process's first run, at the ledger still
             thread.join(DEADLINE)
-    children = psutil.Process().children(recursive=True)
-    left = [process for process in children if process.pid not in before and _is_left(process)]
+    left = [process for process in children() - before if is_left(process)]
     assert not left, f"processes left behind: {left}"
     watcher = link._process
     kept = {f"{watcher.pidfd} anon_inode:[pidfd]"} if watcher is not None else set()
-    if not _descriptors() - kept <= descriptors:
+    if not descriptors() - kept <= open_before:
         gc.collect()  # a handle of the service that is in a cycle, as what an example defines, closes its pidfd then
-    assert _descriptors() - kept <= descriptors, "descriptors left behind"
+    assert descriptors() - kept <= open_before, "descriptors left behind"
     assert not list(Path("/tmp").glob(f"qx-*-{os.getpid()}*"))
-
-
-def _is_left(process: psutil.Process) -> bool:
-    """Whether it lives, or has ended and is ours to reap; a parent such as a user manager reaps by itself."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE or process.ppid() == os.getpid()
-    return False
-
-
-def _descriptors() -> set[str]:
-    """This process's open files, pipes and pidfds; the sockets of kept-alive connections come and go."""
-    found = set()
-    for item in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            target = str(item.readlink())
-            if not target.startswith(("socket:", "/proc/")):
-                found.add(f"{item.name} {target}")
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +168,42 @@ def default_handlers() -> Iterator[None]:
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """One server for all tests of this worker."""
+    try:
+        made = Server()
+    except Missing as missing:
+        pytest.skip(str(missing))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shared_url(postgres: Server) -> str:
+    """A database of the test's own."""
+    return postgres.database()
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a one-file program that can import `watcher`; it is gone at the end of the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(program: str, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", program, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import textwrap
 
 import pytest
-from conftest import RUN, assert_cancelled_once, end, wait_for_end, watchers_of
+from testkit.drivers import RUN, assert_cancelled_once, end
+from testkit.processes import Process, wait_for_end
+from testkit.watchers import watchers_of
 
 SUBMIT = 'submit(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell)'
 
@@ -180,7 +181,7 @@ def test_detached_the_job_outlives_its_driver(ibm, program, where):
         """
     )
     driver.line("detached")
-    watchers = watchers_of(driver.pid)
+    watchers = watchers_of(driver)
     assert driver.end() == -signal.SIGKILL
     for watcher in watchers:
         wait_for_end(watcher)
@@ -211,7 +212,7 @@ def test_detached_before_it_is_submitted(ibm, program):
     )
     job = driver.queued()
     assert driver.line("guarded") == []
-    watchers = watchers_of(driver.pid)
+    watchers = watchers_of(driver)
     assert driver.end() == -signal.SIGKILL
     for watcher in watchers:
         wait_for_end(watcher)
@@ -356,8 +357,8 @@ def test_sigkill_with_four_runs_in_flight(ibm, program):
         """
     )
     jobs = [driver.queued() for _ in range(4)]
-    assert len(watchers_of(driver.pid)) == 1
-    [watcher] = watchers_of(driver.pid)
+    assert len(watchers_of(driver)) == 1
+    [watcher] = watchers_of(driver)
     driver.kill()
     wait_for_end(watcher)
     assert_cancelled_once(ibm, *jobs)
@@ -723,11 +724,11 @@ def test_a_forked_child_has_runs_and_a_watcher_of_its_own(ibm, program):
     )
     job = driver.line("parent ")[1]
     child, childs = driver.line("child ")
-    [watcher], [childs_watcher] = watchers_of(driver.pid), watchers_of(int(child))
+    [watcher], [childs_watcher] = watchers_of(driver), watchers_of(Process(child))
     assert watcher != childs_watcher
     for polled in (job, childs):
         ibm.wait_for("GET", f"/api/v1/jobs/{polled}", count=10)
-    os.kill(int(child), signal.SIGKILL)
+    Process(child).kill()
     assert driver.line("reaped ") == ["9", "queued"]
     wait_for_end(childs_watcher)
     assert (ibm.job(childs).status, ibm.job(childs).cancel_requests) == ("Cancelled", 1)

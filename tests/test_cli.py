@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil
 import pytest
-from circuits import BACKEND, bell, ones
-from conftest import RUN, Driver, assert_cancelled_once, end, until, wait_for_end
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
+from testkit.circuits import BACKEND, bell, ones
+from testkit.drivers import RUN, Driver, assert_cancelled_once, end
+from testkit.processes import until, wait_for_end
 
 from qx_supervisor import ConfigError, local, submit
 from qx_supervisor.cli import files, main

@@ -7,7 +7,8 @@ import signal
 
 import psutil
 import pytest
-from conftest import RUN, Driver, wait_for_end
+from testkit.drivers import RUN, Driver
+from testkit.processes import Process, wait_for_end
 
 from qx_supervisor import local
 
@@ -83,7 +84,7 @@ def test_unreaped_zombie(ibm, start):
     ibm.hold("queued")
     driver = start(RUN)
     job = driver.queued()
-    os.kill(driver.pid, signal.SIGKILL)
+    signal.pidfd_send_signal(driver.pidfd, signal.SIGKILL)
     assert_cancelled_once(ibm, job)
     assert psutil.Process(driver.pid).status() == psutil.STATUS_ZOMBIE
     driver.end()
@@ -128,7 +129,7 @@ def test_fork_children_hold_its_descriptors(ibm, fork):
     )
     child = psutil.Process(int(driver.line("child ")[0]))
     job = driver.queued()
-    os.kill(driver.pid, signal.SIGKILL)
+    signal.pidfd_send_signal(driver.pidfd, signal.SIGKILL)
     assert_cancelled_once(ibm, job)
     wait_for_end(child)  # it saw the end of the pipe when its parent died
     driver.end()
@@ -143,9 +144,9 @@ def test_driver_pipe_tee_ends_with_the_driver(ibm, start, tmp_path):
         return ["bash", "-c", f'{" ".join(command)} | tee {log}']
 
     driver: Driver = start(f'say("pid", os.getpid())\n{RUN}', wrap=piped)
-    pid = int(driver.line("pid ")[0])
+    inner = Process(driver.line("pid ")[0])
     job = driver.queued()
-    os.kill(pid, signal.SIGKILL)
+    inner.kill()
     assert driver.end() == 0  # tee's
     assert "queued" in log.read_text()
     assert_cancelled_once(ibm, job)

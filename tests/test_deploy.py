@@ -15,9 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import units
-from conftest import DEADLINE, RUN, assert_cancelled_once, orders, wait_for_end
-from test_docs import BLOCKS, parse, uses
+from testkit import units
+from testkit.drivers import RUN, assert_cancelled_once
+from testkit.pages import BLOCKS, parse, uses
+from testkit.processes import DEADLINE, Process, wait_for_end
+from testkit.watchers import watchers_of
 
 from qx_supervisor.cli import main
 
@@ -250,8 +252,7 @@ def test_the_drivers_unit_runs(ibm, programs, state, write_script, end):
         systemd.ctl("start", "qx-driver@vqe")
         with (home / "output").open() as lines:
             job = next(line.split()[1] for line in lines if line.startswith("queued "))
-        pid = int(systemd.ctl("show", "--property=MainPID", "--value", "qx-driver@vqe"))
-        [watcher] = [process for process, order in orders() if order["pid"] == pid]
+        [watcher] = watchers_of(Process(systemd.ctl("show", "--property=MainPID", "--value", "qx-driver@vqe")))
         assert "qx-watcher-" in Path(f"/proc/{watcher.pid}/cgroup").read_text()
         systemd.ctl(*(["kill", "--signal=KILL"] if end == "kill" else ["stop"]), "qx-driver@vqe")
         assert ibm.wait_job(job, "Cancelled").cancel_requests == 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
 import gc
 import html
 import importlib.util
@@ -18,17 +17,16 @@ import inspect
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from conftest import DEADLINE
+from testkit.pages import BEFORE, BLOCKS, CHECKOUT, COMMAND, DOCS, PAGES, Block, assert_runs, commands_in, parse, uses
+from testkit.processes import DEADLINE
 
 import qx_supervisor
 from qx_supervisor import crew, local, worker
@@ -36,35 +34,6 @@ from qx_supervisor.cli import main
 
 pytest_plugins = ["pytester"]
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-DOCS = CHECKOUT / "docs"
-PAGES = [CHECKOUT / "README.md", *sorted(DOCS.glob("*.md"))]
-
-FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of code."""
-
-    page: Path
-    line: int
-    language: str
-    code: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text()
-    for found in FENCE.finditer(text):
-        line = text.count("\n", 0, found.start("code")) + 1
-        yield Block(page, line, found["language"], found["code"])
-
-
-BLOCKS = [block for page in PAGES for block in blocks(page)]
 # What needs an engine is run by `engines/test_examples.py`, where that engine is installed.
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.page.name != "engines.md"]
 
@@ -129,70 +98,7 @@ def execute(block: Block, namespace: dict[str, Any], ibm: local.Service, pyteste
             exec(code, namespace)
 
 
-BEFORE = """\
-import qx_supervisor.service
-from qx_supervisor import local
-class Service(local.Service):
-    def stop(self): ...
-def start():
-    service = Service({pid}, {port})
-    service.reset()
-    return service
-local.start = start
-qx_supervisor.service.accounts.default_service = Service({pid}, {port}).service
-"""
-"""The same for a program, and for the processes that import it."""
-
-
-def assert_runs(program: Path, *starter: str, seconds: float = DEADLINE) -> None:
-    output = program.with_suffix(".txt")
-    command = [*starter, sys.executable, str(program)]
-    with (
-        output.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as running,
-    ):
-        try:
-            code = running.wait(seconds)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)  # and what it has started
-    assert code == 0, output.read_text()
-
-
 # Command lines ----------------------------------------------------------------------------------------------------
-
-COMMAND = "qx-supervisor"
-OPERATORS = {"&&", "||", "|", ";", "&", "(", ")", ";;", "{", "}"}
-REDIRECTION = re.compile(r"\d*[<>].*")
-KEYWORDS = {"then", "do", "else", "if", "while", "exec", "!"}
-
-
-def commands_in(text: str) -> Iterator[list[str]]:
-    """The words of every command of a shell script, without redirections."""
-    text = text.replace("\\\n", " ")
-    for line in text.splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="();|&")
-        lexer.whitespace_split = True
-        words: list[str] = []
-        for word in [*lexer, ";"]:
-            if word in OPERATORS:
-                if words:
-                    yield words
-                words = []
-            elif not REDIRECTION.fullmatch(word):
-                words.append(word)
-
-
-def uses(words: list[str]) -> Iterator[list[str]]:
-    """The arguments of `qx-supervisor` in a command, also where another one, such as `srun`, starts it."""
-    for i, word in enumerate(words):
-        if word.rpartition("/")[2] == COMMAND:
-            yield words[i + 1 :]
-            return
-        if " " in word and COMMAND in word:  # sh -c '...'
-            for inner in commands_in(word):
-                yield from uses(inner)
-
 
 def mentions() -> Iterator[tuple[str, list[str]]]:
     """Every use of the command in the documentation: in shell blocks, in other files, and in the text."""
@@ -229,22 +135,6 @@ def is_a_name(arguments: list[str]) -> bool:
     for word in arguments:
         command = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
     return command is not None
-
-
-def parse(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:
-    """Parse as the command would, and do nothing.
-
-    Raises:
-        click.UsageError: If it would refuse them.
-    """
-    try:
-        context = command.make_context(command.name or COMMAND, list(arguments), parent=parent)
-    except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
-        return  # --help, --version, and a group by itself
-    if isinstance(command, click.Group):
-        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        assert found is not None, name
-        parse(found, rest, context)
 
 
 def test_a_wrong_command_line_does_not_parse():

@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 import pytest
-from conftest import RUN, wait_for_end
+from testkit.drivers import RUN
+from testkit.processes import wait_for_end
 
 from qx_supervisor import doctor, drill, local, placement, service
 from qx_supervisor.cli import main

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import drill
+import pytest
 from drill_rows import clocks, deaths, faults, kills, lane, leases
 from drill_rows.attempt import Try
 from drill_rows.code import DRIVE, TELL_WATCHERS
@@ -32,7 +27,7 @@ def job(status: str, *cancels: int, name: str = "d1", run: str = "qxs-1", ended:
 
 def local_job(name: str, tags: list[str]) -> JobSeen:
     found = local.Job(name, "Completed", None, "ibm_brisbane", tags, None, "executor", 1, SOON, 0)
-    return lane._seen(found, ())
+    return lane.job_seen(found, ())
 
 
 def judged(*jobs: JobSeen, died: int | None = DIED, kept: tuple[str, ...] = (), requests: str = "one") -> Totals:

@@ -20,8 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from conftest import PRELUDE, Driver, assert_cancelled_once, end, wait_for_watchers, watchers_of
+from testkit.drivers import PRELUDE, Driver, assert_cancelled_once, end
+from testkit.processes import Process
+from testkit.watchers import wait_for_watchers, watchers_of
 
 from qx_supervisor import exit_status, local
 from qx_supervisor.cli import exec as command
@@ -155,9 +158,9 @@ def test_killed(ibm: local.Service, run: Exec) -> None:
     ibm.hold("queued")
     go_on(driver)
     jobs, sessions = driver.line("jobs "), driver.line("sessions ")
-    assert len(watchers_of(driver.pid)) == 1
+    assert len(watchers_of(driver)) == 1
     assert driver.kill() == -signal.SIGKILL
-    wait_for_watchers(driver.pid)
+    wait_for_watchers(driver)
     left = {job.id: (job.status, job.cancel_requests) for job in ibm.jobs() if job.id not in over}
     assert left == dict.fromkeys(jobs, ("Cancelled", 1))
     assert [job.cancel_requests for job in ibm.jobs() if job.id in over] == [0, 0, 0]
@@ -190,10 +193,11 @@ def test_below_a_shell(ibm: local.Service, run: Exec, shell: str) -> None:
         how=lambda script: ["bash", "-c", shell.format(python=sys.executable, script=f"{script} <&0")],
     )
     job, pid = driver.line("job ")
-    assert int(pid) != driver.pid
-    os.kill(int(pid), signal.SIGKILL)
+    inner = Process(pid)
+    assert inner != psutil.Process(driver.pid)
+    inner.kill()
     assert driver.end() == 0
-    wait_for_watchers(int(pid))
+    wait_for_watchers(inner)
     assert_cancelled_once(ibm, job)
 
 
@@ -233,14 +237,14 @@ def test_children_have_watchers_of_their_own(ibm: local.Service, run: Exec) -> N
     jobs = {}
     for _ in range(6):
         job, kind, pid = driver.line("job ")
-        jobs[kind] = (job, int(pid))
+        jobs[kind] = (job, Process(pid))
     assert set(jobs) == {"parent", "subprocess", "fork", "spawn", "forkserver", "pool"}
-    assert len({watcher.pid for _, pid in jobs.values() for watcher in watchers_of(pid)}) == 6
+    assert len({watcher.pid for _, process in jobs.values() for watcher in watchers_of(process)}) == 6
     living = dict(jobs)
     for kind in ("pool", "parent", "fork", "forkserver", "subprocess", "spawn"):
-        job, pid = living.pop(kind)
-        os.kill(pid, signal.SIGKILL)
-        wait_for_watchers(pid)
+        job, process = living.pop(kind)
+        process.kill()
+        wait_for_watchers(process)
         assert ibm.job(job).status == "Cancelled", kind
         assert [ibm.job(other).cancel_requests for other, _ in living.values()] == [0] * len(living), kind
     driver.end()
@@ -478,7 +482,7 @@ def test_tags_stay_within_what_is_allowed(ibm: local.Service, run: Exec) -> None
     )
     driver.line("tags ")
     driver.kill()
-    wait_for_watchers(driver.pid)
+    wait_for_watchers(driver)
     assert [len(job.tags) for job in ibm.jobs()] == [3, 8, 8]
     assert [(job.status, job.cancel_requests) for job in ibm.jobs()] == [("Cancelled", 1)] * 3
 

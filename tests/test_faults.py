@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import requests
-from circuits import BACKEND, ones
-from conftest import RUN
 from qiskit_ibm_runtime import QiskitRuntimeService
+from testkit.circuits import BACKEND, ones
+from testkit.drivers import RUN
 
 from qx_supervisor import (
     ConfigError,

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import submissions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qiskit import ClassicalRegister, QuantumCircuit, qpy
@@ -24,7 +23,8 @@ from qiskit.circuit.annotated_operation import ControlModifier, InverseModifier,
 from qiskit.circuit.random import random_circuit
 from qiskit.primitives.containers.bindings_array import BindingsArray
 from qiskit.quantum_info import Pauli, SparsePauliOp
-from submissions import (
+from testkit import submissions
+from testkit.submissions import (
     GALLERY,
     SUM,
     VALUES,
@@ -108,11 +108,11 @@ def option(**given: Any) -> Made:
 
 
 def objects(**given: Any) -> Made:
-    return lambda: request(simple(), options=submissions._options(**given))
+    return lambda: request(simple(), options=submissions.options(**given))
 
 
 def deprecated(**given: Any) -> Made:
-    return lambda: request(simple(), options=submissions._deprecated(**given))
+    return lambda: request(simple(), options=submissions.deprecated(**given))
 
 
 GRID = [[0, 1, 2], [3, 4, 5]]
@@ -146,12 +146,12 @@ SAME: dict[str, tuple[Made, Made]] = {
     "types of angles": (lambda: request(numbered(2)), lambda: request(numbered(np.float32(2)))),
     "types of indices": (lambda: request(numbered(0.5)), lambda: request(numbered(np.float64(0.5)))),
     "order of observables": (
-        lambda: estimate((submissions._bare(), SUM)),
-        lambda: estimate((submissions._bare(), SparsePauliOp(["IYY", "XXI", "ZIZ"], [-2.0, 1.0, 0.25]))),
+        lambda: estimate((submissions.bare(), SUM)),
+        lambda: estimate((submissions.bare(), SparsePauliOp(["IYY", "XXI", "ZIZ"], [-2.0, 1.0, 0.25]))),
     ),
     "kinds of observables": (
-        lambda: estimate((submissions._bare(), ["ZZZ", {"XII": 1.0}])),
-        lambda: estimate((submissions._bare(), [Pauli("ZZZ"), SparsePauliOp("XII")])),
+        lambda: estimate((submissions.bare(), ["ZZZ", {"XII": 1.0}])),
+        lambda: estimate((submissions.bare(), [Pauli("ZZZ"), SparsePauliOp("XII")])),
     ),
     "no options": (lambda: request(simple()), option()),
     "order of options": (option(default_shots=1, twirling={}), option(twirling={}, default_shots=1)),
@@ -163,11 +163,11 @@ SAME: dict[str, tuple[Made, Made]] = {
     "a limit": (option(), option(max_execution_time=7)),
     "a limit in deprecated ones": (deprecated(), deprecated(max_execution_time=7)),
     "a primitive made here": (
-        lambda: request(simple(), submissions._backend(), options={"default_shots": 5}),
-        lambda: request(simple(), None, primitive=submissions._own(default_shots=5)),
+        lambda: request(simple(), submissions.backend(), options={"default_shots": 5}),
+        lambda: request(simple(), None, primitive=submissions.own(default_shots=5)),
     ),
     "a backend's name": (
-        lambda: request(simple(), submissions._backend()),
+        lambda: request(simple(), submissions.backend()),
         lambda: request(simple(), "fake_manila"),
     ),
     "a barrier's order": (lambda: request(of(lambda it: it.barrier(0, 1))), lambda: request(of(_barrier))),
@@ -255,7 +255,7 @@ def _ramp(*values: float) -> Made:
 def _seen(**given: Any) -> Made:
     observable = given.pop("observable", SUM)
     precision = given.pop("precision", None)
-    return lambda: estimate((submissions._bare(), observable, None, precision), **given)
+    return lambda: estimate((submissions.bare(), observable, None, precision), **given)
 
 
 NEXT = float(np.nextafter(0.1, 1))
@@ -387,7 +387,7 @@ CHANGES: dict[str, tuple[Made, Made]] = {
     "a box's annotation": (lambda: request(boxed(Note(1))), lambda: request(boxed(Note(2)))),
     "a box's label": (lambda: request(boxed()), lambda: request(boxed(label="b"))),
     "a box's duration": (lambda: request(boxed(duration=100)), lambda: request(boxed(duration=200))),
-    "twirling": (lambda: request(boxed()), lambda: request(boxed(submissions._twirls()[0]))),
+    "twirling": (lambda: request(boxed()), lambda: request(boxed(submissions.twirls()[0]))),
     "the layout": (
         lambda: request(submissions.transpiled(layout=[0, 1, 2])),
         lambda: request(submissions.transpiled(layout=[2, 1, 0])),
@@ -404,14 +404,14 @@ CHANGES: dict[str, tuple[Made, Made]] = {
     "the observables' order": (_seen(observable=["ZZZ", "XXX"]), _seen(observable=["XXX", "ZZZ"])),
     "the precision": (_seen(precision=0.1), _seen(precision=0.2)),
     "an estimator's shots": (_seen(shots=100), _seen(shots=200)),
-    "the primitive": (lambda: request(simple()), lambda: estimate((submissions._bare(), "ZZZ"))),
+    "the primitive": (lambda: request(simple()), lambda: estimate((submissions.bare(), "ZZZ"))),
     "the primitive's class": (
-        lambda: request(simple(), None, primitive=submissions._own()),
+        lambda: request(simple(), None, primitive=submissions.own()),
         lambda: request(simple(), None, primitive=_deprecated_sampler()),
     ),
     "a primitive's options": (
-        lambda: request(simple(), None, primitive=submissions._own()),
-        lambda: request(simple(), None, primitive=submissions._own(default_shots=5)),
+        lambda: request(simple(), None, primitive=submissions.own()),
+        lambda: request(simple(), None, primitive=submissions.own(default_shots=5)),
     ),
     "the backend": (lambda: request(simple(), "ibm_a"), lambda: request(simple(), "ibm_b")),
     "the least busy backend": (lambda: request(simple(), "ibm_a"), lambda: request(simple(), None)),
@@ -423,12 +423,12 @@ CHANGES: dict[str, tuple[Made, Made]] = {
     "a deprecated option": (deprecated(), deprecated(default_shots=1)),
     "an old object for a new one": (objects(), deprecated()),
     "a noise model": (
-        lambda: estimate((submissions._bare(), "ZZZ"), options=submissions._noise_model()),
-        lambda: estimate((submissions._bare(), "ZZZ"), options=submissions._noise_model(0.02)),
+        lambda: estimate((submissions.bare(), "ZZZ"), options=submissions.noise_model()),
+        lambda: estimate((submissions.bare(), "ZZZ"), options=submissions.noise_model(0.02)),
     ),
     "a learned noise model": (
-        lambda: estimate((submissions._bare(), "ZZZ"), options=submissions._learned()),
-        lambda: estimate((submissions._bare(), "ZZZ"), options=submissions._learned(0.02)),
+        lambda: estimate((submissions.bare(), "ZZZ"), options=submissions.learned()),
+        lambda: estimate((submissions.bare(), "ZZZ"), options=submissions.learned(0.02)),
     ),
     "the optimization level": (lambda: request(simple()), lambda: request(simple(), optimization_level=2)),
     "the transpiler's seed": (lambda: request(simple()), lambda: request(simple(), seed_transpiler=1)),
@@ -438,7 +438,7 @@ CHANGES: dict[str, tuple[Made, Made]] = {
 def _deprecated_sampler() -> Any:
     from qiskit_ibm_runtime import SamplerV2
 
-    return SamplerV2(mode=submissions._backend())
+    return SamplerV2(mode=submissions.backend())
 
 
 def _nested(*, outer: bool) -> QuantumCircuit:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from circuits import bell
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime import Batch, Session
 from qiskit_ibm_runtime.executor_sampler import Sampler
+from testkit.circuits import bell
 
 from qx_supervisor import ConfigError, guard, run
 

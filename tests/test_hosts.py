@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hosts
 import pytest
-from conftest import DEADLINE, RUN, Driver, assert_cancelled_once, wait_for_end, wait_until_written
+from testkit import hosts
+from testkit.drivers import RUN, Driver, assert_cancelled_once
+from testkit.processes import DEADLINE, wait_for_end
+from testkit.watchers import wait_until_written
 
 from qx_supervisor import reap
 
@@ -98,7 +100,7 @@ def test_a_host_is_lost(ibm, start, network):
     driver = start(host.prelude(port) + RUN, wrap=host.wrap)
     job = driver.queued()
     watcher = driver.watcher()
-    wait_until_written(driver.pid)
+    wait_until_written(driver)
     host.kill()
     assert driver.end() == -signal.SIGKILL
     wait_for_end(watcher)

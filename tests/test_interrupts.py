@@ -8,7 +8,9 @@ import textwrap
 import time
 
 import pytest
-from conftest import RUN, assert_cancelled_once, end, wait_for_end, wait_for_watchers
+from testkit.drivers import RUN, assert_cancelled_once, end
+from testkit.processes import Process, wait_for_end
+from testkit.watchers import wait_for_watchers
 
 from qx_supervisor import local
 
@@ -222,12 +224,12 @@ def test_ctrl_c_ends_the_shell_loop_around_it(ibm, start):
         return ["bash", "-c", f'for i in 1 2 3; do {" ".join(command)}; echo "after $?"; done']
 
     driver = start(f'say("pid", os.getpid())\n{RUN}', wrap=looped, process_group=0)
-    pid = int(driver.line("pid ")[0])
+    inner = Process(driver.line("pid ")[0])
     job = driver.queued()
     os.killpg(driver.pid, signal.SIGINT)
     assert driver.end() == -signal.SIGINT  # bash's own: it saw a child die of the Ctrl-C that it got too
     assert not any(line.startswith("after") for line in driver.lines)
-    wait_for_watchers(pid)
+    wait_for_watchers(inner)
     assert_cancelled_once(ibm, job)
 
 
@@ -645,7 +647,7 @@ def test_second_signal_while_the_post_is_in_flight(ibm, fork, monkeypatch):
         gone = time.monotonic_ns()
     finally:
         os.kill(ibm.pid, signal.SIGCONT)
-    wait_for_watchers(driver.pid)
+    wait_for_watchers(driver)
     [job] = ibm.jobs()
     assert job.created > gone
     assert (job.status, job.cancel_requests) == ("Cancelled", 1)

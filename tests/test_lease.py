@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_ledger import A_PLACE, Clock, child, line, make_row, tell  # noqa: F401 - a fixture among them
+from testkit.ledgers import A_PLACE, Clock, line, make_row, tell
 
 from qx_supervisor import ConfigError, resume
 from qx_supervisor.link import Guarded
@@ -425,7 +425,7 @@ def started(children: list[subprocess.Popen[str]]) -> None:
         assert line(process) == "ready"
 
 
-def test_of_eight_processes_that_want_a_key_one_gets_it(state: Path, child: Child) -> None:  # noqa: F811
+def test_of_eight_processes_that_want_a_key_one_gets_it(state: Path, child: Child) -> None:
     Ledger.open(state).close()
     racers = [child(RACER, state) for _ in range(8)]
     started(racers)
@@ -443,7 +443,7 @@ def test_of_eight_processes_that_want_a_key_one_gets_it(state: Path, child: Chil
         assert rows[f"k{number}"].epoch == 0
 
 
-def test_a_key_of_a_dead_driver_goes_to_one_of_many(state: Path, child: Child) -> None:  # noqa: F811
+def test_a_key_of_a_dead_driver_goes_to_one_of_many(state: Path, child: Child) -> None:
     racers = [child(RACER, state) for _ in range(8)]
     started(racers)
     first, *others = racers
@@ -460,7 +460,7 @@ def test_a_key_of_a_dead_driver_goes_to_one_of_many(state: Path, child: Child) -
         assert {row.epoch for row in ledger.rows()} == {1}
 
 
-def test_the_watcher_of_the_dead_and_a_driver_that_comes_back(state: Path, child: Child) -> None:  # noqa: F811
+def test_the_watcher_of_the_dead_and_a_driver_that_comes_back(state: Path, child: Child) -> None:
     """Two hundred times, at the same moment: one of the two wins, and the other is told so."""
     races = 200
     with Ledger.open(state) as ledger:
@@ -503,7 +503,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("what", ["take", "let go", "contest"])
-def test_what_was_said_survives_a_kill(state: Path, child: Child, what: str) -> None:  # noqa: F811
+def test_what_was_said_survives_a_kill(state: Path, child: Child, what: str) -> None:
     process = child(TAKE_AND_DIE, state, what)
     assert process.wait() == -signal.SIGKILL
     with Ledger.open(state) as ledger:

@@ -12,7 +12,6 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testkit.ledgers import A_PLACE, Clock, line, make_row, tell
 
 import watcher.ledger
 from watcher import place as places
-from watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, judge, schema, state_directory, store
+from watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, judge, schema, state_directory, store
 from watcher.ledger import file as files
 from watcher.ledger.row import safe_detail, safe_endpoint
 from watcher.place import Place, Process, here, is_running, start_ticks, this_process
@@ -34,42 +34,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 # Tools ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a one-file program that can import `watcher`; it is gone at the end of the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(program: str, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", program, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    """The next line that a child prints. A child that died says so by an end of file."""
-    assert process.stdout is not None
-    text = process.stdout.readline()
-    assert text, f"the child ended with {process.wait()}"
-    return text.rstrip("\n")
-
-
-def tell(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(text + "\n")
-    process.stdin.flush()
 
 
 @pytest.fixture
@@ -109,16 +73,8 @@ def on_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LOCAL_FILE_SYSTEMS", frozenset())
 
 
-def make_row(run: str = "r1", **values: Any) -> Row:
-    given: dict[str, Any] = {"place": here(), "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), **values}
-    return Row(run=run, **given)
-
-
 def pragma(ledger: Ledger, name: str) -> object:
     return ledger._database.execute(f"PRAGMA {name}").fetchone()[0]
-
-
-A_PLACE = Place("m" * 32, "host", "boot", 7)
 
 
 # Where a process is ---------------------------------------------------------------------------------------------
@@ -741,14 +697,6 @@ WHOLE: dict[str, Any] = {
     "sweep_until": 99.5,
     "answered": True,
 }
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_row_is_read_as_it_was_written(state: Path) -> None:

@@ -20,7 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from testkit.processes import Process, wait_for_end
 
 from qx_supervisor import local
 from qx_supervisor.local import registry
@@ -96,15 +98,6 @@ def client(ibm: local.Service) -> Iterator[Client]:
     client = Client(ibm)
     with contextlib.closing(client.connection):
         yield client
-
-
-def wait_for_end(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            assert select.select([pidfd], [], [], 30)[0], f"process {pid} goes on"
-        finally:
-            os.close(pidfd)
 
 
 class TestJobs:
@@ -499,7 +492,8 @@ class TestProcess:
             check=False,
         )
         assert ended.returncode == -signal.SIGKILL
-        pid = int(ended.stdout)
+        process = Process(ended.stdout)
+        pid = process.pid
         try:
             ibm = local.find()
             assert ibm is not None
@@ -517,9 +511,9 @@ class TestProcess:
             assert not state_file.exists()
             assert local.find() is None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        wait_for_end(pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        wait_for_end(process)
 
     def test_a_stale_state_file_is_forgotten(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("QX_STATE_DIR", str(tmp_path))

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from circuits import BACKEND, ones
-from conftest import Driver, wait_for_end, watchers_of
+from testkit.circuits import BACKEND, ones
+from testkit.drivers import Driver
+from testkit.processes import wait_for_end
+from testkit.watchers import watchers_of
 
 from qx_supervisor import Run, RunError, Status, local, poller, submit
 from qx_supervisor.ours import cancel, remote
@@ -148,7 +150,7 @@ def test_an_on_status_that_does_not_return_keeps_no_other_waiting(ibm: local.Ser
 # The death of a driver with many in flight ------------------------------------------------------------------------
 
 FLEET = f"""
-from circuits import ones
+from testkit.circuits import ones
 backend = service().backend("{BACKEND}")
 mine = service()
 queued = threading.Semaphore(0)
@@ -167,7 +169,7 @@ def killed(ibm: local.Service, driver: Driver) -> int:
     """The cursor at the kill, once the watcher has ended."""
     driver.line("all queued")
     after = ibm.cursor()
-    [watcher] = watchers_of(driver.pid)
+    [watcher] = watchers_of(driver)
     driver.kill()
     wait_for_end(watcher)
     return after

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import psutil
 import pytest
-from conftest import DEADLINE, watchers_of
-from drivers import wait_for_end
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
+from testkit.processes import DEADLINE, Process, wait_for_end
+from testkit.watchers import watchers_of
 
 CELL = """
 from qiskit import QuantumCircuit
@@ -52,8 +51,9 @@ class Notebook:
         self.shown: list[tuple[str, dict[str, Any]]] = []
 
     @property
-    def pid(self) -> int:
-        return int(self.manager.provisioner.process.pid)
+    def kernel(self) -> Process:
+        """The kernel's process as it is now: another one after a restart."""
+        return Process(self.manager.provisioner.process.pid)
 
     def wait(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Wait for a message of the kernel's."""
@@ -216,8 +216,8 @@ def test_killed(ibm, notebook):
     ibm.hold("queued")
     notebook.client.execute(CELL.format(port=ibm.port))
     job = notebook.job_in("queued")
-    (watcher,) = watchers_of(notebook.pid)
-    psutil.Process(notebook.pid).kill()
+    (watcher,) = watchers_of(notebook.kernel)
+    notebook.kernel.kill()
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
     wait_for_end(watcher)
 
@@ -228,8 +228,8 @@ def test_killed_and_taken_up_again(ibm, notebook):
     ibm.hold("queued")
     notebook.client.execute(cell)
     job = notebook.job_in("queued")
-    (watcher,) = watchers_of(notebook.pid)
-    psutil.Process(notebook.pid).kill()
+    (watcher,) = watchers_of(notebook.kernel)
+    notebook.kernel.kill()
     assert_taken_up(ibm, notebook, cell, job)
     wait_for_end(watcher)
 
@@ -241,7 +241,7 @@ def test_restarted_and_taken_up_again(ibm, notebook):
     ibm.hold("queued")
     notebook.client.execute(cell)
     job = notebook.job_in("queued")
-    (watcher,) = watchers_of(notebook.pid)
+    (watcher,) = watchers_of(notebook.kernel)
     assert_taken_up(ibm, notebook, cell, job)
     wait_for_end(watcher)
 
@@ -261,7 +261,7 @@ def test_terminated(ibm, notebook):
     ibm.hold("queued")
     notebook.client.execute(CELL.format(port=ibm.port))
     job = notebook.job_in("queued")
-    kernel = psutil.Process(notebook.pid)
+    kernel = notebook.kernel
     kernel.send_signal(signal.SIGTERM)
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
     wait_for_end(kernel)

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import units
-from cgroups import Cgroup, cgroup, where
-from conftest import DEADLINE, RUN, assert_cancelled_once, orders, wait_for_end, wait_until_written, watchers_of
+from testkit import units
+from testkit.cgroups import Cgroup, cgroup, where
+from testkit.drivers import RUN, assert_cancelled_once
+from testkit.processes import DEADLINE, wait_for_end
+from testkit.watchers import is_for, orders, wait_until_written, watchers_of
 
 needs_cgroups = pytest.mark.skipif(where() is None, reason="no version 2 of control groups can be written to here")
 
@@ -108,7 +110,7 @@ def test_without_it_both_die_and_the_ledger_is_left(ibm, start, group):
     job = driver.queued()
     watcher = driver.watcher()
     assert sorted(group.pids()) == sorted([driver.pid, watcher.pid])
-    wait_until_written(driver.pid)
+    wait_until_written(driver)
     group.kill()
     assert driver.end() == -signal.SIGKILL
     wait_for_end(watcher)
@@ -144,7 +146,7 @@ def as_unit(ibm, outside, write_script, tmp_path) -> Iterator[tuple[str, psutil.
 def test_the_drivers_unit_is_ended(ibm, outside, as_unit, words):
     """`stop`, of a driver that ignores SIGTERM: then systemd kills all that is in the unit."""
     name, driver, job = as_unit
-    [watcher] = watchers_of(driver.pid)
+    [watcher] = watchers_of(driver)
     assert [int(pid) for pid in (outside.folder(name) / "cgroup.procs").read_text().split()] == [driver.pid]
     outside.ctl(*words, name)
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
@@ -268,7 +270,7 @@ def test_odd_characters_reach_it_as_they_are(ibm, fork, outside, tmp_path, monke
     ibm.hold("queued")
     driver = fork(RUN)
     job = driver.queued()
-    [state] = [order["state"] for _, order in orders() if order["pid"] == driver.pid]
+    [state] = [order["state"] for _, order in orders() if is_for(order, driver)]
     assert state == str(folder)
     watcher = driver.watcher()
     driver.kill()
@@ -407,12 +409,12 @@ os.execv(REAL, [REAL, *sys.argv[1:]])
     )
     driver = fork(RUN)
     assert (tmp_path / "fifo").read_text() == "waits"
-    [asking] = [process for process, order in orders() if order["pid"] == driver.pid]
+    [asking] = [process for process, order in orders() if is_for(order, driver)]
     driver.kill()
     wait_for_end(asking)
     end = time.monotonic() + DEADLINE
     while list(outside.runtime.glob("qx-watcher-*")):
         assert time.monotonic() < end, "nobody removes the socket"
-    for watcher in watchers_of(driver.pid):
+    for watcher in watchers_of(driver):
         wait_for_end(watcher)
     assert not ibm.jobs()

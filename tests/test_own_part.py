@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from circuits import bell
+from testkit.circuits import bell
 
 from qx_supervisor import JobCancelled, RunError, Status, local, patience, submit
 from qx_supervisor.link import link

@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Driver, wait_for_end
+from testkit.drivers import Driver
+from testkit.processes import wait_for_end
 
 from qx_supervisor import local
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEADLINE, watchers_of
-from drivers import assert_cancelled_once, wait_for_end
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, SamplerPubResult
 from rich.console import Console
-from terminals import Terminal
+from testkit.drivers import assert_cancelled_once
+from testkit.processes import DEADLINE, wait_for_end
+from testkit.terminals import Terminal
+from testkit.watchers import watchers_of
 
 from qx_supervisor import RunResult, RunTimeout
 from qx_supervisor.panel.notebook import as_html
@@ -42,7 +43,7 @@ def terminal(write_script: Callable[[str], Path]) -> Iterator[Callable[..., Term
     yield start
     for each in made:
         each.close()
-        for watcher in watchers_of(each.process.pid):
+        for watcher in watchers_of(each):
             wait_for_end(watcher)
 
 
@@ -68,7 +69,7 @@ def test_a_run_to_its_result(ibm, terminal, tmp_path):
     wanted = ("position 3", "4.25 s estimated", "Ctrl-C cancels")
     text = shown.until(lambda text: all(each in text for each in wanted))
     [job] = ibm.jobs()
-    [watcher] = watchers_of(shown.process.pid)
+    [watcher] = watchers_of(shown)
     assert job.id in text
     assert "ibm_brisbane" in text
     assert re.search(r"state +. queued", text)
@@ -311,11 +312,11 @@ def test_a_terminal_that_was_stopped(ibm, terminal):
     shown.until("queued")
     [job] = ibm.jobs()
     shown.type(STOP)
-    [watcher] = watchers_of(shown.process.pid)
+    [watcher] = watchers_of(shown)
     watcher.kill()
     ended = ibm.cursor()
     wait_for_end(watcher)
-    while not watchers_of(shown.process.pid):
+    while not watchers_of(shown):
         ibm.wait_for("GET", f"/api/v1/jobs/{job.id}", after=ended)
         ended = ibm.cursor()
     shown.process.send_signal(signal.SIGTERM)

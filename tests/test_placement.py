@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from conftest import RUN
+from testkit.drivers import RUN
 
 from qx_supervisor.placement import advice
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import RUN, assert_cancelled_once, end, wait_for_end, watchers_of
+from testkit.drivers import RUN, assert_cancelled_once, end
+from testkit.processes import Process, wait_for_end
+from testkit.watchers import watchers_of
 
 from qx_supervisor.ours import FOLDER
 
@@ -48,7 +50,7 @@ def test_started_so_and_killed(ibm, start, way):
     driver = start(f'say("begun", os.getpid())\n{RUN}', wrap=way)
     driver.line("begun ")
     job = driver.queued()
-    [watcher] = watchers_of(driver.pid)
+    [watcher] = watchers_of(driver)
     assert driver.kill() == -signal.SIGKILL
     wait_for_end(watcher)
     assert_cancelled_once(ibm, job)
@@ -89,7 +91,7 @@ def test_foreign_modules_of_the_watchers_name(ibm, start, tmp_path):
     job = driver.queued()
     modules = driver.line("modules ")
     assert {"watcher.policy", "watcher.cancel", "watcher.remote"} <= set(modules)
-    [watcher] = watchers_of(driver.pid)
+    [watcher] = watchers_of(driver)
     assert watcher.cmdline()[-2] == str(FOLDER / "boot.py")
     driver.kill()
     wait_for_end(watcher)
@@ -106,7 +108,7 @@ def test_started_with_closed_streams(ibm, start, closed):
         wrap=lambda command: ["bash", "-c", f"exec {' '.join(command)} {closed}"],
     )
     [request] = ibm.wait_for("POST", "/api/v1/jobs", answered=True)
-    [watcher] = watchers_of(driver.pid)
+    [watcher] = watchers_of(driver)
     assert driver.kill() == -signal.SIGKILL
     wait_for_end(watcher)
     assert_cancelled_once(ibm, request.job_id)
@@ -150,8 +152,8 @@ def test_daemonized(ibm, start):
         """
     )
     job, pid = driver.line("queued ")
-    [watcher] = watchers_of(int(pid))
-    os.kill(int(pid), signal.SIGKILL)
+    [watcher] = watchers_of(Process(pid))
+    Process(pid).kill()
     wait_for_end(watcher)
     assert_cancelled_once(ibm, job)
     driver.end()
@@ -189,8 +191,8 @@ def test_daemonized_with_a_run_in_flight(ibm, fork):
     assert ibm.wait_job(first, "Cancelled").cancel_requests == 1
     second, pid = driver.line("queued ")
     assert not ibm.job(second).is_final
-    [watcher] = watchers_of(int(pid))
-    os.kill(int(pid), signal.SIGKILL)
+    [watcher] = watchers_of(Process(pid))
+    Process(pid).kill()
     wait_for_end(watcher)
     driver.end()
     assert_cancelled_once(ibm, first, second)
@@ -405,13 +407,13 @@ def test_errors_come_through_a_pool(ibm, fork, start, context):
     assert (words[0], words[-1]) == ("RunTimeout", late)
     job, same = driver.line("queued ")
     assert same == worker
-    os.kill(int(worker), signal.SIGINT)
+    Process(worker).send_signal(signal.SIGINT)
     assert driver.line("got ") == ["Interrupted", job, "2", "confirmed"]
     assert driver.line("queued ")[1] == worker
     assert driver.line("got ") == ["1"]
     last, same = driver.line("queued ")
     assert same == worker
-    os.kill(int(worker), signal.SIGTERM)  # as `terminate()` does, which waits for its end
+    Process(worker).terminate()  # as `terminate()` does, which waits for its end
     assert driver.line("got ")[0] == "BrokenProcessPool"
     assert driver.end() == 0, driver.errors
     cancelled = {made.id: made.cancel_requests for made in ibm.jobs() if made.cancel_requests}
@@ -430,8 +432,8 @@ with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as p
 """
     )
     (first, worker), (second, other) = driver.line("queued "), driver.line("queued ")
-    [watcher], [others] = watchers_of(int(worker)), watchers_of(int(other))
-    os.kill(int(worker), signal.SIGKILL)
+    [watcher], [others] = watchers_of(Process(worker)), watchers_of(Process(other))
+    Process(worker).kill()
     assert driver.line("got ") == ["BrokenProcessPool"]
     wait_for_end(watcher)
     driver.end()
@@ -452,7 +454,7 @@ with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as p
 """
     )
     found = [driver.line("queued ") for _ in range(3)]
-    watchers = [watcher for _, worker in found for watcher in watchers_of(int(worker))]
+    watchers = [watcher for _, worker in found for watcher in watchers_of(Process(worker))]
     os.killpg(driver.pid, signal.SIGINT)
     assert driver.end() == -signal.SIGINT
     for watcher in watchers:
@@ -513,15 +515,15 @@ def test_subprocesses_of_the_driver_outlive_it(ibm, fork):
         {RUN.replace("=tell", "=spawn")}
         """
     )
-    child = int(driver.line("child ")[0])
+    child = Process(driver.line("child ")[0])
     job = driver.queued()
-    opened = {str(item.readlink()) for item in Path(f"/proc/{child}/fd").iterdir()}
+    opened = {str(item.readlink()) for item in Path(f"/proc/{child.pid}/fd").iterdir()}
     assert not any("pidfd" in target or "ledger" in target for target in opened)
-    [watcher] = watchers_of(driver.pid)
-    os.kill(driver.pid, signal.SIGKILL)
+    [watcher] = watchers_of(driver)
+    signal.pidfd_send_signal(driver.pidfd, signal.SIGKILL)
     wait_for_end(watcher)
     assert_cancelled_once(ibm, job)
-    os.kill(child, signal.SIGKILL)
+    child.kill()
     driver.end()
 
 
@@ -541,8 +543,8 @@ def test_a_driver_started_by_a_driver(ibm, fork, write_script):
     )
     job = driver.queued()
     inner, pid = driver.line("inner queued ")
-    [watcher], [inners] = watchers_of(driver.pid), watchers_of(int(pid))
-    os.kill(int(pid), signal.SIGKILL)
+    [watcher], [inners] = watchers_of(driver), watchers_of(Process(pid))
+    Process(pid).kill()
     wait_for_end(inners)
     assert driver.line("ended ") == ["-9"]
     assert (ibm.job(inner).status, ibm.job(inner).cancel_requests) == ("Cancelled", 1)

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from circuits import bell
-from conftest import RUN, Driver, end, kill_both, until, wait_for_end
+from testkit.circuits import bell
+from testkit.drivers import RUN, Driver, end, kill_both
+from testkit.processes import until, wait_for_end
 
 from qx_supervisor import reap, run
 from qx_supervisor.cli import main

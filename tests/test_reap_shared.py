@@ -7,8 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Driver, kill_both, wait_until_written
-from postgres import Server
+from testkit.drivers import Driver, kill_both
+from testkit.postgres import Server
+from testkit.watchers import wait_until_written
 
 from qx_supervisor import local, reap
 from watcher.ledger import Ledger
@@ -29,7 +30,7 @@ def shared_url_is_set(shared_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def lose(driver: Driver) -> None:
     """Driver and watcher die together, when the ledgers have the job."""
-    wait_until_written(driver.pid)
+    wait_until_written(driver)
     kill_both(driver)
 
 

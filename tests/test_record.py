@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import until
+from testkit.processes import until
 
 from watcher import record as record_module
 from watcher.ledger import Ledger, store

@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from circuits import bell
-from conftest import wait_for_end
+from testkit.circuits import bell
+from testkit.processes import wait_for_end
 
 from qx_supervisor import Run, Status, WatcherError, local, submit
 from qx_supervisor import link as links

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from circuits import bell
-from conftest import Driver, end, kill_both, until, wait_for_end, wait_for_watchers, wait_until_written
+from testkit.circuits import bell
+from testkit.drivers import Driver, end, kill_both
+from testkit.processes import until, wait_for_end
+from testkit.watchers import wait_for_watchers, wait_until_written
 
 from qx_supervisor import local, reap, run
 from qx_supervisor.resume import key_tag
@@ -70,7 +72,7 @@ def finish(ibm: local.Service, driver: Driver) -> str:
 
 def lose(driver: Driver) -> None:
     """Driver and watcher die together, when the ledger has the job."""
-    wait_until_written(driver.pid, answered=False)
+    wait_until_written(driver, answered=False)
     kill_both(driver)
 
 
@@ -203,7 +205,7 @@ def test_after_the_grace_the_watcher_cancels_and_the_next_driver_submits_anew(ib
     first = fork(keyed(grace=0.5))
     job = first.queued()
     first.kill()
-    wait_for_watchers(first.pid)
+    wait_for_watchers(first)
     assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
     ibm.hold(None)
     second = finish(ibm, fork(keyed(grace=0.5)))
@@ -217,7 +219,7 @@ def test_without_a_grace_it_is_cancelled_at_once(ibm, fork):
     first = fork(keyed(grace=0))
     job = first.queued()
     first.kill()
-    wait_for_watchers(first.pid)
+    wait_for_watchers(first)
     assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
 
 
@@ -247,7 +249,7 @@ def test_the_driver_that_came_back_is_killed_too(ibm, fork):
     assert third.line("taken up again ")[0] == job
     third.kill()
     for driver in (first, second, third):
-        wait_for_watchers(driver.pid)
+        wait_for_watchers(driver)
     assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
     assert posts(ibm) == 1
 
@@ -507,7 +509,7 @@ def test_a_watcher_that_died_alone_is_replaced_and_the_lease_goes_on(ibm, fork):
     assert "which lives" in refusal(fork(keyed(grace=0.2)))
     first.kill()
     ibm.wait_job(job, "Cancelled")
-    wait_for_watchers(first.pid)
+    wait_for_watchers(first)
     assert ibm.job(job).cancel_requests == 1
 
 
@@ -533,7 +535,7 @@ Link._await = late
     assert second.line("taken up again ")[0] == job
     second.kill()
     ibm.wait_job(job, "Cancelled")
-    wait_for_watchers(second.pid)
+    wait_for_watchers(second)
     assert ibm.job(job).cancel_requests == 1
 
 

@@ -19,8 +19,6 @@ import numpy as np
 import psutil
 import pytest
 import qiskit_ibm_runtime
-from circuits import BACKEND, bell, ones
-from conftest import watchers_of
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qpy, transpile
 from qiskit.circuit import Parameter
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
@@ -32,6 +30,8 @@ from qiskit_ibm_runtime.executor_estimator import Estimator
 from qiskit_ibm_runtime.executor_sampler import Sampler
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 from qiskit_ibm_runtime.options_models import SamplerOptions
+from testkit.circuits import BACKEND, bell, ones
+from testkit.watchers import watchers_of
 
 from qx_supervisor import Ok, QxError, RunResult, Status, local, run, submit, try_run
 from qx_supervisor.details import Details, read
@@ -490,7 +490,7 @@ def test_a_local_run_starts_no_watcher(fork: Any) -> None:
         """
     )
     driver.line("ran ")
-    assert not watchers_of(driver.pid)
+    assert not watchers_of(driver)
     assert not psutil.Process(driver.pid).net_connections()
     driver.kill()
 

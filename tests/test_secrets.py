@@ -13,9 +13,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from circuits import BACKEND, ones
-from conftest import RUN, wait_for_end, wait_for_watchers
-from postgres import Server
+from testkit.circuits import BACKEND, ones
+from testkit.drivers import RUN
+from testkit.postgres import Server
+from testkit.processes import wait_for_end
+from testkit.watchers import wait_for_watchers
 
 from qx_supervisor import local, submit
 from qx_supervisor import service as ours
@@ -248,7 +250,7 @@ def test_the_password_of_the_shared_ledger(
         postgres.start()
     driver.kill()
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
-    wait_for_watchers(driver.pid)
+    wait_for_watchers(driver)
     assert not files_with(tmp_path, secret)
     said = [*driver.lines, *driver.errors.decode().splitlines()]
     assert [line for line in said if secret in line] == []

@@ -17,8 +17,9 @@ from typing import Any
 import psycopg
 import pytest
 import requests
-from conftest import RUN, Driver, kill_both, until, wait_for_end
-from postgres import Cable, Server
+from testkit.drivers import RUN, Driver, kill_both
+from testkit.postgres import Cable, Server
+from testkit.processes import until, wait_for_end
 
 from qx_supervisor import local
 from qx_supervisor.cli import main

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from postgres import Server
+from testkit.postgres import Server
 
 from watcher.ledger import UNFINISHED, LedgerError, Row, Wish
 from watcher.ledger.postgres import Kept, SharedLedger

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import RUN, wait_for_end
+from testkit.drivers import RUN
+from testkit.processes import wait_for_end
 
 INSPECT = """
 from qx_supervisor.link import link

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from testkit.processes import Process, wait_for_end
+
 from qx_supervisor import local
 
-from .programs import started, tick, wait_for_end
+from .programs import started, tick
 from .table import OURS, Measure
 
 POLL = 1.0
@@ -49,14 +51,14 @@ def in_flight(ibm: local.Service, folder: Path, numbers: tuple[int, ...]) -> lis
     requests: dict[int, float] = {}
     for number in numbers:
         with started(ibm, FLIGHT, folder, number, POLL) as driver:
-            _, watcher = driver.line()
+            watcher = Process(driver.line()[1])
             after = ibm.cursor()
             time.sleep(INTERVALS * POLL)
             seen = ibm.journal(method="GET", path="/api/v1/jobs*", after=after)
             requests[number] = len(seen) / number / INTERVALS
             driver.tell()
             threads[number], memory[number] = map(float, driver.line())
-        wait_for_end(int(watcher))
+        wait_for_end(watcher)
         ibm.reset()
         ibm.hold("queued")
         tick()
@@ -83,7 +85,7 @@ def death(ibm: local.Service, folder: Path, number: int, *, limited: bool) -> Me
     """Seconds from the kill until all jobs are final."""
     ibm.hold("queued")
     with started(ibm, FLIGHT, folder, number, 30.0) as driver:
-        _, watcher = driver.line()
+        watcher = Process(driver.line()[1])
         after = ibm.cursor()
         if limited:
             fault = {"path": "/api/v1/jobs/*/cancel", "status": 429, "retry_after": 1}
@@ -93,7 +95,7 @@ def death(ibm: local.Service, folder: Path, number: int, *, limited: bool) -> Me
         driver.process.wait()
         jobs = ibm.wait_idle(timeout=120)
         took = (max(job.ended or 0 for job in jobs) - killed) / 1e9
-    wait_for_end(int(watcher))  # what it asks for after that is counted too
+    wait_for_end(watcher)  # what it asks for after that is counted too
     seen = ibm.journal(after=after)
     cancels = [entry for entry in seen if entry.path.endswith("/cancel")]
     refused = sum(entry.status == 429 for entry in cancels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,16 +93,6 @@ def started(
             yield Program(process)
         finally:
             process.kill()
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait until a process that is no child of ours has ended: a watcher has nothing more to ask then."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    select.select([pidfd], [], [])
-    os.close(pidfd)
 
 
 def environment(state: Path | None = None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from postgres import Server
+from testkit.postgres import Server
 
 from qx_supervisor import local
 from qx_supervisor.ours import ledger, place, shared_ledger
@@ -244,8 +244,9 @@ def _reap(
             program.process.returncode = os.waitstatus_to_exitcode(status)
             assert program.process.returncode == 0, program.process.returncode
             spent += used.ru_utime + used.ru_stime
-    requests = [entry for entry in ibm.journal(cursor, path="/api/v1/jobs*") if entry.answered]
-    seconds = (max(entry.answered for entry in requests) - min(entry.arrived for entry in requests)) / 1e9
+    requests = ibm.journal(cursor, path="/api/v1/jobs*")
+    times = [(entry.arrived, entry.answered) for entry in requests if entry.answered is not None]
+    seconds = (max(answered for _, answered in times) - min(arrived for arrived, _ in times)) / 1e9
     service, database = (after - was for was, after in zip(before, _spent(ibm, server), strict=True))
     left = [job for job in ibm.jobs() if job.status != "Cancelled" or job.cancel_requests != 1]
     assert not left, left[:3]
@@ -258,7 +259,7 @@ def _reap(
     assert len(claimed) == leases, len(claimed)
     users = {"the reapers": spent, "the service": service, "the database": database}
     busy = ", ".join(f"{who} {share / seconds:.0%}" for who, share in users.items())
-    note = f"{reapers} at work: {len(requests):,} requests, each {DELAY * 1e3:.0f} ms late; of one core used: {busy}"
+    note = f"{reapers} at work: {len(times):,} requests, each {DELAY * 1e3:.0f} ms late; of one core used: {busy}"
     return seconds, note, sum(count > 1 for count in claimed.values())
 
 

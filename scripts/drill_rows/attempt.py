@@ -8,21 +8,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
-from drivers import DEADLINE, Driver
+from testkit.drivers import Driver
+from testkit.processes import DEADLINE, ends
 
 from . import code
 from .judge import TrySeen
-from .row import Row
-
-if TYPE_CHECKING:
-    from .lane import Lane
-
-
-class Stopped(Exception):
-    """The drill is to end."""
+from .lane import Lane, Stopped
 
 
 class Try:
@@ -53,10 +47,10 @@ class Try:
 
     # How it goes on
 
-    def carry_out(self, row: Row) -> Iterator[float] | None:
+    def carry_out(self, attempt: Callable[[Try], Iterator[float] | None]) -> Iterator[float] | None:
         """Begin; what is returned is to be advanced."""
         steps: list[Iterator[float] | None] = []
-        self._guarded(lambda: steps.append(row.attempt(self)))
+        self._guarded(lambda: steps.append(attempt(self)))
         return steps[0] if steps else None
 
     def advance(self, steps: Iterator[float]) -> float | None:
@@ -78,8 +72,12 @@ class Try:
             if self._driver is not None and self._driver.process.poll() is None:
                 self.kill()
 
-    def conclude(self, row: Row) -> None:
-        """Note what the driver said. Its watcher has ended by now."""
+    def conclude(self, *, has_result: bool) -> None:
+        """Note what the driver said. Its watcher has ended by now.
+
+        Args:
+            has_result: Whether it should have come to its result.
+        """
         driver = self._driver
         if driver is None:
             return
@@ -93,12 +91,12 @@ class Try:
             elif word == "raised":
                 if self.seen.gave_up is None:
                     self.seen.gave_up = int(rest[0])
-                if row.outcome == "result":
+                if has_result:
                     self.seen.troubles.append(f"the driver failed: {line}")
             elif word in ("submitted", "queued", "running"):
                 self.seen.held.add(rest[0])
         self.seen.log = f"{driver.lines} {driver.errors.decode(errors='replace')}".strip()
-        if row.outcome == "result" and not self.seen.kept:
+        if has_result and not self.seen.kept:
             self.seen.troubles.append("the driver has no result")
 
     # What rows do
@@ -114,7 +112,7 @@ class Try:
 
     def signal(self, number: int) -> None:
         """Send the driver a signal."""
-        self.lane.signal(self.driver, number)
+        self.driver.send(number)
 
     def gives_up(self) -> None:
         """From now on the driver does not want its job any more."""
@@ -130,8 +128,9 @@ class Try:
         """SIGKILL."""
         first = self.seen.gave_up is None
         self.gives_up()
-        self.lane.signal(self.driver, signal.SIGKILL)
-        if first and self.lane.ends(self.driver):
+        self.driver.send(signal.SIGKILL)
+        # Its end comes before the end of its output, if a child of it has that open.
+        if first and ends(self.driver.pidfd, DEADLINE):
             self.seen.ended = time.monotonic_ns()
 
     def dies(self, returncode: int) -> None:

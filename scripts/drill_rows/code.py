@@ -1,4 +1,4 @@
-"""The programs that the drill runs as drivers. They find what `tests/drivers.py` gives a driver, and their tag."""
+"""The programs that the drill runs as drivers. They find what `testkit.drivers` gives a driver, and their tag."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ for _namespace in [open(_path) for _path in {namespaces!r}]:
 def service(token="local-key"):
     return connect({port}, token, {gateway!r})
 """
-"""The lines that take a program to a host of `tests/hosts.py`."""
+"""The lines that take a program to a host of `testkit.hosts`."""
 
 REAPER = """
 import qx_supervisor.service as services

@@ -7,12 +7,11 @@ import os
 import signal
 
 import psutil
-from drivers import DEADLINE
+from testkit.processes import DEADLINE, Process, wait_for_end
 
 from . import code
 from .attempt import Try
 from .kills import BY_EITHER, CANCELLED
-from .processes import open_pidfd, wait_for_end
 from .row import Attempt, Row, Steps
 
 STOPPED = 16.5
@@ -32,7 +31,7 @@ def _process_tree(one: Try) -> None:
     driver = one.start(f"if not os.fork():\n    signal.pause()\n{code.DRIVE}")
     one.queued()
     one.sleep(0.3)
-    root = psutil.Process(driver.pid)
+    root = Process(driver.pid)
     one.gives_up()
     for process in [*root.children(recursive=True), root]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -64,13 +63,12 @@ def _exec(one: Try) -> None:
 def _daemonises(one: Try) -> None:
     driver = one.start(code.at("queued", code.DAEMONISE))
     one.seen.gave_up = int(driver.line("dying ")[0])
-    daemon = int(driver.line("daemon ")[0])
+    daemon = Process(driver.line("daemon ")[0])
     try:
         one.ibm.wait_job(one.made()[0], "Cancelled", timeout=DEADLINE)
     finally:
-        with open_pidfd(daemon) as pidfd:
-            if pidfd is not None:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            daemon.kill()
     driver.end()
 
 

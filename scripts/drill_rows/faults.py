@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from drivers import DEADLINE
+from testkit.processes import DEADLINE
 
 from . import code
 from .attempt import Try
@@ -57,10 +57,10 @@ def _submit_fails(one: Try, fault: Fault) -> None:
 def _poll(one: Try, fault: Fault) -> None:
     driver = one.start()
     job = one.queued()
-    route = {"path": f"/api/v1/jobs/{job}", "method": "GET"}
+    method, path = "GET", f"/api/v1/jobs/{job}"
     cursor = one.ibm.cursor()
-    one.faults({**route, **fault})
-    one.ibm.wait_for(**route, after=cursor, count=fault.get("times", 1), timeout=DEADLINE)
+    one.faults({"method": method, "path": path, **fault})
+    one.ibm.wait_for(method, path, after=cursor, count=fault.get("times", 1), timeout=DEADLINE)
     with one.let_go():
         driver.end()
 
@@ -126,9 +126,10 @@ def _killed_while_polls_fail(one: Try) -> None:
 
 
 def _each(route: str, attempt: Any, expected: str, ways: Iterable[str] = WAYS, **settings: Any) -> list[Row]:
-    return [
-        Row(f"{route}: {way}", expected, lambda one, way=way: attempt(one, WAYS[way]), **settings) for way in ways
-    ]
+    def by(way: str) -> Row:
+        return Row(f"{route}: {way}", expected, lambda one: attempt(one, WAYS[way]), **settings)
+
+    return [by(way) for way in ways]
 
 
 MADE = {"status": 503, "phase": "after", "times": 2}

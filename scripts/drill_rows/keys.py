@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import signal
 
-from drivers import wait_for_end, watchers_of
+from testkit.processes import wait_for_end
+from testkit.watchers import watchers_of
 
 from . import code
 from .attempt import Try
@@ -18,7 +19,7 @@ _WITH_WATCHER = 0.3  # of the kills take the watcher too
 def _kill(one: Try, *, with_watcher: bool) -> None:
     if with_watcher:
         one.signal(signal.SIGSTOP)  # else it would start another one
-        for watcher in watchers_of(one.driver.pid):
+        for watcher in watchers_of(one.driver):
             watcher.send_signal(signal.SIGKILL)
             wait_for_end(watcher)
     one.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from drivers import DEADLINE
+from testkit.processes import DEADLINE
 
 from . import code
 from .attempt import Try

@@ -9,29 +9,33 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
-from drivers import DEADLINE, PRELUDE, Driver, Zygote, orders
-from postgres import Server
+from testkit.drivers import PRELUDE, Driver
+from testkit.postgres import Server
+from testkit.processes import DEADLINE, ends, open_pidfd
+from testkit.watchers import is_for, orders
+from testkit.zygote import Zygote
 
 from qx_supervisor import local
 
 from . import code
-from .attempt import Stopped, Try
 from .clocks import WrongClock
-from .judge import JobSeen, Totals, TrySeen
-from .processes import ends, open_pidfd
-from .row import Row
+from .judge import JobSeen, TrySeen
 
 CONTROL_TAG = "drill-control"
+
+
+class Stopped(Exception):
+    """The drill is to end."""
 
 
 class Lane:
@@ -47,6 +51,7 @@ class Lane:
         before_look: What is to be ended after some tries of a row, before it is looked at what has come of them.
         at_row_end: What is to be ended after that.
         row_troubles: What went wrong that is no single try's.
+        judged: How many requests there were to cancel a job when its try was judged, by the job's id.
     """
 
     def __init__(self, number: int, folder: Path, circuit: Path, window: float) -> None:
@@ -61,9 +66,8 @@ class Lane:
         self._log = folder / "control.log"
         self._log.touch()
         self._numbers = 0
-        self._judged: dict[str, int] = {}  # job → requests to cancel it, when its try was judged
+        self.judged: dict[str, int] = {}
         self._drivers: list[Driver] = []
-        self._pidfds: dict[int, int] = {}  # of the drivers, by pid
         self._control: Driver | None = None
         self.at_row_end = contextlib.ExitStack()
         self.before_look = contextlib.ExitStack()
@@ -71,7 +75,7 @@ class Lane:
         self._server: Server | None = None
         self._wrong: tuple[WrongClock, Zygote] | None = None
         self.ibm = local.start()
-        self._zygote = Zygote()
+        self._zygote = Zygote(self.ibm.port)
 
     def begin(self) -> None:
         """Wait for the service, and start the control."""
@@ -80,66 +84,18 @@ class Lane:
         self._control = self._fork(control, CONTROL_TAG, self.state, self._zygote)
         self.ibm.wait_for("POST", "/api/v1/jobs", timeout=DEADLINE)
 
-    # Tries
+    # Drivers
 
-    def run(self, row: Row, chances: Sequence[str]) -> Totals:
-        """Try a row, once with each seed."""
-        totals = Totals()
-        cursor = self.ibm.cursor()
-        self.ibm.hold("queued")
-        tries: list[Try] = []
-        waiting: list[tuple[Try, Iterator[float], float]] = []
-        with self.at_row_end:
-            with self.before_look:
-                for chance in chances:
-                    tries.append(one := Try(self, f"{self.number}.{self._next()}", chance))
-                    steps = one.carry_out(row)
-                    if steps is not None and (until := one.advance(steps)) is not None:
-                        waiting.append((one, steps, until))
-                    if self.stopping.is_set():
-                        raise Stopped
-                while waiting:
-                    one, steps, until = waiting.pop(0)
-                    if self.stopping.wait(max(0.0, until - time.monotonic())):
-                        raise Stopped
-                    if (then := one.advance(steps)) is not None:
-                        waiting.append((one, steps, then))
-                late = self.wait_for_watchers()
-            if self.stopping.is_set():
-                raise Stopped
-            tries[-1].seen.troubles += [*filter(None, [late]), *self.row_troubles]
-            self.row_troubles.clear()
-            self._look(tries, cursor)
-            for one in tries:
-                one.conclude(row)
-                totals.add(one.seen, row.requests)
-        self.ibm.scenario({})
-        self.ibm.hold(None)
+    def forget_drivers(self) -> None:
+        """Be done with the drivers of a row."""
         for script in self.folder.glob("driver*.py"):
             script.unlink()
         for driver in [driver for driver in self._drivers if driver is not self._control]:
             self._forget(driver)
-        return totals
 
     def _forget(self, driver: Driver) -> None:
+        self._drivers.remove(driver)  # first: `stop` is another thread's
         driver.clear()
-        self._drivers.remove(driver)
-        os.close(self._pidfds.pop(driver.pid))
-
-    def _look(self, tries: list[Try], cursor: int) -> None:
-        """Fill in what the service has come to know."""
-        arrivals: dict[str, list[int]] = {}
-        for entry in self.ibm.journal(cursor, "POST", "/api/v1/jobs/*/cancel"):
-            arrivals.setdefault(entry.path.split("/")[4], []).append(entry.arrived)
-        by_tag = {one.tag: one for one in tries}
-        for job in self.ibm.jobs():
-            owner = next((by_tag[tag] for tag in job.tags if tag in by_tag), None)
-            if owner is not None:
-                owner.seen.jobs.append(_seen(job, tuple(arrivals.get(job.id, ()))))
-                self._judged[job.id] = job.cancel_requests
-            arrivals.pop(job.id, None)
-        if arrivals:
-            tries[-1].seen.troubles.append(f"requests to cancel jobs that there are not: {sorted(arrivals)}")
 
     def fork(self, program: str, tag: str, state: Path | None = None, *, wrong_clock: bool = False) -> Driver:
         """Start a driver, by a clock that is an hour off if that is asked for."""
@@ -152,18 +108,17 @@ class Lane:
     def _fork(self, program: str, tag: str, state: Path, zygote: Zygote) -> Driver:
         if self.stopping.is_set():
             raise Stopped
-        script = self.folder / f"driver{self._next()}.py"
+        script = self.folder / f"driver{self.next_number()}.py"
         head = code.HEAD.format(state=str(state), window=str(self.window), tag=tag, circuit=str(self.circuit))
         script.write_text(PRELUDE.format(pid=self.ibm.pid, port=self.ibm.port) + head + program)
         driver = Driver(zygote.fork(script))
         self._drivers.append(driver)
-        self._pidfds[driver.pid] = os.pidfd_open(driver.pid)
         return driver
 
     def _by_wrong_clock(self) -> tuple[WrongClock, Zygote]:
         if self._wrong is None:
             clock = WrongClock(1 if self.number % 2 else -1, self.folder)
-            self._wrong = clock, Zygote(clock.environment)
+            self._wrong = clock, Zygote(environment=clock.environment)
         return self._wrong
 
     def shows_wrong_clock(self, process: psutil.Process) -> bool:
@@ -176,20 +131,8 @@ class Lane:
             self._server = Server()
         return self._server
 
-    @property
-    def _control_pid(self) -> int:
-        return self._control.pid if self._control else 0
-
-    def signal(self, driver: Driver, number: int) -> None:
-        """Send a driver a signal, unless it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfds[driver.pid], number)
-
-    def ends(self, driver: Driver) -> bool:
-        """Wait for a driver's end, which comes before the end of its output if a child of it has that open."""
-        return ends(self._pidfds[driver.pid], DEADLINE)
-
-    def _next(self) -> int:
+    def next_number(self) -> int:
+        """A number that nothing else here has."""
         self._numbers += 1
         return self._numbers
 
@@ -212,16 +155,19 @@ class Lane:
         """The watchers of what was tried here."""
         found = []
         for process, order in orders():
-            if Path(order["state"]).is_relative_to(self.folder) and order["pid"] != self._control_pid:
+            if Path(order["state"]).is_relative_to(self.folder) and not self._is_controls(order):
                 found.append(process)
         return found
+
+    def _is_controls(self, order: dict[str, Any]) -> bool:
+        return self._control is not None and is_for(order, self._control)
 
     def wait_for_watchers(self) -> str:
         """Wait until no watcher is left but the control's; returns what is wrong if one stays."""
         end = time.monotonic() + DEADLINE
         while left := self.watchers():
             for process in left:
-                with open_pidfd(process.pid) as pidfd:
+                with open_pidfd(process) as pidfd:
                     if pidfd is None:
                         continue
                     if not ends(pidfd, end - time.monotonic(), self.stopping):
@@ -238,21 +184,21 @@ class Lane:
         seen = TrySeen()
         self.ibm.scenario({})
         self.ibm.hold(None)
-        self.signal(self._control, signal.SIGUSR1)
+        self._control.send(signal.SIGUSR1)
         returncode = self._control.end()
         if returncode != 0:
             seen.troubles.append(f"the control ended by itself ({returncode}): {self._control.errors.decode()}")
         for line in self._log.read_text().splitlines():
-            word, job, *more = line.split(" ", 2)
+            word, name, *more = line.split(" ", 2)
             if word == "result":
-                seen.kept.add(job)
+                seen.kept.add(name)
             else:
-                seen.troubles.append(f"a run of the control failed: {job} {' '.join(more)}")
+                seen.troubles.append(f"a run of the control failed: {name} {' '.join(more)}")
         for job in self.ibm.jobs():
-            if job.cancel_requests > self._judged.get(job.id, job.cancel_requests):
+            if job.cancel_requests > self.judged.get(job.id, job.cancel_requests):
                 seen.troubles.append(f"job {job.id} of an earlier try was asked to stop once more, long after it")
             if CONTROL_TAG in job.tags:
-                seen.jobs.append(_seen(job, ()))
+                seen.jobs.append(job_seen(job, ()))
                 if job.id not in seen.kept:
                     seen.troubles.append(f"the control has no result of job {job.id}")
         return seen
@@ -260,19 +206,18 @@ class Lane:
     def stop(self) -> None:
         """End what a try may be waiting for. May be called from another thread."""
         self.stopping.set()
-        for pidfd in list(self._pidfds.values()):
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for driver in list(self._drivers):
+            with contextlib.suppress(OSError):  # it has been forgotten meanwhile
+                driver.send(signal.SIGKILL)
         self.ibm.stop()
 
     def close(self) -> None:
         """Leave nothing behind."""
-        for pidfd in self._pidfds.values():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for driver in self._drivers:
+            driver.send(signal.SIGKILL)
         for process, order in orders():
             if Path(order["state"]).is_relative_to(self.folder):
-                with open_pidfd(process.pid) as pidfd, contextlib.suppress(psutil.Error):
+                with open_pidfd(process) as pidfd, contextlib.suppress(psutil.Error):
                     # Without a service they would go on trying for a quarter of an hour.
                     if pidfd is not None and (self.stopping.is_set() or not ends(pidfd, 5.0)):
                         process.kill()
@@ -286,7 +231,8 @@ class Lane:
         self.ibm.stop()
 
 
-def _seen(job: local.Job, cancels: tuple[int, ...]) -> JobSeen:
+def job_seen(job: local.Job, cancels: tuple[int, ...]) -> JobSeen:
+    """A job, with the moments at which requests to cancel it arrived."""
     # All jobs of a key are one run's, whoever submitted them.
     run = next((tag for start in ("qxk-", "qxs-") for tag in job.tags if tag.startswith(start)), job.id)
     return JobSeen(job.id, run, job.status, job.ended, job.cancel_requests, cancels)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import hosts
-import postgres
-from drivers import DEADLINE, Driver, watchers_of
+from testkit import hosts, postgres
+from testkit.drivers import Driver
+from testkit.processes import DEADLINE
+from testkit.watchers import watchers_of
 
 from qx_supervisor.ours import shared_ledger
 
@@ -125,7 +126,7 @@ class Site:
     def _end_reapers(self) -> None:
         claims: Counter[str] = Counter()
         for reaper in self._reapers:
-            self._lane.signal(reaper, signal.SIGTERM)
+            reaper.send(signal.SIGTERM)
             returncode = reaper.end()
             said = reaper.errors.decode()
             if returncode != 0 or "fault in here" in said:
@@ -179,7 +180,7 @@ def _host_lost(one: Try, *, wrong_clock: bool = False) -> Steps:
     driver.line("submitting")
     if wrong_clock:
         assert abs(float(driver.line("clock ")[0]) - time.time()) > 3000
-        assert [one.lane.shows_wrong_clock(watcher) for watcher in watchers_of(driver.pid)] == [True]
+        assert [one.lane.shows_wrong_clock(watcher) for watcher in watchers_of(driver)] == [True]
     if one.random.random() < 0.5:
         one.sleep(0.1)
     else:
@@ -315,7 +316,7 @@ def _reapers_and_a_driver_race(one: Try) -> None:
     driver.line("ready")
     lose(one, host, lost)
     one.sleep(1.5 * LEASE)
-    one.lane.signal(driver, signal.SIGUSR1)
+    driver.send(signal.SIGUSR1)
     last = driver.queued()
     with one.let_go():
         driver.end()

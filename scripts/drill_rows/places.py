@@ -10,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+
 from . import code
 from .attempt import Try
 from .deaths import BY_REAP
@@ -64,8 +66,8 @@ def _remove(group: Path) -> None:
     end = time.monotonic() + 10
     while group.exists():
         for pid in (group / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(int(pid)).kill()
         try:
             group.rmdir()
         except OSError:  # what was in it is not quite gone

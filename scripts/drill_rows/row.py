@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from .attempt import Try
 from .judge import Requests
 
-if TYPE_CHECKING:
-    from .attempt import Try
-
 Steps = Iterator[float]
-Attempt = Callable[["Try"], Steps | None]
+Attempt = Callable[[Try], Steps | None]
 
 
 @dataclass(frozen=True)

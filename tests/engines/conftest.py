@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from conftest import _descriptors, _is_left
-from drivers import orders, wait_for_end
+from testkit.leaks import children, descriptors, is_left
+from testkit.processes import wait_for_end
+from testkit.watchers import orders
 
 from qx_supervisor import local
+from watcher.place import is_running
 
 from .host import Host
 
@@ -38,22 +38,17 @@ def host(ibm: local.Service, shared_host: Host) -> Host:
 def nothing_left_behind(request: pytest.FixtureRequest, state: Path) -> Iterator[None]:
     """As for all tests, but the processes of a module's host stay for the next test."""
     host = request.getfixturevalue("shared_host") if "host" in request.fixturenames else None
-    descriptors = _descriptors()
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    open_before = descriptors()
+    before = children()
     yield
     for watcher, order in list(orders()):
-        if order["state"] == str(state) or (host and order["state"] == str(host.state) and is_over(order["pid"])):
+        is_over = not is_running(order["pid"], order["start_ticks"])
+        if order["state"] == str(state) or (host and order["state"] == str(host.state) and is_over):
             wait_for_end(watcher)
     # In this order: an engine may start a process at any moment, which is then among the host's a moment later.
-    children = psutil.Process().children(recursive=True)
-    kept = before | ({process.pid for process in host.family()} if host else set())
-    left = [process for process in children if process.pid not in kept and _is_left(process)]
+    now = children()
+    kept = before | (set(host.family()) if host else set())
+    left = [process for process in now - kept if is_left(process)]
     assert not left, f"processes left behind: {left}"
-    assert _descriptors() <= descriptors, "descriptors left behind"
+    assert descriptors() <= open_before, "descriptors left behind"
     assert not list(Path("/tmp").glob(f"qx-*-{os.getpid()}*"))
-
-
-def is_over(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True

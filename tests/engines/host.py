@@ -10,7 +10,9 @@ import textwrap
 from pathlib import Path
 
 import psutil
-from drivers import PRELUDE, Driver, orders, wait_for_end, watchers_of
+from testkit.drivers import PRELUDE, Driver
+from testkit.processes import Process, wait_for_end
+from testkit.watchers import orders, watchers_of
 
 from qx_supervisor import local
 
@@ -87,7 +89,7 @@ class Host:
         number = next(self._numbers)
         self.do(f"say('begin {number}')")
         self.line(f"begin {number}")
-        self._driver._unasked.clear()
+        self._driver.forget_lines()
 
     def do(self, code: str) -> None:
         """Have it execute something. It does one thing after the other."""
@@ -101,16 +103,17 @@ class Host:
     def queued(self) -> tuple[str, psutil.Process, psutil.Process]:
         """Wait for the next job to be queued; returns its id, the process that runs it, and that one's watcher."""
         job, pid = self.line("queued ")
-        [watcher] = watchers_of(int(pid))
-        return job, psutil.Process(int(pid)), watcher
+        process = Process(pid)
+        [watcher] = watchers_of(process)
+        return job, process, watcher
 
     def family(self) -> list[psutil.Process]:
         """All processes that it has started, and theirs."""
         return psutil.Process(self.pid).children(recursive=True)
 
-    def watchers(self) -> list[tuple[psutil.Process, int]]:
-        """Its watchers and its workers', each with the process that it watches."""
-        return [(watcher, order["pid"]) for watcher, order in orders() if order["state"] == str(self.state)]
+    def watchers(self) -> list[psutil.Process]:
+        """Its watchers and its workers'."""
+        return [watcher for watcher, order in orders() if order["state"] == str(self.state)]
 
     def end(self) -> None:
         """Have it tear down its engine and end; it leaves no process."""
@@ -120,7 +123,7 @@ class Host:
         self._driver.process.stdin = None
         try:
             assert self._driver.end() == 0, self._driver.errors.decode()
-            for process in (*family, *(watcher for watcher, _ in self.watchers())):
+            for process in (*family, *self.watchers()):
                 wait_for_end(process)
         finally:
             self._driver.clear()

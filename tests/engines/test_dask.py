@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from drivers import wait_for_end
+from testkit.processes import wait_for_end
 
 from .host import fates
 

@@ -11,8 +11,8 @@ import shutil
 import tempfile
 
 import pytest
-from conftest import DEADLINE
-from test_docs import BEFORE, BLOCKS, assert_runs
+from testkit.pages import BEFORE, BLOCKS, assert_runs
+from testkit.processes import DEADLINE
 
 from .host import ENVIRONMENT
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
-from drivers import wait_for_end
+from testkit.processes import wait_for_end
 
 from .host import fates
 
@@ -75,11 +74,11 @@ def test_errors_come_through(ibm, host):
     host.do("for _ in range(2): show(executor.submit(work).result)")
     first, same, _ = host.queued()
     assert same == worker
-    os.kill(worker.pid, signal.SIGINT)
+    worker.send_signal(signal.SIGINT)
     assert host.line("raised ") == f"Interrupted interrupted by SIGINT; job {first}: cancelled, and confirmed".split()
     last, same, _ = host.queued()
     assert same == worker
-    os.kill(worker.pid, signal.SIGTERM)
+    worker.terminate()
     assert host.line("raised ")[0] == "TerminatedWorkerError"
     wait_for_end(watcher)
     assert [fates(ibm)[each] for each in (first, last)] == [("Cancelled", 1)] * 2

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 
 import pytest
-from drivers import end, wait_for_end, watchers_of
+from testkit.drivers import end
+from testkit.processes import Process, wait_for_end
+from testkit.watchers import watchers_of
 
 from .host import ENVIRONMENT, WORK, fates
 
@@ -35,8 +35,9 @@ def ranks(start, monkeypatch):
 def queued(driver):
     """The job, rank, process and watcher of the next job that is queued."""
     job, pid = driver.line("queued ")
-    [watcher] = watchers_of(int(pid))
-    return job, int(pid), watcher
+    process = Process(pid)
+    [watcher] = watchers_of(process)
+    return job, process, watcher
 
 
 def test_a_killed_rank(ibm, ranks):
@@ -44,7 +45,7 @@ def test_a_killed_rank(ibm, ranks):
     ibm.hold("queued")
     driver = ranks("from mpi4py import MPI\nMPI.COMM_WORLD.Barrier()\nwork()", 2)
     found = [queued(driver), queued(driver)]
-    os.kill(found[0][1], signal.SIGKILL)
+    found[0][1].kill()
     assert end(driver) != 0
     for _, _, watcher in found:
         wait_for_end(watcher)
@@ -61,8 +62,8 @@ show(work)
 os._exit(0)  # without MPI's own end, which would wait for the dead rank
 """
     driver = ranks(code, 2, go_on=True)
-    (job, pid, watcher), (others, _, second) = queued(driver), queued(driver)
-    os.kill(pid, signal.SIGKILL)
+    (job, rank, watcher), (others, _, second) = queued(driver), queued(driver)
+    rank.kill()
     wait_for_end(watcher)
     assert fates(ibm) == {job: ("Cancelled", 1), others: ("Queued", 0)}
     ibm.hold(None)

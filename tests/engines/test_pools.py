@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
-from drivers import wait_for_end
+from testkit.processes import wait_for_end
 
 from .host import fates
 
@@ -95,7 +94,7 @@ def test_errors_come_through(ibm, host):
     host.do("show(pool.submit(work).result)")
     job, same, _ = host.queued()
     assert same == worker
-    os.kill(worker.pid, signal.SIGINT)
+    worker.send_signal(signal.SIGINT)
     assert host.line("raised ") == f"Interrupted interrupted by SIGINT; job {job}: cancelled, and confirmed".split()
     assert fates(ibm)[job] == ("Cancelled", 1)
     host.do("pool.shutdown()")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
-from drivers import wait_for_end
+from testkit.processes import wait_for_end
 
 from .host import fates
 
@@ -89,7 +86,7 @@ def test_a_worker_that_is_asked_to_end(ibm, host):
     ibm.hold("queued")
     host.do("show_all([task.remote(), task.remote()])")
     (job, worker, watcher), (others, _, _) = host.queued(), host.queued()
-    os.kill(worker.pid, signal.SIGTERM)
+    worker.terminate()
     assert host.line("raised ")[0] == "WorkerCrashedError"
     wait_for_end(watcher)
     assert fates(ibm) == {job: ("Cancelled", 1), others: ("Queued", 0)}

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cgroups import Cgroup, where
-from drivers import DEADLINE
+from .cgroups import Cgroup, where
+from .processes import DEADLINE
 
 PROGRAM = next((path for path in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd") if Path(path).exists()), "")
 

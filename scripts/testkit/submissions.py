@@ -315,7 +315,7 @@ GALLERY: dict[str, Made] = {
     "classical expressions": lambda: request(classical()),
     "stretches": lambda: request(stretched()),
     "boxes": lambda: request(boxed(Note(["x", 1]))),
-    "boxes to twirl": lambda: request(boxed(*_twirls())),
+    "boxes to twirl": lambda: request(boxed(*twirls())),
     "explicit blocks": lambda: request(explicit()),
     "a named loop variable": lambda: request(loop()),
     "registers": lambda: request(registers()),
@@ -323,14 +323,14 @@ GALLERY: dict[str, Made] = {
     "from QASM": lambda: request(qasm()),
     "a circuit of the library": lambda: request((_built_on_demand(), np.linspace(0, 1, 8))),
     "two PUBs": lambda: request([(simple(), None, 100), dynamic()]),
-    "an estimation": lambda: estimate([(_bare(), [[SUM], ["ZZZ"]])], shots=100),
+    "an estimation": lambda: estimate([(bare(), [[SUM], ["ZZZ"]])], shots=100),
     "an estimation with parameters": lambda: estimate((_vector(measured=False), SUM, np.ones((4, 12)), 0.01)),
     "options": lambda: request(simple(), options={"twirling": {"enable_gates": True}, "default_shots": 10}),
-    "options objects": lambda: request(simple(), options=_options()),
-    "deprecated options": lambda: request(simple(), options=_deprecated()),
-    "a noise model": lambda: estimate((_bare(), "ZZZ"), options=_noise_model()),
-    "a learned noise model": lambda: estimate((_bare(), "ZZZ"), options=_learned()),
-    "a primitive": lambda: request(simple(), None, primitive=_own()),
+    "options objects": lambda: request(simple(), options=options()),
+    "deprecated options": lambda: request(simple(), options=deprecated()),
+    "a noise model": lambda: estimate((bare(), "ZZZ"), options=noise_model()),
+    "a learned noise model": lambda: estimate((bare(), "ZZZ"), options=learned()),
+    "a primitive": lambda: request(simple(), None, primitive=own()),
     **{name: lambda make=make: _applied(make()) for name, make in OPERATIONS.items()},  # type: ignore[misc]
 }
 
@@ -340,7 +340,8 @@ def _applied(operation: Any) -> Request:
     return request((circuit, [0.7] * circuit.num_parameters))
 
 
-def _bare() -> QuantumCircuit:
+def bare() -> QuantumCircuit:
+    """Three qubits, without a measurement."""
     circuit = QuantumCircuit(3)
     circuit.h([0, 1, 2])
     return circuit
@@ -362,13 +363,15 @@ def _built_on_demand() -> QuantumCircuit:
     return circuit
 
 
-def _twirls() -> list[Annotation]:
+def twirls() -> list[Annotation]:
+    """What a box says of its twirling."""
     from samplomatic import ChangeBasis, InjectNoise, Twirl
 
     return [Twirl(), ChangeBasis(mode="measure"), InjectNoise("n1")]
 
 
-def _options(**more: Any) -> Any:
+def options(**more: Any) -> Any:
+    """Options objects of a sampler."""
     from qiskit_ibm_runtime.options_models import SamplerOptions
 
     options = SamplerOptions(**more)
@@ -377,7 +380,8 @@ def _options(**more: Any) -> Any:
     return options
 
 
-def _deprecated(**more: Any) -> Any:
+def deprecated(**more: Any) -> Any:
+    """The same, of the deprecated one."""
     from qiskit_ibm_runtime.options import SamplerOptions
 
     options = SamplerOptions(**more)
@@ -385,7 +389,8 @@ def _deprecated(**more: Any) -> Any:
     return options
 
 
-def _noise_model(rate: float = 0.01) -> Any:
+def noise_model(rate: float = 0.01) -> Any:
+    """Options of an estimator with a noise model."""
     from qiskit.quantum_info import PauliLindbladMap
     from qiskit_ibm_runtime.options_models import EstimatorOptions
 
@@ -394,7 +399,8 @@ def _noise_model(rate: float = 0.01) -> Any:
     return EstimatorOptions(resilience={"layer_noise_model": [(box, noise)]})
 
 
-def _learned(rate: float = 0.01) -> Any:
+def learned(rate: float = 0.01) -> Any:
+    """Options of an estimator with what was learned of noise."""
     from qiskit.quantum_info import PauliList
     from qiskit_ibm_runtime.options import EstimatorOptions
     from qiskit_ibm_runtime.results.noise_learner import LayerError, PauliLindbladError
@@ -406,16 +412,18 @@ def _learned(rate: float = 0.01) -> Any:
 
 
 @functools.cache
-def _backend() -> Any:
+def backend() -> Any:
+    """A backend without a service."""
     from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
     return FakeManilaV2()
 
 
-def _own(**options: Any) -> Any:
+def own(**options: Any) -> Any:
+    """A primitive of a user's own."""
     from qiskit_ibm_runtime.executor_sampler import Sampler
 
-    return Sampler(mode=_backend(), options=options)
+    return Sampler(mode=backend(), options=options)
 
 
 def fingerprints() -> dict[str, str]:

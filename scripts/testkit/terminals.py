@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pyte
-from conftest import DEADLINE
+
+from .processes import DEADLINE, Process
 
 
 class Terminal:
@@ -29,6 +30,12 @@ class Terminal:
         lines: Its height, with room enough for all that a test writes.
         stdout: Where its stdout goes instead, or None.
         environment: Its environment.
+
+    Attributes:
+        process: The program's process.
+        identity: Its pid and start.
+        screen: What the terminal shows.
+        raw: All that was written to it.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class Terminal:
             command = ["setsid", "--ctty", *command]
             self.process = subprocess.Popen(command, stdin=slave, stdout=out, stderr=slave, env=given)
         os.close(slave)
+        self.identity = Process(self.process.pid).identity
 
     @property
     def text(self) -> str:

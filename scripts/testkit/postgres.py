@@ -16,11 +16,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pytest
 
 PACKAGE = "postgresql"
 USER = "qx"
@@ -261,20 +259,3 @@ class Cable:
             thread.join(max(0.0, end - time.monotonic()))
         for each in self._sockets:
             each.close()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
-    """One server for all tests of this worker."""
-    try:
-        made = Server()
-    except Missing as missing:
-        pytest.skip(str(missing))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def shared_url(postgres: Server) -> str:
-    """A database of the test's own."""
-    return postgres.database()

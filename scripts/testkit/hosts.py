@@ -31,7 +31,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
-from drivers import DEADLINE
+from .processes import DEADLINE
 
 T = TypeVar("T")
 

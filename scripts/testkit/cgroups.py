@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from drivers import DEADLINE
+from .processes import DEADLINE
 
 _numbers = itertools.count()
 

@@ -1,0 +1,196 @@
+"""Drivers: real programs in processes of their own, to be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+import weakref
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from watcher.parent import Identity
+from watcher.place import start_ticks
+
+from .processes import DEADLINE, wait_for_end
+from .watchers import wait_for_watchers, watchers_of
+from .zygote import Forked
+
+if TYPE_CHECKING:
+    from qx_supervisor import local
+
+PRELUDE = """
+import os, signal, sys, threading, time
+from qiskit import QuantumCircuit
+from qx_supervisor import *
+from qx_supervisor import local
+from qx_supervisor.local.client import connect
+try:
+    ibm = local.Service({pid}, {port})
+except ProcessLookupError:
+    ibm = None  # this driver is in a PID namespace of its own
+warm = sys.modules.get("qx_warm")  # what it has from the process it was forked from: see `zygote_child.py`
+def service(token="local-key"):
+    if warm is not None and (token, {port}) == ("local-key", warm.port):
+        return warm.service
+    return connect({port}, token)
+connected = service
+def backend():
+    if warm is not None and warm.port == {port} and service is connected:
+        return warm.backend
+    return service().backend("ibm_brisbane")
+def bell():
+    circuit = QuantumCircuit(2)
+    circuit.h(0)
+    circuit.cx(0, 1)
+    circuit.measure_all()
+    return circuit
+def isa():
+    circuit = QuantumCircuit(2)  # of this backend's gates, so there is nothing to transpile
+    circuit.x([0, 1])
+    circuit.measure_all()
+    return circuit
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+def tell(status):
+    say(status.state, status.job_id)
+"""
+"""What every driver begins with: `service()`, `backend()`, two circuits, and words on stdout."""
+
+RUN = "run(isa(), backend(), shots=64, on_status=tell)"
+"""A driver's most common line: its status lines are "state job-id"."""
+
+
+class Driver:
+    """A program in a process of its own.
+
+    Attributes:
+        process: The process, as `subprocess` shows one.
+        pid: Its pid, for what is said of it; signals and waits go by `pidfd`.
+        pidfd: A descriptor of it, open until `clear`.
+        identity: Its pid and start.
+        lines: What it has said on stdout so far.
+        errors: What it has said on stderr so far.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes] | Forked) -> None:
+        self.process = process
+        self.pid = process.pid
+        if isinstance(process, Forked):
+            self.pidfd, self.identity = process.pidfd, process.identity
+        else:  # a child of ours: until it is waited for nobody else can have its pid
+            ticks = start_ticks(self.pid)
+            assert ticks is not None
+            self.pidfd, self.identity = os.pidfd_open(self.pid), Identity(self.pid, ticks)
+        self._close = weakref.finalize(self, os.close, self.pidfd)
+        self.errors = b""
+        self._buffer = b""
+        self._unasked: list[str] = []
+        self.lines: list[str] = []
+
+    def line(self, start: str) -> list[str]:
+        """Wait for a line on stdout that begins so and was not asked for before; the order of lines is free.
+
+        Returns:
+            The words of the rest of the line.
+        """
+        end = time.monotonic() + DEADLINE
+        assert self.process.stdout is not None
+        while True:
+            while b"\n" in self._buffer:
+                raw, _, self._buffer = self._buffer.partition(b"\n")
+                self.lines.append(raw.decode())
+                self._unasked.append(raw.decode())
+            for text in self._unasked:
+                if text.startswith(start):
+                    self._unasked.remove(text)
+                    return text[len(start) :].split()
+            self._read(max(0.0, end - time.monotonic()), start)
+
+    def forget_lines(self) -> None:
+        """What it has said so far is no answer to what is asked from now on."""
+        self._unasked.clear()
+
+    def _read(self, seconds: float, wanted: str) -> None:
+        out, err = self.process.stdout, self.process.stderr
+        streams: list[Any] = [stream for stream in (out, err) if stream is not None and not stream.closed]
+        ready = wait(streams, seconds)
+        assert ready, f"no line {wanted!r} in time; so far {self.lines}; stderr {self.errors.decode()}"
+        if err is not None and err in ready:
+            data = os.read(err.fileno(), 65536)
+            self.errors += data
+            if not data:
+                err.close()
+        if out is not None and out in ready:
+            data = os.read(out.fileno(), 65536)
+            self._buffer += data
+            assert data, f"the driver ended without {wanted!r}: {self.lines}; stderr {self.errors.decode()}"
+
+    def queued(self) -> str:
+        """Wait until its job is queued; returns the job's id."""
+        return self.line("queued ")[0]
+
+    def send(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def kill(self) -> int:
+        """SIGKILL, and its end."""
+        self.send(signal.SIGKILL)
+        return self.end()
+
+    def end(self) -> int:
+        """Wait for its end.
+
+        Returns:
+            Its return code, as `subprocess` gives it: negative for a death by signal.
+        """
+        out, err = self.process.communicate(timeout=DEADLINE)
+        self.lines += [line for line in (self._buffer + (out or b"")).decode().splitlines() if line]
+        self._buffer = b""
+        self.errors += err or b""
+        code = self.process.returncode
+        assert code is not None
+        return code
+
+    def watcher(self) -> psutil.Process:
+        """Its watcher."""
+        found = watchers_of(self)
+        assert len(found) == 1, found
+        return found[0]
+
+    def clear(self) -> None:
+        """End it if it still runs, and close its pipes."""
+        self.send(signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr, self.process.stdin):
+            if stream is not None:
+                stream.close()
+        self._close()
+
+
+def kill_both(driver: Driver) -> None:
+    """As a cgroup kill, a power cut or the loss of a host does: neither lives to see the other's death."""
+    watcher = driver.watcher()
+    driver.send(signal.SIGSTOP)
+    watcher.send_signal(signal.SIGKILL)
+    wait_for_end(watcher)
+    driver.kill()
+
+
+def end(driver: Driver) -> int:
+    """The driver's return code, once its watcher has ended too: no request can come any more."""
+    code = driver.end()
+    wait_for_watchers(driver)
+    return code
+
+
+def assert_cancelled_once(ibm: local.Service, *jobs: str) -> None:
+    """These jobs there are, and no others, and each was cancelled by one request."""
+    made = sorted((job.id, job.status, job.cancel_requests) for job in ibm.jobs())
+    assert made == sorted((job, "Cancelled", 1) for job in jobs)

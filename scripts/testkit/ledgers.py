@@ -1,0 +1,44 @@
+"""What tests of the ledger share: rows, a clock to set, and one-file programs that use one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+from watcher.ledger import Row
+from watcher.place import Place, here, start_ticks
+
+A_PLACE = Place("m" * 32, "host", "boot", 7)
+
+
+def make_row(run: str = "r1", **values: Any) -> Row:
+    """A row of this process's."""
+    given: dict[str, Any] = {"place": here(), "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), **values}
+    return Row(run=run, **given)
+
+
+class Clock:
+    """Stands still until `now` is set."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """The next line that a child prints. A child that died says so by an end of file."""
+    assert process.stdout is not None
+    text = process.stdout.readline()
+    assert text, f"the child ended with {process.wait()}"
+    return text.rstrip("\n")
+
+
+def tell(process: subprocess.Popen[str], text: str) -> None:
+    """Write a line to a child's stdin."""
+    assert process.stdin is not None
+    process.stdin.write(text + "\n")
+    process.stdin.flush()
