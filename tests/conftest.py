@@ -14,11 +14,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from testkit import drivers, last_words
 from testkit.drivers import PRELUDE, Driver
 from testkit.leaks import children, descriptors, is_left
 from testkit.pages import CHECKOUT
@@ -39,6 +40,30 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(_number, signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have a failure show what its drivers and watchers said, and the service's journal."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        report.sections += last_words.of_drivers(sorted(drivers.made, key=lambda driver: driver.pid))
+        if isinstance(state := item.funcargs.get("state"), Path):
+            report.sections += last_words.of_watchers(state)
+        if "ibm" in item.funcargs:
+            report.sections += last_words.of_service(item.funcargs["ibm"])
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is inside an engine is long, and a module's tests share the engine, so they go to one worker."""
+    for item in items:
+        if item.path.parent.name == "engines":
+            item.add_marker(pytest.mark.long)
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -110,35 +135,36 @@ def write_script(ibm: local.Service, tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture
 def fork(write_script: Callable[[str], Path], zygote: Zygote) -> Iterator[Starter]:
     """Starts drivers quickly: `fork(code)` runs the script in a process that has imported Qiskit already."""
-    drivers: list[Driver] = []
+    begun: list[Driver] = []
 
     def begin(code: str) -> Driver:
-        drivers.append(Driver(zygote.fork(write_script(code))))
-        return drivers[-1]
+        begun.append(Driver(zygote.fork(write_script(code))))
+        return begun[-1]
 
     yield begin
-    for driver in drivers:
+    for driver in begun:
         driver.clear()
 
 
 @pytest.fixture
 def start(write_script: Callable[[str], Path]) -> Iterator[Starter]:
     """Starts drivers as a user does, by a command: `start(code)`; `wrap` may change the command."""
-    drivers: list[Driver] = []
+    begun: list[Driver] = []
 
     def begin(code: str, *, wrap: Callable[[list[str]], list[str]] = list, **options: Any) -> Driver:
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        drivers.append(Driver(subprocess.Popen(wrap([sys.executable, str(write_script(code))]), **streams | options)))
-        return drivers[-1]
+        begun.append(Driver(subprocess.Popen(wrap([sys.executable, str(write_script(code))]), **streams | options)))
+        return begun[-1]
 
     yield begin
-    for driver in drivers:
+    for driver in begun:
         driver.clear()
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(state: Path) -> Iterator[None]:
     """No process, no descriptor and no temporary file is left by a test."""
+    drivers.made.clear()
     open_before = descriptors()
     before = children()
     yield

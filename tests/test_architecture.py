@@ -1,4 +1,4 @@
-"""What is written for contributors names what there is: every path, every package, and no more words than one can learn."""
+"""What is written for contributors names what there is: paths, packages, and no more words than one can learn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_path_is_there(page: Path) -> None:
 
 def test_a_path_is_told_from_other_words() -> None:
     """The check can fail."""
-    text = "`nowhere/a.py`, `b.md`, `scripts/c --all`, `done`, `/proc/1/stat`, `.venv/bin/d`, `a / b`\n```sh\n`e/f`\n```\n"
+    text = "`nowhere/a.py`, `b.md`, `scripts/c --all`, `done`, `/proc/1`, `.venv/bin/d`, `a / b`\n```sh\n`e/f`\n```\n"
     assert paths(text) == ["nowhere/a.py", "b.md", "scripts/c"]
 
 

@@ -65,6 +65,10 @@ RUN = "run(isa(), backend(), shots=64, on_status=tell)"
 """A driver's most common line: its status lines are "state job-id"."""
 
 
+made: weakref.WeakSet[Driver] = weakref.WeakSet()
+"""The drivers of this process, for what is said of them when a test fails."""
+
+
 class Driver:
     """A program in a process of its own.
 
@@ -91,6 +95,7 @@ class Driver:
         self._buffer = b""
         self._unasked: list[str] = []
         self.lines: list[str] = []
+        made.add(self)
 
     def line(self, start: str) -> list[str]:
         """Wait for a line on stdout that begins so and was not asked for before; the order of lines is free.
@@ -129,6 +134,18 @@ class Driver:
             data = os.read(out.fileno(), 65536)
             self._buffer += data
             assert data, f"the driver ended without {wanted!r}: {self.lines}; stderr {self.errors.decode()}"
+
+    def read_what_there_is(self) -> None:
+        """Take in what it has said, and wait for nothing."""
+        streams = [stream for stream in (self.process.stdout, self.process.stderr) if stream and not stream.closed]
+        for stream in streams:
+            while wait([stream.fileno()], 0) and (data := os.read(stream.fileno(), 65536)):
+                if stream is self.process.stderr:
+                    self.errors += data
+                else:
+                    self._buffer += data
+        self.lines += self._buffer.decode(errors="replace").splitlines()
+        self._buffer = b""
 
     def queued(self) -> str:
         """Wait until its job is queued; returns the job's id."""
