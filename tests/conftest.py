@@ -6,6 +6,7 @@ end, or for a request in the service's journal.
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import itertools
 import os
@@ -59,8 +60,16 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is inside an engine is long, and a module's tests share the engine, so they go to one worker."""
+    """Say which tests are long.
+
+    Those inside an engine are, and a module's tests share the engine, so they go to one worker; and of a test that is
+    `short_only` for some of its parameters, the others.
+    """
     for item in items:
+        if (patterns := item.get_closest_marker("short_only")) is not None:
+            assert isinstance(item, pytest.Function)
+            if not any(fnmatch.fnmatchcase(item.callspec.id, pattern) for pattern in patterns.args):
+                item.add_marker(pytest.mark.long)
         if item.path.parent.name == "engines":
             item.add_marker(pytest.mark.long)
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

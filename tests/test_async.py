@@ -11,7 +11,7 @@ from testkit.drivers import RUN, assert_cancelled_once, end
 from testkit.processes import Process, wait_for_end
 from testkit.watchers import watchers_of
 
-SUBMIT = 'submit(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell)'
+SUBMIT = 'submit(isa(), backend(), shots=64, on_status=tell)'
 
 TOOLS = """
 import asyncio
@@ -25,7 +25,7 @@ def begin(state="queued", **more):
     loud.clear()
     def note(status):
         announce(status, state)
-    made = submit(bell(), "ibm_brisbane", service=service(), shots=64, on_status=note, **more)
+    made = submit(isa(), backend(), shots=64, on_status=note, **more)
     loud.wait()
     return made
 async def begun(**more):
@@ -170,6 +170,7 @@ def test_errors_come_out_of_result(ibm, program):
 
 
 @pytest.mark.parametrize("where", ["queued", "running"])
+@pytest.mark.short_only("queued")
 def test_detached_the_job_outlives_its_driver(ibm, program, where):
     ibm.hold(where)
     driver = program(
@@ -202,7 +203,7 @@ def test_detached_before_it_is_submitted(ibm, program):
             gate.wait()
             return to_isa(*args, **options)
         q.to_isa = slowly
-        made = submit(bell(), "ibm_brisbane", service=service(), on_status=announce)
+        made = submit(isa(), backend(), on_status=announce)
         made.detach()
         gate.set()
         loud.wait()
@@ -370,7 +371,7 @@ def test_ctrl_c_ends_the_run_of_the_main_thread_only(ibm, program):
     driver = program(
         f"""
         def work():
-            result = run(bell(), "ibm_brisbane", service=service(), shots=64, panel=None, on_status=announce)
+            result = run(isa(), backend(), shots=64, panel=None, on_status=announce)
             say("counts", sum(result.counts.values()))
         threading.Thread(target=work).start()
         loud.wait()
@@ -404,7 +405,7 @@ def test_await(ibm, program):
                     ticks += 1
                     await asyncio.sleep(0.01)
             ticking = asyncio.create_task(tick())
-            result = await submit(bell(), "ibm_brisbane", service=service(), shots=64)
+            result = await submit(isa(), backend(), shots=64)
             ticking.cancel()
             say("counts", sum(result.counts.values()), ticks > 10)
         asyncio.run(main(), debug=True)
@@ -441,6 +442,7 @@ def test_gather(ibm, program):
         "await in_time(made)",
     ],
 )
+@pytest.mark.short_only("task*")
 def test_cancelling_the_task_cancels_the_job(ibm, program, wait):
     """And by the time that the task has ended, the job is cancelled."""
     ibm.hold("queued")
@@ -552,6 +554,7 @@ def test_second_ctrl_c_while_an_awaited_run_is_cancelled(ibm, program):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.short_only("2")
 def test_run_inside_a_coroutine(ibm, program, number):
     """It blocks the loop, as it must, and a signal ends it as everywhere."""
     ibm.hold("queued")
@@ -573,6 +576,7 @@ def test_run_inside_a_coroutine(ibm, program, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.short_only("15")
 def test_handlers_of_the_event_loop(ibm, program, number):
     """`loop.add_signal_handler`: a signal during a blocking run reaches them too, and so does every later one."""
     ibm.hold("queued")
@@ -738,6 +742,7 @@ def test_a_forked_child_has_runs_and_a_watcher_of_its_own(ibm, program):
     assert not parents & {entry.connection for entry in ibm.journal(path=f"/api/v1/jobs/{childs}*")}
 
 
+@pytest.mark.long
 def test_a_forked_child_and_its_parent_run_side_by_side(ibm, program):
     driver = program(
         """

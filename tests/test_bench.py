@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 
+@pytest.mark.long
 def test_a_short_bench(tmp_path):
     """It is checked that each figure is measured; how good they are depends on the machine, and is not."""
     figures = tmp_path / "figures.json"

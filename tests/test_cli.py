@@ -146,6 +146,7 @@ def _state(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.long
 def test_a_service_that_lingers_is_there_for_the_watcher_and_then_ends(fork):
     """Its starter is killed, with a job in the queue."""
     driver = fork(
@@ -168,6 +169,7 @@ def test_a_service_that_lingers_is_there_for_the_watcher_and_then_ends(fork):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.short_only("2", "15")
 def test_run_dies_of_the_signal(here, begin, file, number):
     here.hold("queued")
     driver = begin("run", str(file), "--local", "--json")
@@ -415,6 +417,7 @@ def test_status(here, service, call):
 
 
 @pytest.mark.parametrize("words", [["status", "{}"], ["wait", "{}"], ["cancel", "{}"]])
+@pytest.mark.short_only("words0")
 def test_ids_that_are_none(here, call, words):
     verb = words[0]
     code, lines, said = call(verb, "d1a2b3c4d5e6f7", "--local")
@@ -476,6 +479,7 @@ def test_wait_says_how_a_job_ended(here, service, call):
     assert (code, objects(lines)[0]["state"]) == (3, "cancelled")
 
 
+@pytest.mark.long
 def test_wait_is_not_put_off_by_faults(here, service, call):
     run = submit(ones(), BACKEND, service=service, shots=4)
     run.result()
@@ -557,6 +561,7 @@ def test_ps_and_reap(here, fork, call, tmp_path, monkeypatch):
     assert [told["state"] for told in objects(call("ps", "--all", "--json")[1])] == ["cancelled"]
 
 
+@pytest.mark.long
 def test_reap_says_what_is_not_resolved(here, fork, call):
     here.hold("queued")
     here.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 3}]})
@@ -602,6 +607,7 @@ def test_local_start_with_an_unknown_backend(call):
     assert "no such backend: ibm_nowhere" in said
 
 
+@pytest.mark.long
 def test_demo(running_service):
     """Its output is what the README promises; it needs no account."""
     shown = command("demo").stdout

@@ -17,6 +17,7 @@ def assert_cancelled_once(ibm: local.Service, job: str) -> None:
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
+@pytest.mark.long
 def test_kill_nine_ten_times(ibm, fork):
     ibm.hold("queued")
     for _ in range(10):
@@ -53,7 +54,7 @@ def test_dies_by_itself(ibm, fork, end, code):
             tell(status)
             if status.state == "queued":
                 {end}
-        run(bell(), "ibm_brisbane", service=service(), on_status=tell_and_die)
+        run(isa(), backend(), on_status=tell_and_die)
         """
     )
     job = driver.queued()
@@ -70,7 +71,7 @@ def test_interpreter_exit_with_a_live_run(ibm, fork):
             tell(status)
             if status.state == "queued":
                 queued.set()
-        held = submit(bell(), "ibm_brisbane", service=service(), on_status=note)
+        held = submit(isa(), backend(), on_status=note)
         queued.wait()
         """
     )
@@ -102,6 +103,7 @@ def test_killed_with_its_process_tree(ibm, start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT])
+@pytest.mark.short_only("SIGKILL", "9")
 def test_killed_with_its_process_group(ibm, start, number):
     ibm.hold("queued")
     driver = start(RUN, process_group=0)

@@ -172,6 +172,7 @@ def test_the_epilog_keeps_a_node_no_longer_than_it_may(epilog, spy):
 
 
 @AS_ROOT
+@pytest.mark.long
 def test_the_epilog_cancels_what_a_job_left(ibm, fork, epilog, programs, monkeypatch):
     """Driver and watcher are killed, as by the end of a Slurm job. (The user has root's number: others can't run the
     interpreter of these tests.)"""
@@ -236,6 +237,7 @@ def _verify(home: Path, name: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(bool(units.why_not()), reason=units.why_not())
 @pytest.mark.parametrize("end", ["kill", "stop"])
+@pytest.mark.short_only("kill")
 def test_the_drivers_unit_runs(ibm, programs, state, write_script, end):
     """Under a real user manager: a driver that is killed is cancelled for by its watcher, in another unit; one that is
     stopped cancels by itself. Then the unit reaps."""
@@ -268,6 +270,7 @@ def test_the_drivers_unit_runs(ibm, programs, state, write_script, end):
 
 
 @pytest.mark.skipif(bool(units.why_not()), reason=units.why_not())
+@pytest.mark.long
 def test_the_reapers_unit_runs(ibm, programs, postgres, shared_url, fork, monkeypatch):
     """Under a real user manager, with the database's address in the file that the unit names."""
     monkeypatch.setenv("QX_LEASE_SECONDS", "1")
@@ -385,6 +388,7 @@ def pod(ibm, programs, write_script, tmp_path, monkeypatch):
 
 
 @AS_ROOT
+@pytest.mark.long
 def test_a_pods_driver_is_told_before_the_pod_ends(ibm, pod):
     running, pre_stop, lines = pod
     job = next(line.split()[1] for line in lines if line.startswith("queued "))
@@ -395,6 +399,7 @@ def test_a_pods_driver_is_told_before_the_pod_ends(ibm, pod):
 
 
 @AS_ROOT
+@pytest.mark.long
 def test_a_pods_container_outlives_its_driver(ibm, pod):
     """The driver is killed: its watcher still runs, and cancels."""
     running, _, lines = pod

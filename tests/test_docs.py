@@ -70,6 +70,7 @@ def account(ibm: local.Service, service: Any, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=lambda page: page.name)
+@pytest.mark.long
 def test_examples_run(ibm, account, page, pytester):
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in PYTHON:
@@ -242,6 +243,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "html"
 
 
+@pytest.mark.long
 def test_it_builds_without_a_warning(built):
     """Links between pages, pictures, references and pages that nothing leads to are what Sphinx warns of."""
     assert (built / "index.html").exists()
@@ -264,6 +266,7 @@ def pictured(svg: str) -> list[str]:
     return [word for word in re.sub(r"\d+", "N", words).split() if not set(word) <= drawn]
 
 
+@pytest.mark.long
 def test_the_picture_shows_the_panel_as_it_is(monkeypatch):
     """The one in the README is what the script makes of a run now."""
     monkeypatch.setattr(worker, "_COST_PATIENCE", DEADLINE)  # "charged" is in it

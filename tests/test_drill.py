@@ -134,6 +134,7 @@ def named(*names: str) -> list[Row]:
     return found
 
 
+@pytest.mark.long
 def test_a_short_drill(monkeypatch, capsys, tmp_path):
     good = named(
         "SIGKILL around the POST",
@@ -168,6 +169,7 @@ LEASES = [
 
 
 @pytest.mark.skipif(bool(leases.no_hosts()), reason=leases.no_hosts())
+@pytest.mark.long
 def test_a_short_drill_of_hosts(monkeypatch, tmp_path):
     good = [row for row in leases.ROWS if row.name in LEASES]
     monkeypatch.setattr(leases, "LEASE", 5.0)  # no machine is to lose one by being slow

@@ -186,6 +186,7 @@ def test_a_job_whose_id_the_driver_never_learned(ibm: local.Service, run: Exec) 
 
 
 @pytest.mark.parametrize("shell", ["{python} {script}; true", "nohup {python} {script} & wait"])
+@pytest.mark.short_only("{python}*")
 def test_below_a_shell(ibm: local.Service, run: Exec, shell: str) -> None:
     ibm.hold("queued")
     driver = run(
@@ -201,6 +202,7 @@ def test_below_a_shell(ibm: local.Service, run: Exec, shell: str) -> None:
     assert_cancelled_once(ibm, job)
 
 
+@pytest.mark.long
 def test_children_have_watchers_of_their_own(ibm: local.Service, run: Exec) -> None:
     """Each is killed alone; then their parent is, and no job of a child that lives is touched by that."""
     ibm.hold("queued")
@@ -292,6 +294,7 @@ atexit.register(last)
 
 
 @pytest.mark.parametrize(("ending", "code"), [("", 0), ("sys.exit(3)", 3)])
+@pytest.mark.short_only("*-3")
 def test_keep_on_exit(ibm: local.Service, run: Exec, ending: str, code: int) -> None:
     ibm.hold("queued")
     driver = run(
@@ -348,6 +351,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize("form", ["file", "-c", "-m", "-"])
 @pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.short_only("*-file")
 def test_the_exit_status_is_known_or_said_to_be_unknown(tmp_path: Path, ending: str, form: str) -> None:
     """What the last of all callbacks finds is what the process then ends with; zero is never claimed wrongly."""
     body, expected = ENDINGS[ending]
@@ -469,6 +473,7 @@ def test_run_and_guard_in_it_are_not_guarded_twice(ibm: local.Service, run: Exec
     assert ibm.job(let_go).status == "Queued"
 
 
+@pytest.mark.long
 def test_tags_stay_within_what_is_allowed(ibm: local.Service, run: Exec) -> None:
     ibm.hold("queued")
     driver = run(
@@ -488,6 +493,7 @@ def test_tags_stay_within_what_is_allowed(ibm: local.Service, run: Exec) -> None
 
 
 @pytest.mark.parametrize("choice", ["raise", "warn"])
+@pytest.mark.short_only("raise")
 def test_without_a_watcher(ibm: local.Service, run: Exec, choice: str) -> None:
     driver = run(
         """

@@ -67,6 +67,7 @@ def elsewhere(seed: int, others: int, *how: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.long
 def test_the_same_in_every_process():
     here = submissions.fingerprints()
     assert elsewhere(1, 0) == here

@@ -14,8 +14,7 @@ SESSION = """
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime import Batch, Session
 from qiskit_ibm_runtime.executor_sampler import Sampler
-backend = service().backend("ibm_brisbane")
-isa = generate_preset_pass_manager(0, backend).run(bell())
+backend, isa = backend(), isa()
 """
 
 

@@ -49,7 +49,7 @@ def test_a_forked_child_can_be_terminated(ibm, fork):
                 os.kill(child, signal.SIGTERM)
                 say("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
             tell(status)
-        run(bell(), "ibm_brisbane", service=service(), on_status=fork_at_queued)
+        run(isa(), backend(), on_status=fork_at_queued)
         """
     )
     assert driver.line("child ") == [str(-signal.SIGTERM)]

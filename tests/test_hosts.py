@@ -34,6 +34,7 @@ def network() -> Iterator[hosts.Network]:
         yield made
 
 
+@pytest.mark.long
 def test_a_driver_on_one_host_is_killed(ibm, start, network):
     """Its watcher, on the same host, cancels its job, and no other's."""
     ibm.hold("queued")
@@ -53,6 +54,7 @@ def test_a_driver_on_one_host_is_killed(ibm, start, network):
     wait_for_end(watchers[1])
 
 
+@pytest.mark.long
 def test_a_link_is_cut_and_the_driver_killed(ibm, start, network):
     """The watcher tries in vain, and again, and cancels when the link is back."""
     ibm.hold("queued")
@@ -72,6 +74,7 @@ def test_a_link_is_cut_and_the_driver_killed(ibm, start, network):
     wait_for_end(watcher)
 
 
+@pytest.mark.long
 def test_a_link_is_cut_and_mended_while_the_driver_lives(ibm, start, network):
     """It goes on, and nothing is cancelled."""
     ibm.hold("queued")
@@ -92,6 +95,7 @@ def test_a_link_is_cut_and_mended_while_the_driver_lives(ibm, start, network):
     assert [(each.status, each.cancel_requests) for each in ibm.jobs()] == [("Completed", 0)]
 
 
+@pytest.mark.long
 def test_a_host_is_lost(ibm, start, network):
     """Driver and watcher are gone at one time, and no other host judges what they left."""
     ibm.hold("queued")
@@ -177,6 +181,7 @@ def keyed(ibm, network, on, shared_url, monkeypatch):
     return host, driver, job
 
 
+@pytest.mark.long
 def test_a_key_is_held_by_a_driver_on_another_host(ibm, network, on, keyed):
     """That can't be seen there; its lease is renewed, and that can."""
     a, first, job = keyed
@@ -190,6 +195,7 @@ def test_a_key_is_held_by_a_driver_on_another_host(ibm, network, on, keyed):
     assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
 
 
+@pytest.mark.long
 def test_a_key_is_taken_up_from_a_host_that_was_cut_off(ibm, network, on, keyed):
     """When that is back, its driver has lost the lease. The job was not cancelled, so it goes on, and both get it."""
     a, first, job = keyed

@@ -76,6 +76,7 @@ def fault(ibm: local.Service, path: str, times: int = 1, **what: object) -> None
 
 @pytest.mark.parametrize("where", ["queued", "running"])
 @pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.short_only("2-queued", "15-running", "1-queued")
 def test_cancelled_once_confirmed_and_raised(ibm, fork, number, where):
     ibm.hold(where)
     driver = fork(caught())
@@ -93,6 +94,7 @@ def test_cancelled_once_confirmed_and_raised(ibm, fork, number, where):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.short_only("15")
 def test_except_exception_swallows_nothing(ibm, fork, number):
     """And uncaught, it ends the program as the signal says."""
     ibm.hold("queued")
@@ -123,6 +125,7 @@ def test_try_run_lets_it_through(ibm, fork):
 
 
 @pytest.mark.parametrize("kind", ["KeyboardInterrupt", "(KeyboardInterrupt, SystemExit)"])
+@pytest.mark.short_only("KeyboardInterrupt")
 def test_code_that_knows_nothing_of_interrupted_catches_it(ibm, fork, kind):
     ibm.hold("queued")
     driver = fork(
@@ -198,6 +201,7 @@ def test_more_ctrl_cs_while_threads_are_joined(ibm, fork):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.short_only("15")
 def test_uncaught_termination_runs_the_exit_functions(ibm, fork, number):
     ibm.hold("queued")
     driver = fork(
@@ -288,6 +292,7 @@ def test_the_earlier_handlers_come_back(ibm, fork):
 
 
 @pytest.mark.parametrize("code", ["sys.exit(7)", "raise KeyError"])
+@pytest.mark.short_only("sys.exit*")
 def test_on_status_that_ends_the_program(ibm, fork, code):
     """What is no `Exception` in it is meant to end the program: the job is cancelled first. What is one, is logged."""
     ibm.hold("queued")
@@ -329,6 +334,7 @@ def test_nohup(ibm, start):
     assert not ibm.journal(path=CANCEL)
 
 
+@pytest.mark.long
 def test_background_of_a_shell(ibm, start):
     """A shell without job control starts `command &` with SIGINT ignored: the Ctrl-C is not for it."""
     ibm.hold("queued")
@@ -367,6 +373,7 @@ def test_background_of_a_shell(ibm, start):
         ("sys.exit(7)", 7, ["SystemExit", "None", "None"]),
     ],
 )
+@pytest.mark.short_only("pass-*")
 def test_own_handler_runs_after_the_cancel(ibm, fork, then, code, words):
     """If it returns, `Interrupted` is raised; if it raises, that propagates."""
     ibm.hold("queued")
@@ -417,6 +424,7 @@ def test_own_handler_that_returns_to_work(ibm, fork):
     assert_cancelled_once(ibm, job)
 
 
+@pytest.mark.long
 def test_sigterm_made_a_ctrl_c(ibm, fork):
     """`signal(SIGTERM, default_int_handler)` asks for a KeyboardInterrupt on SIGTERM."""
     ibm.hold("queued")
@@ -436,6 +444,7 @@ def test_sigterm_made_a_ctrl_c(ibm, fork):
     assert_cancelled_once(ibm, job)
 
 
+@pytest.mark.long
 def test_own_handler_that_raises_after_a_hand_over(ibm, fork):
     """It ends the run as quickly as the hand-over itself: nothing waits for the request that hangs."""
     ibm.hold("queued")
@@ -484,6 +493,7 @@ def test_a_signal_as_the_result_arrives_is_not_lost(ibm, fork):
     assert not ibm.journal(path=CANCEL)
 
 
+@pytest.mark.long
 def test_late_signals_reach_every_handler_though_the_first_raises(ibm, fork):
     driver = fork(
         script(
@@ -507,6 +517,7 @@ def test_late_signals_reach_every_handler_though_the_first_raises(ibm, fork):
     assert driver.end() == 0
 
 
+@pytest.mark.long
 def test_a_handler_put_in_during_the_run_that_calls_what_it_found(ibm, fork):
     """Libraries do that. What it found is ours, and after the run it leads on to what was there before."""
     driver = fork(
@@ -542,6 +553,7 @@ def test_while_it_connects(ibm, fork):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.short_only("2")
 def test_while_it_transpiles(ibm, fork, number):
     driver = fork(
         script(
@@ -560,6 +572,7 @@ def test_while_it_transpiles(ibm, fork, number):
     assert not ibm.journal(path=POST)
 
 
+@pytest.mark.long
 def test_two_signals_while_it_transpiles(ibm, fork):
     """The second one hands over what is to be cancelled, and nothing is."""
     driver = fork(
@@ -618,6 +631,7 @@ def test_while_it_waits_for_a_rate_limit(ibm, fork):
 
 
 @pytest.mark.parametrize("phase", ["before", "after"])
+@pytest.mark.short_only("after")
 def test_while_the_post_is_in_flight(ibm, fork, phase):
     """It can't be called back: its answer is waited for, and the job that it made is cancelled."""
     ibm.hold("queued")
@@ -672,6 +686,7 @@ def test_the_watcher_is_handed_the_post_of_a_driver_that_lives_on(ibm, fork):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.short_only("2")
 def test_second_signal_while_the_cancel_hangs(ibm, fork, number):
     """`Interrupted` comes at once, and the watcher cancels."""
     ibm.hold("queued")
@@ -691,6 +706,7 @@ def test_second_signal_while_the_cancel_hangs(ibm, fork, number):
     assert requests[0].connection != requests[1].connection
 
 
+@pytest.mark.long
 def test_second_signal_while_the_cancel_is_refused(ibm, fork):
     ibm.hold("queued")
     fault(ibm, CANCEL, times=1000, status=503)
@@ -710,6 +726,7 @@ def test_second_signal_while_the_cancel_is_refused(ibm, fork):
     assert (set(refused), last) == ({503}, 204)
 
 
+@pytest.mark.long
 def test_second_signal_while_the_cancel_is_not_confirmed(ibm, fork):
     """204 is no proof: the job still runs."""
     ibm.hold("running", cancel_lag=8)
@@ -725,6 +742,7 @@ def test_second_signal_while_the_cancel_is_not_confirmed(ibm, fork):
     assert len(ibm.journal(path=CANCEL)) == 2
 
 
+@pytest.mark.long
 def test_a_slow_confirmation_is_waited_for(ibm, fork):
     ibm.hold("running", cancel_lag=1.5)
     driver = fork(caught())
@@ -768,6 +786,7 @@ def timed_out(seconds: float) -> str:
 
 
 @pytest.mark.parametrize("where", ["queued", "running"])
+@pytest.mark.short_only("queued")
 def test_timeout(ibm, fork, where):
     ibm.hold(where)
     driver = fork(timed_out(3600))
@@ -788,6 +807,7 @@ def test_timeout_before_anything_is_submitted(ibm, fork):
     assert not ibm.journal(path=POST)
 
 
+@pytest.mark.long
 def test_timeout_while_the_post_is_in_flight(ibm, fork):
     ibm.hold("queued")
     fault(ibm, POST, delay_seconds=4)
@@ -823,6 +843,7 @@ def test_the_panel_writes_to_stderr_only(ibm, fork):
         ("sys.stderr = None", "panel='auto'"),
     ],
 )
+@pytest.mark.long
 def test_a_panel_that_shows_nothing(ibm, fork, before, more):
     driver = fork(f"{before}\nresult = {RUN.replace('on_status', f'{more}, on_status')}\nsay('counts', *result.counts)")
     assert set(driver.line("counts ")) <= {"00", "11"}

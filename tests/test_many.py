@@ -115,6 +115,7 @@ def test_a_void_token_is_renewed_once_for_all(tokens: local.Service, begin: Begi
     assert len(tokens.journal(path="/identity/token", after=after)) == 1
 
 
+@pytest.mark.long
 def test_the_threads_are_few(ibm: local.Service, begin: Begin) -> None:
     before = threading.active_count()
     begin(40)

@@ -128,6 +128,7 @@ def test_a_cell_to_its_result(ibm, notebook):
     assert ">11<" in last["text/html"]
 
 
+@pytest.mark.long
 def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
     """Executed as papermill and nbconvert do it: an output a cell, objects as HTML, and no secret anywhere."""
     for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
@@ -191,6 +192,7 @@ def test_interrupted(ibm, notebook):
     assert notebook.wait(lambda m: m["msg_type"] == "execute_result")["data"]["text/plain"] == "42"
 
 
+@pytest.mark.long
 def test_interrupted_while_awaiting(ibm, notebook):
     """Nothing else happens in the kernel that would wake its loop."""
     ibm.hold("queued")
@@ -204,6 +206,7 @@ def test_interrupted_while_awaiting(ibm, notebook):
 
 
 @pytest.mark.parametrize("now", [True, False], ids=["now", "asked first"])
+@pytest.mark.long
 def test_restarted(ibm, notebook, now):
     ibm.hold("queued")
     notebook.client.execute(CELL.format(port=ibm.port))
@@ -222,6 +225,7 @@ def test_killed(ibm, notebook):
     wait_for_end(watcher)
 
 
+@pytest.mark.long
 def test_killed_and_taken_up_again(ibm, notebook):
     """The cell is executed once more, in the kernel that is started in its place."""
     cell = CELL.format(port=ibm.port).replace("shots=64", 'shots=64, key="step", grace=60')
@@ -234,6 +238,7 @@ def test_killed_and_taken_up_again(ibm, notebook):
     wait_for_end(watcher)
 
 
+@pytest.mark.long
 def test_restarted_and_taken_up_again(ibm, notebook):
     """The interrupt that comes before a restart ends the waiting only."""
     cell = CELL.format(port=ibm.port).replace("import run", "import submit").replace("run(circuit", "submit(circuit")
@@ -256,6 +261,7 @@ def assert_taken_up(ibm, notebook, cell, job):
     assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
 
 
+@pytest.mark.long
 def test_terminated(ibm, notebook):
     """IPython swallows a `SystemExit`; who sends a SIGTERM wants the kernel gone, and so it goes."""
     ibm.hold("queued")

@@ -83,6 +83,7 @@ def test_the_drivers_whole_control_group_is_killed(ibm, start, outside, group):
 
 
 @needs_cgroups
+@pytest.mark.long
 def test_it_writes_to_a_ledger_of_many_hosts(ibm, start, outside, group, shared_url, monkeypatch):
     from watcher.ledger.postgres import SharedLedger  # needs what the extra brings
 
@@ -143,6 +144,7 @@ def as_unit(ibm, outside, write_script, tmp_path) -> Iterator[tuple[str, psutil.
 
 
 @pytest.mark.parametrize("words", [("stop",), ("kill", "--signal=KILL")])
+@pytest.mark.long
 def test_the_drivers_unit_is_ended(ibm, outside, as_unit, words):
     """`stop`, of a driver that ignores SIGTERM: then systemd kills all that is in the unit."""
     name, driver, job = as_unit
@@ -153,6 +155,7 @@ def test_the_drivers_unit_is_ended(ibm, outside, as_unit, words):
     wait_for_end(watcher)
 
 
+@pytest.mark.long
 def test_the_rules_of_the_watcher(ibm, start, outside, monkeypatch):
     """What it knows and has is the same as beside its driver."""
     told = {}
@@ -279,6 +282,7 @@ def test_odd_characters_reach_it_as_they_are(ibm, fork, outside, tmp_path, monke
     assert (folder / "ledger.db").exists()
 
 
+@pytest.mark.long
 def test_no_variable_names_the_runtime_directory(ibm, start, outside):
     """As in cron, and in Slurm."""
     ibm.hold("queued")
@@ -295,7 +299,7 @@ def test_no_variable_names_the_runtime_directory(ibm, start, outside):
 
 REFUSED = """
 try:
-    run(bell(), "ibm_brisbane", service=service(), shots=16)
+    run(isa(), backend(), shots=16)
 except WatcherError as error:
     say("refused", error)
 """
@@ -309,6 +313,7 @@ except WatcherError as error:
         ({"PATH": "/nowhere"}, "needs systemd-run"),
     ],
 )
+@pytest.mark.short_only("environment0*")
 def test_it_is_said_that_it_cannot_be_had(ibm, fork, outside, monkeypatch, environment, told):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -320,6 +325,7 @@ def test_it_is_said_that_it_cannot_be_had(ibm, fork, outside, monkeypatch, envir
     assert not list(outside.runtime.glob("qx-watcher-*"))
 
 
+@pytest.mark.long
 def test_a_driver_in_a_pid_namespace_of_its_own(ibm, start, outside):
     """The user manager does not speak to who is no process to it; and its own mean nothing there."""
     driver = start(
@@ -387,6 +393,7 @@ def test_systemd_refuses(ibm, fork, outside, stand_in):
     assert not list(outside.runtime.glob("qx-watcher-*"))
 
 
+@pytest.mark.long
 def test_a_unit_that_ends_as_it_starts(ibm, fork, outside, stand_in):
     stand_in('os.execv(REAL, [REAL, *sys.argv[1:-4], "/bin/false"])')
     driver = fork(REFUSED)

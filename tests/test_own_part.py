@@ -26,7 +26,7 @@ def test_detached_before_the_post(ibm, fork, when):
                 gate.wait()
                 made[0].detach()
             tell(status)
-        made.append(submit(bell(), "ibm_brisbane", service=service(), on_status=let_go))
+        made.append(submit(isa(), backend(), on_status=let_go))
         gate.set()
         signal.pause()
         """
@@ -122,7 +122,7 @@ def test_a_run_goes_on_where_no_more_threads_can_be_had(ibm: local.Service, fork
             raise RuntimeError("can't create new thread at interpreter shutdown")
         none = types.SimpleNamespace(start=refuse)
         reaping.threading = types.SimpleNamespace(Thread=lambda **_: none)
-        say("result", sum(run(bell(), "ibm_brisbane", service=service(), shots=16, panel=None).counts.values()))
+        say("result", sum(run(isa(), backend(), shots=16, panel=None).counts.values()))
         """
     )
     driver.line("refused")

@@ -148,6 +148,7 @@ def test_beside_what_the_program_writes_itself(ibm, terminal):
     assert not re.search("[╭╰│]|runs:|in state", shown.text)
 
 
+@pytest.mark.long
 def test_a_log_handler_from_before_the_run(ibm, terminal):
     """It keeps the stream that it began with; its lines stand above the block all the same, and it has that again."""
     ibm.hold("queued")  # else it may be over before anybody sees it queued
@@ -171,6 +172,7 @@ def test_a_log_handler_from_before_the_run(ibm, terminal):
     assert "╭" not in shown.text
 
 
+@pytest.mark.long
 def test_in_the_background_of_a_shell(ibm, terminal, write_script):
     """The terminal is the shell's, and who types there."""
     script = write_script('run(bell(), "ibm_brisbane", service=service(), shots=16)')
@@ -193,6 +195,7 @@ def test_in_the_background_of_a_shell(ibm, terminal, write_script):
         ("going.detach()", ""),
     ],
 )
+@pytest.mark.short_only("-the*")
 def test_a_program_that_ends_with_a_run_in_flight(ibm, fork, how, said):
     ibm.hold("queued")
     driver = fork(
@@ -252,6 +255,7 @@ def test_trouble_is_shown(ibm, terminal):
 @pytest.mark.parametrize(
     "environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "a dumb terminal"]
 )
+@pytest.mark.short_only("NO_COLOR")
 def test_terminals_that_get_lines(ibm, terminal, environment):
     shown = terminal(
         'run(bell(), "ibm_brisbane", service=service(), shots=16)', environment=environment, columns=200
@@ -262,6 +266,7 @@ def test_terminals_that_get_lines(ibm, terminal, environment):
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d qx: ", line) for line in lines), lines
 
 
+@pytest.mark.long
 def test_inside_a_live_display_of_the_users(ibm, terminal):
     """Two of them would draw over each other: the run is told in lines, which stand above the other."""
     shown = terminal(
@@ -280,6 +285,7 @@ def test_inside_a_live_display_of_the_users(ibm, terminal):
     assert sum(" qx: done · job" in line for line in lines) == 1
 
 
+@pytest.mark.long
 def test_a_forked_child_draws_nothing(ibm, terminal):
     """What is on the screen is the parent's; the child's streams are as they were."""
     ibm.hold("queued")
@@ -305,6 +311,7 @@ def test_a_forked_child_draws_nothing(ibm, terminal):
 STOP, GO_ON = "\x13", "\x11"  # Ctrl-S, Ctrl-Q
 
 
+@pytest.mark.long
 def test_a_terminal_that_was_stopped(ibm, terminal):
     """Nothing waits for it: a watcher that dies is followed by another, and a signal is answered."""
     ibm.hold("queued")
@@ -327,6 +334,7 @@ def test_a_terminal_that_was_stopped(ibm, terminal):
     assert "╭" not in shown.text.split("✘")[1]
 
 
+@pytest.mark.long
 def test_a_program_that_ends_on_a_stopped_terminal(ibm, terminal):
     """Its end does not wait, and the watcher does its work."""
     ibm.hold("queued")
@@ -347,6 +355,7 @@ def test_a_program_that_ends_on_a_stopped_terminal(ibm, terminal):
     shown.end()
 
 
+@pytest.mark.long
 def test_a_submitted_runs_summary_is_there_before_its_result(ibm, terminal):
     shown = terminal(
         """
@@ -361,6 +370,7 @@ def test_a_submitted_runs_summary_is_there_before_its_result(ibm, terminal):
     assert lines[-1] == "after it"
 
 
+@pytest.mark.long
 def test_streams_are_left_as_they_were(ibm, terminal):
     """Also where the program puts its own in their places meanwhile, again and again, and a status comes at the end."""
     shown = terminal(
@@ -380,6 +390,7 @@ def test_streams_are_left_as_they_were(ibm, terminal):
     assert "original True" in shown.text
 
 
+@pytest.mark.long
 def test_two_programs_on_one_terminal(ibm, terminal, write_script):
     """One draws, the other one writes lines."""
     child = write_script('run(bell(), "ibm_brisbane", service=service(), shots=16)')
@@ -437,6 +448,7 @@ def test_a_log_has_a_line_a_minute(capsys):
     assert capsys.readouterr().err.endswith("qx: running · job d1 · watched by pid 8\n")
 
 
+@pytest.mark.long
 def test_warnings_go_to_whoever_has_set_up_logging(ibm, start):
     """Beside a panel they are shown; with `QX_LOG_LEVEL`, or handlers of the program's own, they are theirs, once."""
     code = """

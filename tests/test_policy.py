@@ -1295,6 +1295,7 @@ class Small(World):
 
 
 @pytest.mark.parametrize("kind", ["run", "session", "shared", *KEYED])
+@pytest.mark.long
 def test_every_state_that_one_run_can_come_to(kind, monkeypatch):
     """All of them, breadth first, where a sweep that fails is given up; and each leads to the end."""
     monkeypatch.setattr(p, "SWEEP_FAILURES", 1)
@@ -1428,6 +1429,7 @@ class Walk(RuleBasedStateMachine):
         raise AssertionError("the watcher does not come to an end")
 
 
+@pytest.mark.long
 def test_random_walks_of_three_runs():
     run_state_machine_as_test(
         Walk,

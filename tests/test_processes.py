@@ -44,6 +44,7 @@ def strict(command: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("way", [from_stdin, as_text, as_module, strict])
+@pytest.mark.short_only("from_stdin", "as_module")
 def test_started_so_and_killed(ibm, start, way):
     """A plain script, without an `if __name__ == "__main__"`: the watcher never runs it again."""
     ibm.hold("queued")
@@ -101,6 +102,7 @@ def test_foreign_modules_of_the_watchers_name(ibm, start, tmp_path):
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+@pytest.mark.short_only("0*")
 def test_started_with_closed_streams(ibm, start, closed):
     ibm.hold("queued")
     driver = start(
@@ -235,6 +237,7 @@ def test_its_leading_thread_has_exited(ibm, fork):
         ("return", 1),
     ],
 )
+@pytest.mark.short_only("return*", "sys.exit*")
 def test_a_child_that_on_status_forked(ibm, fork, childs, code):
     """It has a copy of the run, and ends in its own way, but the job is its parent's."""
     ibm.hold("queued")
@@ -302,7 +305,7 @@ def test_a_child_forked_while_a_run_is_awaited(ibm, fork):
                 tell(status)
                 if status.state == "queued":
                     loop.call_soon_threadsafe(queued.set)
-            made = submit(bell(), "ibm_brisbane", service=service(), on_status=note)
+            made = submit(isa(), backend(), on_status=note)
             waiting = asyncio.ensure_future(made)
             await queued.wait()
             child = os.fork()
@@ -330,8 +333,7 @@ def test_a_child_forked_in_a_guarded_block(ibm, fork):
         from qiskit.transpiler import generate_preset_pass_manager
         from qiskit_ibm_runtime.executor_sampler import Sampler
         from qx_supervisor import guard
-        backend = service().backend("ibm_brisbane")
-        job = Sampler(mode=backend).run([generate_preset_pass_manager(0, backend).run(bell())])
+        job = Sampler(mode=backend()).run([isa()])
         with guard(job):
             child = os.fork()
             if not child:
@@ -388,6 +390,7 @@ with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("{context}"))
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.short_only("fork")
 def test_errors_come_through_a_pool(ibm, fork, start, context):
     """Each is pickled and raised in the parent whole, and none breaks the pool, but for the end of its worker."""
     code = ERRORS.format(context=context)
@@ -464,6 +467,7 @@ with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as p
 
 
 @pytest.mark.parametrize("library", ["multiprocessing", "multiprocess"])
+@pytest.mark.short_only("multiprocess")
 def test_a_pool_beside_a_run(ibm, fork, library):
     """Its forked workers hold the parent's end of everything; neither their ends nor their errors touch the run."""
     ibm.hold("queued")
@@ -554,6 +558,7 @@ def test_a_driver_started_by_a_driver(ibm, fork, write_script):
     assert_cancelled_once(ibm, job, inner)
 
 
+@pytest.mark.long
 def test_warnings_of_the_python_that_runs_us(ibm, start):
     """None is ours: no file left open, no deprecated call."""
     driver = start(RUN, wrap=lambda command: [sys.executable, "-W", "default", *command[1:]])

@@ -47,6 +47,7 @@ def test_the_next_run_reaps_in_the_background(ibm, fork):
     assert ibm.job(job).cancel_requests == 1
 
 
+@pytest.mark.long
 def test_two_reapers_never_cancel_twice(ibm, fork):
     ibm.hold("queued")
     drivers = [fork(RUN) for _ in range(4)]
@@ -140,8 +141,7 @@ def test_a_session_is_closed(ibm, fork):
         from qiskit.transpiler import generate_preset_pass_manager
         from qiskit_ibm_runtime import Session
         from qiskit_ibm_runtime.executor_sampler import Sampler
-        backend = service().backend("ibm_brisbane")
-        isa = generate_preset_pass_manager(0, backend).run(bell())
+        backend, isa = backend(), isa()
         session = Session(backend)
         with guard(session):
             say("jobs", *(Sampler(mode=session).run([isa]).job_id() for _ in range(2)))
@@ -156,6 +156,7 @@ def test_a_session_is_closed(ibm, fork):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="unshare --pid needs root")
+@pytest.mark.long
 def test_another_pid_namespace_is_never_judged(ibm, start, state):
     """The same machine and state directory, seen from two PID namespaces: a pid means nothing in the other."""
     ibm.hold("queued")
@@ -301,7 +302,7 @@ def test_a_job_that_was_let_go_while_there_was_no_watcher(ibm, fork):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         known = threading.Event()
         held = submit(
-            bell(), "ibm_brisbane", service=service(), on_status=lambda status: status.state == "queued" and known.set()
+            isa(), backend(), on_status=lambda status: status.state == "queued" and known.set()
         )
         known.wait()
         say("queued", held.job_id)

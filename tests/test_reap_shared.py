@@ -16,7 +16,7 @@ from watcher.ledger import Ledger
 from watcher.ledger.postgres import SharedLedger
 
 KEYED = """
-result = run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=0.01)
+result = run(isa(), backend(), shots=64, on_status=tell, key="step", grace=0.01)
 say("result", result.job_id)
 """
 

@@ -101,6 +101,7 @@ resume.claim = ask
 
 
 @pytest.mark.parametrize("where", ["queued", "running"])
+@pytest.mark.short_only("queued")
 def test_a_driver_that_comes_back_takes_its_job_up(ibm, fork, where):
     ibm.hold(where)
     first = fork(keyed())
@@ -133,9 +134,9 @@ def test_the_same_key_gives_the_same_result_ever_after(ibm, fork):
     code = """
     seen = []
     def again(key):
-        return run(bell(), "ibm_brisbane", service=service(), shots=64, key=key, on_status=seen.append)
+        return run(isa(), backend(), shots=64, key=key, on_status=seen.append)
     say("again", again("step").job_id, seen[-1].taken_up, "taken up again" in [status.state for status in seen])
-    say("submitted", submit(bell(), "ibm_brisbane", service=service(), shots=64, key="step").result(60).job_id)
+    say("submitted", submit(isa(), backend(), shots=64, key="step").result(60).job_id)
     say("another", again("another").job_id, seen[-1].taken_up)
     """
     second = fork(code)
@@ -158,6 +159,7 @@ def test_the_same_key_gives_the_same_result_ever_after(ibm, fork):
     ],
     ids=["backend", "least busy", "batch", "primitive"],
 )
+@pytest.mark.long
 def test_however_the_backend_is_named(ibm, fork, call):
     ibm.hold("queued")
     code = f"""
@@ -179,6 +181,7 @@ say("result", result.job_id, sum(result.counts.values()))
     assert posts(ibm) == 1
 
 
+@pytest.mark.long
 def test_an_estimator(ibm, fork):
     ibm.hold("queued")
     code = """
@@ -223,6 +226,7 @@ def test_without_a_grace_it_is_cancelled_at_once(ibm, fork):
     assert (ibm.job(job).status, ibm.job(job).cancel_requests) == ("Cancelled", 1)
 
 
+@pytest.mark.long
 def test_the_grace_of_the_dead_does_not_run_out_on_the_one_who_came_back(ibm, fork, monkeypatch):
     monkeypatch.setenv("QX_LEASE_SECONDS", "60")  # the first watcher looks when the grace has passed, and not before
     ibm.hold("queued")
@@ -237,6 +241,7 @@ def test_the_grace_of_the_dead_does_not_run_out_on_the_one_who_came_back(ibm, fo
     assert finish(ibm, second) == job
 
 
+@pytest.mark.long
 def test_the_driver_that_came_back_is_killed_too(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())
@@ -269,6 +274,7 @@ def test_killed_while_the_submission_is_on_its_way(ibm, fork):
     assert [each.id for each in ibm.jobs()] == [job]
 
 
+@pytest.mark.long
 def test_killed_before_the_answer_came(ibm, fork):
     ibm.hold("queued")
     fault = {"path": JOBS, "method": "POST", "phase": "after", "delay_seconds": 30.0, "times": 1}
@@ -286,6 +292,7 @@ def test_killed_before_the_answer_came(ibm, fork):
     assert entry.tags
 
 
+@pytest.mark.long
 def test_killed_before_it_submitted_anything(ibm, fork):
     """It had said that it would: nothing turns up while one could, and then one is submitted."""
     code = """
@@ -304,6 +311,7 @@ def test_killed_before_it_submitted_anything(ibm, fork):
     assert posts(ibm) == 1
 
 
+@pytest.mark.long
 def test_killed_before_it_armed(ibm, fork):
     """Nothing can turn up, and nothing is waited for."""
     first = fork(HELD_BEFORE_ARMING + keyed())
@@ -315,6 +323,7 @@ def test_killed_before_it_armed(ibm, fork):
     assert not [line for line in second.lines if line.startswith("looking")]
 
 
+@pytest.mark.long
 def test_a_retried_submission_leaves_one_job(ibm, fork):
     ibm.hold("queued")
     fault = {"path": JOBS, "method": "POST", "phase": "after", "status": 503, "times": 1}
@@ -336,6 +345,7 @@ def test_a_retried_submission_leaves_one_job(ibm, fork):
 @pytest.mark.parametrize(
     "other", [{"shots": 65}, {"pubs": "[bell(), bell()]"}, {"optimization_level": 2}], ids=str
 )
+@pytest.mark.short_only("*shots*")
 def test_a_key_that_stands_for_something_else_is_refused(ibm, fork, other):
     job = finish(ibm, fork(keyed()))
     said = refusal(fork(keyed(**other)))
@@ -343,6 +353,7 @@ def test_a_key_that_stands_for_something_else_is_refused(ibm, fork, other):
     assert posts(ibm) == 1
 
 
+@pytest.mark.long
 def test_what_was_never_submitted_may_change(ibm, fork):
     first = fork(HELD_BEFORE_ARMING + keyed())
     first.line("held")
@@ -363,10 +374,11 @@ def test_a_key_that_a_live_driver_holds_is_refused(ibm, fork):
     assert posts(ibm) == 1
 
 
+@pytest.mark.long
 def test_a_key_that_this_process_holds_is_refused(ibm, fork):
     ibm.hold("queued")
     code = """
-    mine = submit(bell(), "ibm_brisbane", service=service(), shots=64, key="step")
+    mine = submit(isa(), backend(), shots=64, key="step")
     ibm.wait_for("POST", "/api/v1/jobs", answered=True)
     """
     driver = fork(textwrap.dedent(code) + keyed() + "ibm.hold(None)\nsay('result', mine.result(60).job_id, 64)")
@@ -376,6 +388,7 @@ def test_a_key_that_this_process_holds_is_refused(ibm, fork):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.short_only("2")
 def test_an_interrupt_cancels_as_ever(ibm, fork, number):
     ibm.hold("queued")
     first = fork(keyed())
@@ -401,6 +414,7 @@ def test_sigterm_can_keep_the_job(ibm, fork):
     assert ibm.job(job).cancel_requests == 0
 
 
+@pytest.mark.long
 def test_what_sigterm_kept_is_cancelled_after_its_grace(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed(grace=0.5, keep_on_sigterm=True))
@@ -419,6 +433,7 @@ def test_sigint_cancels_what_sigterm_would_keep(ibm, fork):
     assert ibm.job(job).status == "Cancelled"
 
 
+@pytest.mark.long
 def test_the_same_process_takes_up_what_it_kept(ibm, fork):
     ibm.hold("queued")
     code = """
@@ -452,6 +467,7 @@ def test_the_watcher_died_too(ibm, fork):
     assert posts(ibm) == 1
 
 
+@pytest.mark.long
 def test_ps_says_that_it_waits(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())
@@ -486,6 +502,7 @@ def test_reap_leaves_a_job_to_its_grace(ibm, fork):
     assert finish(ibm, second) == job
 
 
+@pytest.mark.long
 def test_reap_cancels_when_the_grace_is_over(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed(grace=0.01))
@@ -513,6 +530,7 @@ def test_a_watcher_that_died_alone_is_replaced_and_the_lease_goes_on(ibm, fork):
     assert ibm.job(job).cancel_requests == 1
 
 
+@pytest.mark.long
 def test_a_watcher_that_dies_when_it_has_granted_the_key(ibm, fork):
     """Its word has come, and the run is not entered yet: the next watcher must know of it all the same."""
     ibm.hold("queued")
@@ -539,6 +557,7 @@ Link._await = late
     assert ibm.job(job).cancel_requests == 1
 
 
+@pytest.mark.long
 def test_a_failed_job_is_submitted_anew(ibm, fork):
     ibm.scenario({"next_jobs": [{"outcome": "failed", "reason": "The circuit is cursed.", "reason_code": 7001}]})
     first = fork(keyed())
@@ -551,12 +570,14 @@ def test_a_failed_job_is_submitted_anew(ibm, fork):
 class TestWithoutTheLedger:
     """It was lost; the tags at the service are what is left."""
 
+    @pytest.mark.long
     def test_what_is_done_is_fetched(self, ibm: local.Service, fork: Callable[[str], Driver], state: Path) -> None:
         job = finish(ibm, fork(keyed()))
         shutil.rmtree(state)
         assert finish(ibm, fork(keyed())) == job
         assert posts(ibm) == 1
 
+    @pytest.mark.long
     def test_what_stands_for_something_else_is_refused(
         self, ibm: local.Service, fork: Callable[[str], Driver], state: Path
     ) -> None:
@@ -581,6 +602,7 @@ class TestWithoutTheLedger:
         assert posts(ibm) == 1
 
 
+@pytest.mark.long
 def test_an_interrupt_while_the_job_is_looked_for_cancels_it(ibm, fork, monkeypatch):
     """The first driver's job turns up under the second's watcher, and the second was interrupted."""
     monkeypatch.setenv("QX_SWEEP_WINDOW", "10")
@@ -599,6 +621,7 @@ def test_an_interrupt_while_the_job_is_looked_for_cancels_it(ibm, fork, monkeypa
     first.end()
 
 
+@pytest.mark.long
 def test_a_local_backend_needs_no_lease(ibm):
     from qiskit_ibm_runtime.fake_provider import FakeSherbrooke
 
@@ -606,6 +629,7 @@ def test_a_local_backend_needs_no_lease(ibm):
     assert posts(ibm) == 0
 
 
+@pytest.mark.long
 def test_a_key_that_was_granted_too_late_can_be_asked_for_again(ibm: local.Service, fork: Any, state: Path) -> None:
     """Nobody waited for it any more, so it is let go, and is not held for as long as the driver lives."""
     driver = fork(
@@ -622,7 +646,7 @@ def test_a_key_that_was_granted_too_late_can_be_asked_for_again(ibm: local.Servi
         links.Link._question = ask
         links.Link._await = lambda self, made, seconds: wait(self, made, -1 if made in asked else seconds)
         try:
-            run(bell(), "ibm_brisbane", service=service(), shots=64, key="step", grace=60)
+            run(isa(), backend(), shots=64, key="step", grace=60)
         except WatcherError as error:
             say("late", error.reason)
         signal.sigwait({{signal.SIGUSR1}})

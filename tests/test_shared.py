@@ -66,7 +66,7 @@ class Shared:
             self._book = None
 
 
-KEYED = 'run(bell(), "ibm_brisbane", service=service(), shots=64, on_status=tell, key="step", grace=60)'
+KEYED = 'run(isa(), backend(), shots=64, on_status=tell, key="step", grace=60)'
 
 LOGGED = "import logging\nlogging.basicConfig(level=logging.INFO, format='%(name)s %(message)s')\n"
 
@@ -130,6 +130,7 @@ def lose_one(ibm: local.Service, fork: Any, shared: Shared) -> str:
     return str(job)
 
 
+@pytest.mark.long
 def test_a_reaper_that_stumbles_puts_its_claim_back(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -171,6 +172,7 @@ def as_the_page_says(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> Itera
         database.execute("DROP ROLE walk")
 
 
+@pytest.mark.long
 def test_the_steps_of_the_page(
     ibm: local.Service,
     fork: Any,
@@ -197,6 +199,7 @@ def test_the_steps_of_the_page(
         assert (held.judgement, held.row.state) == ("final", "cancelled")
 
 
+@pytest.mark.long
 def test_two_reapers_race(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -230,6 +233,7 @@ def test_what_lives_is_never_reaped(
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
+@pytest.mark.long
 def test_a_reaper_that_stands_still_in_the_middle_is_followed_by_another(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver], comes_back: bool
 ) -> None:
@@ -254,6 +258,7 @@ def test_a_reaper_that_stands_still_in_the_middle_is_followed_by_another(
     assert (held.row.state, held.row.epoch, dict(held.row.jobs)) == ("cancelled", 3, {job: "cancelled"})
 
 
+@pytest.mark.long
 def test_a_reaper_stops_cleanly_in_the_middle(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -294,6 +299,7 @@ def test_the_id_was_not_known_on_a_host_that_is_lost(
     assert reaping.end() == 0
 
 
+@pytest.mark.long
 def test_another_account_is_left_alone(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -356,6 +362,7 @@ def test_the_database_is_killed_in_mid_run(ibm: local.Service, fork: Any, shared
     assert driver.errors.decode().count("the ledger of many hosts is away") == 1
 
 
+@pytest.mark.long
 def test_the_database_was_restarted_while_nobody_asked_it(ibm: local.Service, fork: Any, shared: Shared) -> None:
     """The idle connection is broken. That is nothing to warn of, and the next run is written all the same."""
     driver = fork(
@@ -380,6 +387,7 @@ def test_the_database_was_restarted_while_nobody_asked_it(ibm: local.Service, fo
     assert "ledger of many hosts" not in driver.errors.decode()
 
 
+@pytest.mark.long
 def test_a_key_is_taken_up_while_the_database_is_away(ibm: local.Service, fork: Any, shared: Shared) -> None:
     """On the same machine, whose own ledger knows of it. The database hears of all that when it is back."""
     ibm.hold("queued")
@@ -403,6 +411,7 @@ def test_a_key_is_taken_up_while_the_database_is_away(ibm: local.Service, fork: 
     assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
 
 
+@pytest.mark.long
 def test_a_new_key_while_the_database_is_away(
     ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +430,7 @@ def test_a_new_key_while_the_database_is_away(
 
 
 @pytest.mark.parametrize("first", ["driver", "watcher"])
+@pytest.mark.short_only("driver")
 def test_no_database_from_the_beginning(
     ibm: local.Service, fork: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
@@ -445,6 +455,7 @@ def test_no_database_from_the_beginning(
     assert "hush" not in said
 
 
+@pytest.mark.long
 def test_a_database_that_does_not_answer_holds_up_one_run_for_a_second(
     ibm: local.Service, fork: Any, shared: Shared
 ) -> None:
@@ -461,7 +472,7 @@ say("ready")
 signal.sigwait({{signal.SIGUSR1}})
 for number in range(4):
     began = time.monotonic()
-    run(bell(), "ibm_brisbane", service=service(), shots=16)
+    run(isa(), backend(), shots=16)
     say("took", time.monotonic() - began)
 """
         )
@@ -515,6 +526,7 @@ def test_a_host_is_cut_off_and_comes_back(
 
 
 @pytest.mark.parametrize("key", ["step", None])
+@pytest.mark.short_only("step")
 def test_a_lease_that_is_lost_before_the_submission(
     ibm: local.Service, fork: Any, shared: Shared, key: str | None
 ) -> None:
@@ -531,7 +543,7 @@ def test_a_lease_that_is_lost_before_the_submission(
             if "lease lost" in status.detail:
                 lost.set()
         try:
-            run(bell(), "ibm_brisbane", service=service(), on_status=note, panel=None, key={key!r})
+            run(isa(), backend(), on_status=note, panel=None, key={key!r})
         except SubmitError as error:
             say("refused", error.reason)
         """
@@ -554,6 +566,7 @@ def test_a_lease_that_is_lost_before_the_submission(
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
+@pytest.mark.long
 def test_a_lease_that_ran_out_and_that_nobody_took_goes_on(ibm: local.Service, fork: Any, shared: Shared) -> None:
     cable = Cable(shared.postgres.port)
     os.environ["QX_LEDGER"] = cable.leads_to(shared.url)
@@ -576,6 +589,7 @@ def test_a_lease_that_ran_out_and_that_nobody_took_goes_on(ibm: local.Service, f
         cable.close()
 
 
+@pytest.mark.long
 def test_a_database_that_was_away_costs_no_living_driver_its_job(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -611,6 +625,7 @@ def test_a_database_that_was_away_costs_no_living_driver_its_job(
     shared.wait(lambda found: all(each.row.state == "done" for each in found))
 
 
+@pytest.mark.long
 def test_a_job_that_was_let_go_while_the_database_was_away(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -619,7 +634,7 @@ def test_a_job_that_was_let_go_while_the_database_was_away(
     driver = fork(
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        held = submit(bell(), "ibm_brisbane", service=service(), on_status=tell)
+        held = submit(isa(), backend(), on_status=tell)
         signal.sigwait({signal.SIGUSR1})
         held.detach()
         """
@@ -650,7 +665,7 @@ def test_a_job_that_was_let_go_while_there_was_no_watcher(
     driver = fork(
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        held = submit(bell(), "ibm_brisbane", service=service(), on_status=tell)
+        held = submit(isa(), backend(), on_status=tell)
         signal.sigwait({signal.SIGUSR1})
         held.detach()
         os._exit(0)
@@ -703,6 +718,7 @@ def test_the_grace_passes_and_nobody_came(ibm: local.Service, fork: Any, shared:
     shared.wait(lambda found: found[0].row.state == "cancelled")
 
 
+@pytest.mark.long
 def test_a_lost_hosts_grace_is_waited_for(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -745,6 +761,7 @@ def test_no_driver_package_for_it(ibm: local.Service, fork: Any, shared: Shared)
         ("QX_LEASE_SECONDS", "0", "QX_LEASE_SECONDS is '0'"),
     ],
 )
+@pytest.mark.short_only("QX_LEASE_SECONDS-soon*")
 def test_a_setting_that_can_not_be(
     ibm: local.Service, fork: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
 ) -> None:

@@ -25,7 +25,7 @@ def note(status):
     tell(status)
     if status.state == "queued":
         queued.set()
-held = submit(bell(), "ibm_brisbane", service=service(), on_status=note)
+held = submit(isa(), backend(), on_status=note)
 assert queued.wait(60)
 """
 """A run that is begun and in the queue."""
@@ -237,7 +237,7 @@ def test_a_stopped_watcher_is_an_error_before_the_submission(ibm, fork):
         import functools
         links.Link._ask.__defaults__ = (0.2,)
         try:
-            run(bell(), "ibm_brisbane", service=service(), panel=None)
+            run(isa(), backend(), panel=None)
         except WatcherError as error:
             say("refused", error)
         os.kill(links.link.watcher_pid, signal.SIGCONT)
@@ -308,7 +308,7 @@ def test_a_closed_range_of_descriptors_is_no_death(ibm, fork):
     driver = fork(
         """
         submitted = threading.Event()
-        held = submit(bell(), "ibm_brisbane", service=service(), poll_interval=3600,
+        held = submit(isa(), backend(), poll_interval=3600,
                       on_status=lambda s: (tell(s), s.state == "queued" and submitted.set()))
         assert submitted.wait(60)
         os.closerange(3, 4096)
@@ -329,7 +329,7 @@ def test_its_descriptors_taken_by_files(ibm, fork, tmp_path):
     driver = fork(
         f"""
         submitted = threading.Event()
-        held = submit(bell(), "ibm_brisbane", service=service(), poll_interval=3600,
+        held = submit(isa(), backend(), poll_interval=3600,
                       on_status=lambda s: (tell(s), s.state == "queued" and submitted.set()))
         assert submitted.wait(60)
         out = os.dup2(1, 900)
