@@ -38,6 +38,7 @@ def postgres_is_missing() -> bool:
 
 
 @pytest.mark.skipif(postgres_is_missing(), reason="PostgreSQL is not installed (apt-get install postgresql)")
+@pytest.mark.long
 def test_a_short_bench_of_the_shared_ledger(tmp_path):
     figures = tmp_path / "figures.json"
     asked = [sys.executable, str(SCRIPT), "--tries", "2", "--only", "arming", "renewals", "reapers"]

@@ -15,8 +15,7 @@ from typing import Any
 
 import click
 import pytest
-from testkit.drivers import RUN
-from testkit.processes import wait_for_end
+from testkit.drivers import RUN, kill_both
 
 from qx_supervisor import doctor, drill, local, placement, service
 from qx_supervisor.cli import main
@@ -138,11 +137,7 @@ def test_what_was_left_behind(ibm: local.Service, fork: Any) -> None:
     driver = fork(RUN)
     driver.queued()
     assert find("guarded runs").text.startswith("1 live, 0 left behind")
-    watcher = driver.watcher()
-    driver.process.send_signal(19)  # SIGSTOP: as if both had died at once
-    watcher.kill()
-    wait_for_end(watcher)
-    driver.kill()
+    kill_both(driver)
     found = find("guarded runs")
     assert (found.verdict, found.text[:21]) == ("warning", "0 live, 1 left behind")
     assert found.next_step.endswith("qx-supervisor reap")

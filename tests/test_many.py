@@ -151,14 +151,11 @@ def test_an_on_status_that_does_not_return_keeps_no_other_waiting(ibm: local.Ser
 # The death of a driver with many in flight ------------------------------------------------------------------------
 
 FLEET = f"""
-from testkit.circuits import ones
-backend = service().backend("{BACKEND}")
-mine = service()
 queued = threading.Semaphore(0)
 def note(status):
     if status.state == "queued":
         queued.release()
-runs = [submit(ones(), backend, service=mine, shots=8, poll_interval=30, on_status=note) for _ in range({MANY})]
+runs = [submit(isa(), backend(), shots=8, poll_interval=30, on_status=note) for _ in range({MANY})]
 for _ in runs:
     queued.acquire()
 say("all queued")

@@ -14,6 +14,7 @@ import pytest
 from testkit.circuits import bell
 from testkit.drivers import RUN, Driver, end, kill_both
 from testkit.processes import until, wait_for_end
+from testkit.watchers import wait_until_written
 
 from qx_supervisor import reap, run
 from qx_supervisor.cli import main
@@ -28,6 +29,7 @@ def test_reap_cancels_once(ibm, fork):
     ibm.hold("queued")
     driver = fork(RUN)
     job = driver.queued()
+    wait_until_written(driver)
     kill_both(driver)
     assert ibm.job(job).cancel_requests == 0
     found = reap(ibm.service())
@@ -41,6 +43,7 @@ def test_the_next_run_reaps_in_the_background(ibm, fork):
     ibm.hold("queued")
     driver = fork(RUN)
     job = driver.queued()
+    wait_until_written(driver)
     kill_both(driver)
     following = fork(f"held = {RUN.replace('run', 'submit')}\nibm.wait_job('{job}', 'Cancelled')")
     assert following.end() == 0, following.errors
@@ -53,6 +56,7 @@ def test_two_reapers_never_cancel_twice(ibm, fork):
     drivers = [fork(RUN) for _ in range(4)]
     jobs = [driver.queued() for driver in drivers]
     for driver in drivers:
+        wait_until_written(driver)
         kill_both(driver)
     reapers = [fork(REAP) for _ in range(3)]
     for reaper in reapers:
@@ -172,6 +176,7 @@ def test_another_account_is_not_touched(ibm, fork, state):
     ibm.hold("queued")
     driver = fork(RUN)
     job = driver.queued()
+    wait_until_written(driver)
     kill_both(driver)
     with sqlite3.connect(state / "ledger.db") as book:
         book.execute("UPDATE runs SET instance = 'crn:v1:someone:else'")

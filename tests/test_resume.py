@@ -35,14 +35,14 @@ def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keyed(
-    key: str = "step", grace: float = 60, pubs: str = "bell()", backend: str = "ibm_brisbane", **more: Any
+    key: str = "step", grace: float = 60, pubs: str = "isa()", **more: Any
 ) -> str:
     """The code of a driver with a key."""
     arguments = {"shots": 64, "key": key, "grace": grace, **more}
     rest = "".join(f", {name}={value!r}" for name, value in arguments.items())
     return f"""
 try:
-    result = run({pubs}, {backend!r}, service=service(), on_status=tell{rest})
+    result = run({pubs}, backend(), on_status=tell{rest})
     say("result", result.job_id, sum(result.counts.values()))
 except ConfigError as error:
     say("refused", error.reason)
@@ -343,7 +343,7 @@ def test_a_retried_submission_leaves_one_job(ibm, fork):
 
 
 @pytest.mark.parametrize(
-    "other", [{"shots": 65}, {"pubs": "[bell(), bell()]"}, {"optimization_level": 2}], ids=str
+    "other", [{"shots": 65}, {"pubs": "[isa(), isa()]"}, {"optimization_level": 2}], ids=str
 )
 @pytest.mark.short_only("*shots*")
 def test_a_key_that_stands_for_something_else_is_refused(ibm, fork, other):
@@ -358,7 +358,7 @@ def test_what_was_never_submitted_may_change(ibm, fork):
     first = fork(HELD_BEFORE_ARMING + keyed())
     first.line("held")
     first.kill()
-    finish(ibm, fork(keyed(shots=64, pubs="bell().copy()")))
+    finish(ibm, fork(keyed(shots=64, pubs="isa().copy()")))
     assert posts(ibm) == 1
 
 
