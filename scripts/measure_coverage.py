@@ -52,7 +52,9 @@ def main() -> int:
         others.remove("--")
     chosen = [] if ours.all else ["-m", "not long"]
     workers = ["-n", os.environ.get("QX_TEST_WORKERS") or str(2 * (os.cpu_count() or 1)), "--dist", "loadgroup"]
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGINT, lambda *_: None)  # a Ctrl-C ends the tests, and what ran so far is reported
     with tempfile.TemporaryDirectory(prefix="coverage-", ignore_cleanup_errors=True) as folder, _hook(folder):
         Path(folder).chmod(0o1777)  # drivers of other users save here too
         tests = [sys.executable, "-m", "pytest", *workers, *chosen, *others]
@@ -73,9 +75,9 @@ def main() -> int:
 @contextlib.contextmanager
 def _hook(folder: str) -> Iterator[None]:
     """Have each Python of this environment that has the variable measured, by a file of this run's own."""
-    space = "{'__name__': 'measured_process', '__file__': %r}" % START
+    space = {"__name__": Path(START).stem, "__file__": START}
     code = (
-        f"space = {space}\n"
+        f"space = {space!r}\n"
         f"exec(compile(open({START!r}).read(), {START!r}, 'exec'), space)\n"
         f"space['measure']({PACKAGES!r}, {folder!r})\n"
         f"space['follow_watchers']({PACKAGES!r}, {folder!r})\n"
@@ -117,7 +119,11 @@ def _report(folder: str) -> float:
     made = coverage.Coverage(
         data_file=f"{folder}/data", config_file=CONFIGURATION, include=MEASURED, messages=False
     )
-    made.combine([folder])
+    try:
+        made.combine([folder])
+    except coverage.CoverageException as error:  # pytest was asked to run nothing
+        print(error, file=sys.stderr)
+        return 0.0
     files = [str(file) for pattern in MEASURED for file in Path(pattern).parent.rglob("*.py")]
     made.get_data().touch_files(files)  # those that nothing has imported count too
     made.report(show_missing=True)

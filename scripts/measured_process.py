@@ -80,7 +80,7 @@ def _save_at_sigterm(save: Callable[[], None]) -> None:
     def replacement(number: int, handler: Any) -> Any:
         return handle(number, end if (number, handler) == (signal.SIGTERM, signal.SIG_DFL) else handler)
 
-    signal.signal = replacement
+    signal.signal = replacement  # type: ignore[assignment]
 
 
 def follow_watchers(packages: str, folder: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from testkit import units
 from testkit.cgroups import Cgroup, cgroup, where
 from testkit.drivers import RUN, assert_cancelled_once
-from testkit.processes import DEADLINE, wait_for_end
+from testkit.processes import DEADLINE, Process, wait_for_end
 from testkit.watchers import is_for, orders, wait_until_written, watchers_of
 
 needs_cgroups = pytest.mark.skipif(where() is None, reason="no version 2 of control groups can be written to here")
@@ -122,7 +122,7 @@ def test_without_it_both_die_and_the_ledger_is_left(ibm, start, group):
 
 
 @pytest.fixture
-def as_unit(ibm, outside, write_script, tmp_path) -> Iterator[tuple[str, psutil.Process, str]]:
+def as_unit(ibm, outside, write_script, tmp_path) -> Iterator[tuple[str, Process, str]]:
     """A driver that the user manager has started, its watcher outside; its unit, its process and its output."""
     ibm.hold("queued")
     output = tmp_path / "output"
@@ -139,7 +139,7 @@ def as_unit(ibm, outside, write_script, tmp_path) -> Iterator[tuple[str, psutil.
         for line in lines:
             if line.startswith("queued "):
                 break
-        yield name, psutil.Process(int(outside.ctl("show", "--property=MainPID", "--value", name))), line.split()[1]
+        yield name, Process(outside.ctl("show", "--property=MainPID", "--value", name)), line.split()[1]
 
 
 @pytest.mark.parametrize("words", [("stop",), ("kill", "--signal=KILL")])
