@@ -29,7 +29,7 @@ VARIABLE = "MEASURE_COVERAGE_INTO"
 PATIENCE = 60.0
 """Seconds for the last watchers to end: they wait for what their callers may have submitted, and for the service."""
 
-START = f"{CHECKOUT}/scripts/measured_process.py"
+SCRIPTS = f"{CHECKOUT}/scripts"
 PACKAGES = sysconfig.get_path("purelib")
 
 
@@ -62,7 +62,7 @@ def main() -> int:
             try:
                 status = process.wait()
             except BaseException:
-                process.terminate()
+                process.send_signal(signal.SIGINT)  # then pytest ends what the tests have started
                 raise
         _wait_for_last(folder)
         percent = _report(folder)
@@ -75,12 +75,15 @@ def main() -> int:
 @contextlib.contextmanager
 def _hook(folder: str) -> Iterator[None]:
     """Have each Python of this environment that has the variable measured, by a file of this run's own."""
-    space = {"__name__": Path(START).stem, "__file__": START}
+    # Once only: in a virtual environment Python reads such files twice.
     code = (
-        f"space = {space!r}\n"
-        f"exec(compile(open({START!r}).read(), {START!r}, 'exec'), space)\n"
-        f"space['measure']({PACKAGES!r}, {folder!r})\n"
-        f"space['follow_watchers']({PACKAGES!r}, {folder!r})\n"
+        "import sys\n"
+        "if 'measured_process' not in sys.modules:\n"
+        f"    sys.path.append({SCRIPTS!r})\n"
+        "    import measured_process\n"
+        "    sys.path.pop()\n"
+        f"    measured_process.measure({PACKAGES!r}, {folder!r})\n"
+        f"    measured_process.follow_watchers({PACKAGES!r}, {folder!r})\n"
     )
     file = Path(PACKAGES) / f"{Path(folder).name}.pth"
     file.write_text(f"import os; os.environ.get({VARIABLE!r}) == {folder!r} and exec({code!r}, {{}})\n")
