@@ -17,8 +17,9 @@ import psutil
 import pytest
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
 from testkit.circuits import BACKEND, bell, ones
-from testkit.drivers import RUN, Driver, assert_cancelled_once, end
+from testkit.drivers import RUN, Driver, assert_cancelled_once, end, kill_both
 from testkit.processes import until, wait_for_end
+from testkit.watchers import wait_until_written
 
 from qx_supervisor import ConfigError, local, submit
 from qx_supervisor.cli import files, main
@@ -542,11 +543,8 @@ def test_ps_and_reap(here, fork, call, tmp_path, monkeypatch):
     assert told["watcher_pid"] == driver.watcher().pid
     assert told["host"] == os.uname().nodename
     assert told["created"] <= told["updated"]
-    watcher = driver.watcher()
-    driver.send(signal.SIGSTOP)
-    watcher.send_signal(signal.SIGKILL)
-    wait_for_end(watcher)
-    driver.kill()
+    wait_until_written(driver)
+    kill_both(driver)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
     assert call("reap")[0] == 4  # now it is needed
@@ -567,11 +565,7 @@ def test_reap_says_what_is_not_resolved(here, fork, call):
     here.scenario({"http_faults": [{"path": JOBS, "method": "POST", "delay_seconds": 3}]})
     driver = fork(RUN)
     here.wait_for("POST", JOBS)
-    watcher = driver.watcher()
-    driver.send(signal.SIGSTOP)
-    watcher.send_signal(signal.SIGKILL)
-    wait_for_end(watcher)
-    driver.kill()
+    kill_both(driver)
     here.wait_for("POST", JOBS, answered=True)
     code, lines, _ = call("reap", "--local", "--json")
     assert (code, objects(lines)[0]["fate"]) == (6, "pending")

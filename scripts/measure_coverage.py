@@ -1,0 +1,147 @@
+"""Runs the tests and says what of `qx_supervisor` and `watcher` they ran, in whatever process it ran.
+
+Measured are the tests' own processes, drivers, what drivers fork or start, the embedded service and the watchers: see
+`measured_process`. What dies by a signal it can't handle, as a driver that a test kills, counts with nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import coverage
+import psutil
+from measured_process import CHECKOUT, CONFIGURATION, MEASURED
+
+VARIABLE = "MEASURE_COVERAGE_INTO"
+"""Names the folder of the run, to the processes that are measured."""
+
+PATIENCE = 60.0
+"""Seconds for the last watchers to end: they wait for what their callers may have submitted, and for the service."""
+
+SCRIPTS = f"{CHECKOUT}/scripts"
+PACKAGES = sysconfig.get_path("purelib")
+
+
+def main() -> int:
+    """Run, and report.
+
+    Returns:
+        The exit status: pytest's; if that is 0, 1 where too few lines ran.
+    """
+    parser = argparse.ArgumentParser(
+        prog="scripts/coverage",
+        description="Runs the tests, the short ones unless told otherwise, and prints which lines and branches ran.",
+        epilog="All other arguments go to pytest, as does all that follows a --.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--all", action="store_true", help="run the long tests too")
+    parser.add_argument("--least", type=float, metavar="PERCENT", help="fail if a smaller part of the lines ran")
+    ours, others = parser.parse_known_args()
+    if "--" in others:
+        others.remove("--")
+    chosen = [] if ours.all else ["-m", "not long"]
+    workers = ["-n", os.environ.get("QX_TEST_WORKERS") or str(2 * (os.cpu_count() or 1)), "--dist", "loadgroup"]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGINT, lambda *_: None)  # a Ctrl-C ends the tests, and what ran so far is reported
+    with tempfile.TemporaryDirectory(prefix="coverage-", ignore_cleanup_errors=True) as folder, _hook(folder):
+        Path(folder).chmod(0o1777)  # drivers of other users save here too
+        tests = [sys.executable, "-m", "pytest", *workers, *chosen, *others]
+        with subprocess.Popen(tests, cwd=CHECKOUT, env={**os.environ, VARIABLE: folder}) as process:
+            try:
+                status = process.wait()
+            except BaseException:
+                process.send_signal(signal.SIGINT)  # then pytest ends what the tests have started
+                raise
+        _wait_for_last(folder)
+        percent = _report(folder)
+    if status == 0 and ours.least is not None and percent < ours.least:
+        print(f"Too few: at least {ours.least:g} % of the lines must run", file=sys.stderr)
+        return 1
+    return status
+
+
+@contextlib.contextmanager
+def _hook(folder: str) -> Iterator[None]:
+    """Have each Python of this environment that has the variable measured, by a file of this run's own."""
+    # Once only: in a virtual environment Python reads such files twice.
+    code = (
+        "import sys\n"
+        "if 'measured_process' not in sys.modules:\n"
+        f"    sys.path.append({SCRIPTS!r})\n"
+        "    import measured_process\n"
+        "    sys.path.pop()\n"
+        f"    measured_process.measure({PACKAGES!r}, {folder!r})\n"
+        f"    measured_process.follow_watchers({PACKAGES!r}, {folder!r})\n"
+    )
+    file = Path(PACKAGES) / f"{Path(folder).name}.pth"
+    file.write_text(f"import os; os.environ.get({VARIABLE!r}) == {folder!r} and exec({code!r}, {{}})\n")
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+def _wait_for_last(folder: str) -> None:
+    """Wait for those that outlive the tests, such as the watchers of the processes that ran them."""
+    end = time.monotonic() + PATIENCE
+    while left := [process for process in psutil.process_iter() if _is_measured(process, folder)]:
+        if time.monotonic() > end:
+            print(f"Not counted, since they run still: {left}", file=sys.stderr)
+            return
+        psutil.wait_procs(left, timeout=1)
+
+
+def _is_measured(process: psutil.Process, folder: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if folder in process.cmdline():  # a watcher, whose environment is not for us to see
+            return True
+        return process.environ().get(VARIABLE) == folder
+    return False
+
+
+def _report(folder: str) -> float:
+    """Print what ran.
+
+    Returns:
+        The part of the lines that ran, in percent.
+    """
+    made = coverage.Coverage(
+        data_file=f"{folder}/data", config_file=CONFIGURATION, include=MEASURED, messages=False
+    )
+    try:
+        made.combine([folder])
+    except coverage.CoverageException as error:  # pytest was asked to run nothing
+        print(error, file=sys.stderr)
+        return 0.0
+    files = [str(file) for pattern in MEASURED for file in Path(pattern).parent.rglob("*.py")]
+    made.get_data().touch_files(files)  # those that nothing has imported count too
+    made.report(show_missing=True)
+    made.json_report(outfile=f"{folder}/report.json")
+    totals = json.loads((Path(folder) / "report.json").read_text())["totals"]
+    lines = _percent(totals["covered_lines"], totals["num_statements"])
+    branches = _percent(totals["covered_branches"], totals["num_branches"])
+    print(f"lines    {lines:6.2f} %  {totals['covered_lines']} of {totals['num_statements']}")
+    print(f"branches {branches:6.2f} %  {totals['covered_branches']} of {totals['num_branches']}")
+    return lines
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * part / whole if whole else 100.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Begins to measure coverage in one process: run before anything else, in every process that the tests start.
+
+A Python of the virtual environment runs it by a .pth file, which `measure_coverage` puts there for the time of a run,
+and which does nothing without the variable that the tests inherit. A watcher runs with neither site-packages nor that
+variable (`python -I -S`), so it is started by way of this file: whoever starts one is measured too, and has its
+`subprocess.Popen` put this file and its arguments in front of `watcher/boot.py`. To replace `sys.executable` by a
+program that does the same was rejected: it shows in messages and in every program that a test starts.
+
+What ends by `os._exit`, or becomes another program, saves its data first. What is killed loses them. Of coverage's own
+`[run] patch`, `execv` would begin a second measurement in the new program, and `subprocess` does not reach the watcher.
+
+Arguments, for a watcher: the folder that has the package coverage, the folder of the run, `watcher/boot.py`, its order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib costs 5 ms
+MEASURED = [f"{CHECKOUT}/qx_supervisor/*", f"{CHECKOUT}/watcher/*"]
+CONFIGURATION = f"{CHECKOUT}/setup.cfg"
+WATCHER = f"{CHECKOUT}/watcher/boot.py"
+SERVICE = f"{CHECKOUT}/qx_supervisor/local/boot.py"
+
+
+def measure(packages: str, folder: str) -> None:
+    """Measure this process from now on.
+
+    Args:
+        packages: The folder that has the package coverage.
+        folder: Where the data go, to a file of the process's own.
+    """
+    sys.path.append(packages)
+    try:
+        import coverage
+    finally:
+        sys.path.pop()
+    # `include`, for with `source` each process would look for all files that it has not run.
+    made = coverage.Coverage(
+        data_file=f"{folder}/data", data_suffix=True, config_file=CONFIGURATION, include=MEASURED, messages=False
+    )
+    made.start()
+
+    def save() -> None:
+        # The disk may be full, the folder gone, the process another user's: that is no fault of the test's.
+        with contextlib.suppress(Exception):
+            made.save()
+
+    atexit.register(save)
+    for name in ("_exit", "execv", "execve"):  # all other exec* call these
+        setattr(os, name, _after(save, getattr(os, name)))
+    if SERVICE in sys.orig_argv:
+        _save_at_sigterm(save)
+
+
+def _after(save: Callable[[], None], call: Callable[..., Any]) -> Callable[..., Any]:
+    def saved(*arguments: Any, **named: Any) -> Any:
+        save()
+        return call(*arguments, **named)
+
+    return saved
+
+
+def _save_at_sigterm(save: Callable[[], None]) -> None:
+    """Save when SIGTERM comes, by which the embedded service ends: it has that signal end it as it starts."""
+    handle = signal.signal
+
+    def end(number: int, _: object) -> None:
+        save()
+        handle(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    def replacement(number: int, handler: Any) -> Any:
+        return handle(number, end if (number, handler) == (signal.SIGTERM, signal.SIG_DFL) else handler)
+
+    signal.signal = replacement  # type: ignore[assignment]
+
+
+def follow_watchers(packages: str, folder: str) -> None:
+    """Have the watchers that this process starts measured. Arguments as for `measure`."""
+    import subprocess
+
+    begin: Callable[..., None] = subprocess.Popen.__init__
+
+    def __init__(self: Any, args: Any, *more: Any, **named: Any) -> None:  # noqa: N807 - it replaces one
+        if isinstance(args, list) and args[-3:-1] == ["-S", WATCHER]:
+            args = [*args[:-2], os.path.abspath(__file__), packages, folder, *args[-2:]]  # noqa: PTH100
+        begin(self, args, *more, **named)
+
+    subprocess.Popen.__init__ = __init__  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    _, _packages, _folder, *sys.argv = sys.argv
+    with contextlib.suppress(Exception):
+        measure(_packages, _folder)
+    runpy.run_path(sys.argv[0], run_name="__main__")
