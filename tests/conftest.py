@@ -92,17 +92,15 @@ def ibm(running_service: local.Service) -> local.Service:
 
 @pytest.fixture(scope="session")
 def service(running_service: local.Service) -> QiskitRuntimeService:
-    """Qiskit's client, for tests that run jobs in their own process. Its token must not be voided."""
+    """Qiskit's client, for tests that run jobs in their own process."""
     return running_service.service()
 
 
 @pytest.fixture
-def tokens(ibm: local.Service, service: QiskitRuntimeService) -> Iterator[local.Service]:
-    """The embedded service, for tests that void tokens: afterwards the client that all tests share gets a new one."""
+def tokens(ibm: local.Service) -> Iterator[local.Service]:
+    """The embedded service, for tests that void tokens: those of clients that outlive the test are good again after it."""
     yield ibm
-    ibm.auth(reject_tokens=False)
-    for client in [service._active_api_client, *service._api_clients.values()]:
-        client._session.auth.tm.expire_time = client._session.auth.tm.request_time = 0
+    ibm.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -252,7 +252,7 @@ class Service:
         self._control("PUT", "auth", {"reject_tokens": reject_tokens})
 
     def expire_tokens(self) -> None:
-        """Answer 401 to every access token that has been issued so far. New ones are good."""
+        """Answer 401 to every access token that has been issued so far, until a reset. New ones are good."""
         self._control("POST", "expire-tokens")
 
     def token_lifetime(self, seconds: int) -> None:

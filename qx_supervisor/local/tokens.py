@@ -21,6 +21,7 @@ class Tokens:
         self._lock = threading.Lock()
         self._signing_key = secrets.token_bytes(32)
         self._expiries: dict[str, float] = {}
+        self._voided: dict[str, float] = {}  # before their time
         self._lifetime = DEFAULT_LIFETIME
         self._rejecting = False
 
@@ -49,8 +50,9 @@ class Tokens:
             return scheme == "Bearer" and self._expiries.get(token, 0) > time.time()
 
     def expire_all(self) -> None:
-        """Every token issued so far is void from now on."""
+        """Every token issued so far is void from now on, until a reset."""
         with self._lock:
+            self._voided |= self._expiries
             self._expiries.clear()
 
     def reject(self, rejecting: bool) -> None:
@@ -64,9 +66,11 @@ class Tokens:
             self._lifetime = seconds
 
     def reset(self) -> None:
-        """Return to the default lifetime and issue again. Tokens stay valid: clients outlive a reset."""
+        """Return to the default lifetime and issue again. Clients outlive a reset, and their tokens are good again."""
         with self._lock:
             self._lifetime, self._rejecting = DEFAULT_LIFETIME, False
+            self._expiries |= self._voided
+            self._voided.clear()
 
     def _encode(self, claims: dict[str, object]) -> str:
         """Encode claims as a JWT: without a well-formed one Qiskit's client falls back to sending the raw API key."""
