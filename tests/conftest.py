@@ -98,7 +98,7 @@ def service(running_service: local.Service) -> QiskitRuntimeService:
 
 @pytest.fixture
 def tokens(ibm: local.Service) -> Iterator[local.Service]:
-    """The embedded service, for tests that void tokens: those of clients that outlive the test are good again after it."""
+    """The embedded service, for tests that void tokens: clients that outlive the test have good ones again."""
     yield ibm
     ibm.reset()
 

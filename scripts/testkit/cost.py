@@ -23,7 +23,7 @@ def main() -> int:
     """Run it; returns the exit status."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    began = time.monotonic()
+    began, before = time.monotonic(), _spent()  # this process may have been another program before, with children
     command = subprocess.Popen(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the command too, which decides
     signal.signal(signal.SIGTERM, lambda *_: command.terminate())
@@ -32,11 +32,15 @@ def main() -> int:
         pid, ended = os.wait()
         if pid == command.pid:
             status = command.returncode = os.waitstatus_to_exitcode(ended)
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = spent.ru_utime + spent.ru_stime
-    wall = time.monotonic() - began
+    wall, cpu = time.monotonic() - began, _spent() - before
     print(f"took {wall:.0f} s, and {cpu:.0f} s of CPU with all processes that it started", flush=True)
     return 128 - status if status < 0 else status
+
+
+def _spent() -> float:
+    """CPU seconds of all children that have been waited for, and theirs."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 if __name__ == "__main__":
