@@ -251,6 +251,7 @@ def test_it_builds_without_a_warning(built):
     assert pages == {path.stem for path in built.glob("*.html")} - {"genindex", "search"}
 
 
+@pytest.mark.long
 def test_the_reference_has_every_public_name(built):
     reference = (built / "reference.html").read_text()
     names = [f"qx_supervisor.{name}" for name in qx_supervisor.__all__]
