@@ -199,6 +199,11 @@ class Submission:
         self._retried = self._is_known = False
         self._guarded = Guarded(run, account_of(client), tag, report=_hear, driver="".join(own[1:]))
 
+    def posting_at(self, client: Any) -> None:
+        """It is made for this very client."""
+        if self._keeper is not None:
+            self._keeper.posting_at(client)
+
     def before_post(self) -> None:
         """The watcher acknowledges the intent before the POST leaves."""
         try:
