@@ -114,11 +114,14 @@ def resolve(
     for job, outcome in row.jobs.items():
         if outcome in ("", "unconfirmed"):
             cancel_one(job)
-    try:
-        session = row.session if row.session_owner else ""
-        if session:
-            before_cancel()
+    session = row.session if row.session_owner else ""
+    if session:
+        before_cancel()
+        try:
             there.close_session(session)
+        except remote.RemoteError as error:
+            troubles.append(str(error))
+    try:
         for _ in range(2 if session else 1):
             for job in there.unfinished(tag="" if session else row.tag or "", session=session or ""):
                 if outcomes.get(job) != "kept" and job not in tried:

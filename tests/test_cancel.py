@@ -165,7 +165,7 @@ def test_an_id_that_the_service_gave_and_does_not_know(bench, clock):
     outcome, trouble = cancel("nosuchjob", bench.remote, clock, clock.wait)
     assert (outcome, "wrong instance" in trouble) == ("unconfirmed", True)
     assert bench.requests("POST", CANCEL) == [404]
-    assert set(bench.requests("GET", READ)) == {404}
+    assert set(bench.requests("GET", f"{JOBS}/nosuchjob")) == {404}
     assert sum(clock.pauses) >= cancelling.GIVE_UP
     assert len(clock.pauses) < 60  # growing ones
 
@@ -543,7 +543,24 @@ class TestRemote:
         assert bench.ibm.job(job).status == "Cancelled"
         assert bench.ibm.job(other).status == "Queued"
         assert isinstance(Closing(session, bench.remote).step(), str)  # again
-        assert isinstance(Closing("nosuchsession", bench.remote).step(), str)
+
+    def test_a_session_that_it_does_not_know_is_not_closed(self, bench, clock):
+        """It gave the id: it was asked at the wrong place, or somebody on the way answers."""
+        reply = bench.remote.open().post(
+            f"{bench.credentials.endpoint}/sessions",
+            json={"backend": "ibm_brisbane", "mode": "dedicated"},
+            headers={"Authorization": bench.remote._authorization()},
+        )
+        session = reply.json()["id"]
+        elsewhere = Closing("nosuchsession", bench.remote)
+        assert isinstance(elsewhere.step(), float)
+        assert "404" in elsewhere.trouble
+        bench.faults({"path": "/api/v1/sessions/*/close", "method": "DELETE", "status": 404, "times": 3})
+        effort = Closing(session, bench.remote)
+        assert isinstance(effort.step(), float)
+        assert "it is open" in effort.trouble
+        bench.remote.end_session(session)  # closed meanwhile
+        assert effort.step() == "finished"
 
     def test_unfinished_over_several_pages(self, bench):
         mine = [bench.submit("mine", "driver") for _ in range(2 * remotes.PAGE + 7)]

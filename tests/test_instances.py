@@ -31,7 +31,7 @@ from testkit.watchers import wait_for_watchers
 from qx_supervisor import ConfigError, RunTimeout, guard, local, run, submit
 from qx_supervisor.local.records import crn
 from qx_supervisor.ours import cancel
-from qx_supervisor.service import clients_of, remote_of
+from qx_supervisor.service import clients_of, instances, remote_of
 
 NAMES = ("one", "two")
 CANCEL = "/api/v1/jobs/*/cancel"
@@ -203,10 +203,14 @@ def test_a_session(account: local.Service, backends: dict[str, Any], isa: Any, m
 @pytest.mark.long
 @pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_session_by_its_id(account: local.Service, service: Any, isa: Any, name: str, *, guarded: bool) -> None:
+def test_a_session_by_its_id(
+    account: local.Service, service: Any, isa: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, guarded: bool
+) -> None:
     """Qiskit's `from_id` gives it a backend of the first instance, wherever it is."""
+    monkeypatch.setattr(instances, "_known", {})  # it was opened by another program
     opened = Session(account.service(instance=name).backend(BACKEND))
     mine = Session.from_id(opened.session_id, service)
+    instances._known.clear()  # and taken up before anything was guarded
     with guard(mine, owner=False) if guarded else contextlib.nullcontext():
         assert len(run(isa, mine, panel=None, timeout=60)) == 1
         assert len(Sampler(mode=mine).run([isa], shots=16).result()) == 1
@@ -235,12 +239,17 @@ def test_plain_jobs_in_threads(account: local.Service, backends: dict[str, Any],
 
 
 @pytest.mark.long
-def test_a_job_whose_own_client_was_misled(account: local.Service, service: Any, backends: dict[str, Any]) -> None:
-    """A thread moved the service's active instance on while Qiskit made the job's object."""
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_job_whose_own_client_was_misled(
+    account: local.Service, service: Any, backends: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, seen: bool
+) -> None:
+    """A thread moved the service's active instance on while Qiskit made the job's object, here or where none looked."""
     account.hold("queued")
     job = Sampler(mode=backends["two"]).run([generate_preset_pass_manager(0, backends["two"]).run(bell())])
     at = account.job(job.job_id()).instance
     job._api_client = service._api_clients[crn(NAMES[at == "one"])]
+    if not seen:
+        monkeypatch.setattr(instances, "_known", {})
     with pytest.raises(ZeroDivisionError), guard(job):
         raise ZeroDivisionError
     assert account.job(job.job_id()).status == "Cancelled"

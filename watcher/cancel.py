@@ -87,7 +87,7 @@ class Effort:
 
     def _unknown(self) -> Outcome | float:
         """The service says that there is no such thing."""
-        return "gone"
+        raise NotImplementedError
 
     def _after_failure(self, asked: float | None) -> float:
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
@@ -105,7 +105,7 @@ class Effort:
 
 
 class Closing(Effort):
-    """The closing of a session, for good.
+    """The closing of a session, for good, whose id the service gave.
 
     Args:
         session: The session's id.
@@ -125,6 +125,9 @@ class Closing(Effort):
         else:
             self._remote.close_session(self._session)
         return "finished"
+
+    def _unknown(self) -> Outcome | float:
+        return self._after_failure(None)
 
 
 class Crowd:

@@ -20,8 +20,9 @@ from .access import clients_of
 from .connections import own_connections
 
 _chosen: ContextVar[Any] = ContextVar("qx_backend", default=None)
-_of_sessions: dict[str, str] = {}
+_known: dict[str, str] = {}  # the instances of sessions and jobs, by their ids
 
+_MOST_KNOWN = 10_000
 _UNKNOWN = (400, 403, 404)
 """The statuses of an answer of an instance that has no such job or session."""
 
@@ -136,22 +137,25 @@ def _with_backend(options: Any, backend: Any) -> Any:
 # Sessions and jobs
 
 
-def noting_sessions(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """Around a method of the client's whose answer is a session: it is at the instance that gives it."""
+def noting(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Around a method of the client's whose answer is a session or a job: it is at the instance that answers."""
 
     @functools.wraps(ask)
-    def noting(client: Any, *args: Any, **kwargs: Any) -> Any:
+    def telling(client: Any, *args: Any, **kwargs: Any) -> Any:
         reply = ask(client, *args, **kwargs)
         with contextlib.suppress(KeyError, TypeError):
             _note(client, reply["id"])
         return reply
 
-    return noting
+    return telling
 
 
-def _note(client: Any, session: str) -> None:
+def _note(client: Any, id_: str) -> None:
     if client._instance is not None:
-        _of_sessions[session] = client._instance
+        _known[id_] = client._instance
+    if len(_known) > _MOST_KNOWN:
+        with contextlib.suppress(RuntimeError):  # another thread notes one at this moment
+            _known.pop(next(iter(_known)), None)
 
 
 def instance_of_session(service: Any, session: str, asked: str | None) -> str | None:
@@ -163,20 +167,21 @@ def instance_of_session(service: Any, session: str, asked: str | None) -> str | 
         asked: The instance of its backend: what is taken where nobody else is known to have it.
     """
     clients = clients_of(service)
-    if session not in _of_sessions and len(clients) > 1:
+    if session not in _known and len(clients) > 1:
         found = _who_has(clients, client_at(service, asked), lambda client: client.session_details(session))
         if found is None:
             return asked
         _note(found, session)
-    known = _of_sessions.get(session)
+    known = _known.get(session)
     return known if client_at(service, known) is not None else asked
 
 
 def client_of_job(job: Any) -> Any:
     """The official REST client of the instance that has a job of Qiskit's: other threads may have misled its own."""
+    known = client_at(job._service, _known.get(job.job_id()))
     clients = clients_of(job._service)
-    if len(clients) < 2:
-        return job._api_client
+    if known is not None or len(clients) < 2:
+        return known or job._api_client
     return _who_has(clients, job._api_client, lambda client: client.job_get(job.job_id())) or job._api_client
 
 

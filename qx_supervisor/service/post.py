@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..ours import remote
 from .failures import api_error, is_ambiguous
-from .instances import at_its_instance, noting_sessions, submitting_to
+from .instances import at_its_instance, noting, submitting_to
 
 
 class Submission(Protocol):
@@ -107,12 +107,12 @@ def install_hooks() -> None:
 
     with hooking:  # once per class: `importlib.reload` makes new ones
         if not is_hooked(RuntimeClient.program_run):
-            RuntimeClient.program_run = _asking(RuntimeClient.program_run)
+            RuntimeClient.program_run = _asking(noting(RuntimeClient.program_run))
         if not is_hooked(PostForcelistRetry.increment):
             PostForcelistRetry.increment = _asking_before_retry(PostForcelistRetry.increment)
         for name in ("create_session", "session_details"):
             if not is_hooked(getattr(RuntimeClient, name)):
-                setattr(RuntimeClient, name, _hooked(noting_sessions(getattr(RuntimeClient, name))))
+                setattr(RuntimeClient, name, _hooked(noting(getattr(RuntimeClient, name))))
     hook_services()
 
 

@@ -11,6 +11,7 @@ from .access import account_name, address, clients_of
 from .connections import own_connections
 from .failures import describe
 from .instances import alone, client_at, client_of_job, give_back, instance_of_session
+from .post import install_hooks
 from .simulators import check_computes_here
 
 
@@ -61,7 +62,8 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
         raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}{hint}")
     target = _find(backend, service, primitive, width)
     if service is not None:
-        _check_service(service, target, "primitive" if primitive is not None else "backend")
+        what = "primitive" if primitive is not None else "backend" if target.mode is None else "session"
+        _check_service(service, target, what)
     return target
 
 
@@ -73,11 +75,10 @@ def _check_service(service: Any, target: Target, what: str) -> None:
     """
     if target.is_local or account_name(target.client) in {account_name(client) for client in clients_of(service)}:
         return
-    what = "session" if target.mode is not None and what == "backend" else what
     raise ConfigError(
         "config",
-        f"the {what} (on {target.name}, instance {address(target.client)[1]}) belongs to another service than the one "
-        f"in service=; leave service= away, or make the {what} with that service",
+        f"the {what} on {target.name}, at the instance {address(target.client)[1]}, belongs to another service than "
+        f"the one in service=; leave service= away, or make the {what} with that service",
     )
 
 
@@ -273,6 +274,7 @@ def what_to_guard(target: Any) -> Guardable | None:
     from qiskit_ibm_runtime import RuntimeJobV2, Session
     from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
 
+    install_hooks()  # from here on what the program itself submits goes to where it asked for
     if isinstance(target, Session):
         if not target._active:
             raise ConfigError("config", f"the session {target.session_id} is closed; there is nothing to guard")
