@@ -30,7 +30,7 @@ from testkit.watchers import wait_for_watchers
 
 from qx_supervisor import ConfigError, RunTimeout, guard, local, run, submit
 from qx_supervisor.local.records import crn
-from qx_supervisor.ours import cancel
+from qx_supervisor.ours import cancel, remote
 from qx_supervisor.service import clients_of, instances, remote_of
 
 NAMES = ("one", "two")
@@ -103,6 +103,27 @@ def calls(isa: Any) -> dict[str, Callable[[Any], dict[str, Any]]]:
 
 
 KINDS = ("sampler", "estimator", "own sampler", "own estimator", "SamplerV2", "EstimatorV2")
+
+
+def test_each_instance_knows_of_its_own(account: local.Service, backends: dict[str, Any], isa: Any) -> None:
+    """Of jobs and sessions; and there are no others."""
+    account.hold("queued")
+    one, two = (remote_of(account.service(instance=name)._active_api_client) for name in NAMES)
+    with Session(backends["one"]) as session:
+        job = Sampler(mode=session).run([isa], shots=16).job_id()
+    assert (one.unfinished(session=session.session_id), two.unfinished(session=session.session_id)) == ((job,), ())
+    assert two.cancel(job) == 404
+    for asks in (two.job, two.results, two.metrics):
+        with pytest.raises(remote.RemoteError, match="404"):
+            asks(job)
+    with pytest.raises(remote.RemoteError, match="404"):
+        two.close_session(session.session_id)
+    two._instance = crn("three")
+    with pytest.raises(remote.RemoteError, match="403"):
+        two.job(job)
+    assert one.cancel(job) == 204
+    found = account.job(job)
+    assert (found.instance, found.status, found.cancel_requests) == ("one", "Cancelled", 2)
 
 
 def test_a_hundred_at_once(account: local.Service, backends: dict[str, Any], isa: Any, where: Where) -> None:

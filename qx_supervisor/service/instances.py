@@ -39,7 +39,7 @@ def submitting_to(backend: Any) -> Iterator[None]:
 
 def alone(service: Any) -> Any:
     """A copy of a service whose active instance no other thread moves; what is no service, as it is."""
-    from qiskit_ibm_runtime import QiskitRuntimeService
+    from qiskit_ibm_runtime.qiskit_runtime_service import QiskitRuntimeService
 
     if not isinstance(service, QiskitRuntimeService):
         return service
