@@ -18,6 +18,7 @@ from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime import Batch, EstimatorV2, QiskitRuntimeService, SamplerV2, Session
 from qiskit_ibm_runtime.executor_estimator import Estimator
 from qiskit_ibm_runtime.executor_sampler import Sampler
+from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
 from testkit.circuits import BACKEND, bell, ones
 
 from qx_supervisor import ConfigError, Err, RunError, SubmitError, guard, local, run, submit, try_run
@@ -397,8 +398,9 @@ def test_another_vendors_backend(refused: Refused, estimating: Any, make: Callab
         assert unknown in refused(bell(), None, primitive=sampler, **here)
     for estimator in (Estimator(cloud), EstimatorV2(cloud), BackendEstimatorV2(backend=cloud)):
         assert unknown in refused(estimating, None, primitive=estimator, **here)
-    with pytest.raises(ConfigError, match="nor known to compute"), guard(Session(cloud)):
-        pass
+    for target in (Session(cloud), LocalRuntimeJob(lambda: None, cloud, "sampler", {})):
+        with pytest.raises(ConfigError, match="nor known to compute"), guard(target):
+            pass
     assert cloud.jobs == 0
 
 

@@ -25,10 +25,10 @@ from qiskit_ibm_runtime.executor_estimator import Estimator
 from qiskit_ibm_runtime.executor_sampler import Sampler
 from qiskit_ibm_runtime.quantum_program import QuantumProgram
 from testkit.circuits import BACKEND, bell, ones
-from testkit.drivers import Driver
+from testkit.drivers import Driver, kill_both
 from testkit.watchers import wait_for_watchers
 
-from qx_supervisor import ConfigError, RunTimeout, guard, local, run, submit
+from qx_supervisor import ConfigError, RunTimeout, guard, local, reap, run, submit
 from qx_supervisor.local.records import crn
 from qx_supervisor.ours import cancel, remote
 from qx_supervisor.service import clients_of, instances, remote_of
@@ -318,6 +318,39 @@ def test_asked_at_the_wrong_place_is_not_cancelled(account: local.Service, servi
     assert (outcome, "wrong instance" in trouble) == ("unconfirmed", True)
     assert account.job(job.id).status == "Queued"
     assert begun.cancel() == "confirmed"
+
+
+@pytest.mark.long
+def test_both_die(account: local.Service, service: Any, fork: Any) -> None:
+    """What is left to the ledger is cancelled where it is, too."""
+    account.hold("queued")
+    driver = fork(driver_at(account) + DRIVER)
+    jobs = dict(word.split("=") for word in driver.line("jobs "))
+    kill_both(driver)
+    assert {reaped.fate for reaped in reap(service)} == {"cancelled"}
+    assert {job.id: (job.instance, job.status, job.cancel_requests) for job in account.jobs()} == {
+        job: (name, "Cancelled", 1) for job, name in jobs.items()
+    }
+    assert at_its_instance(account)
+
+
+@pytest.mark.long
+def test_a_key(account: local.Service, fork: Any) -> None:
+    """A run that is started again finds its job at its instance."""
+    code = f"""
+backend = account.backend({BACKEND!r}, instance="two")
+say("result", run(isa(), backend, shots=16, key="step", grace=60, on_status=tell).job_id)
+"""
+    account.hold("queued")
+    driver = fork(driver_at(account) + code)
+    job = driver.queued()
+    driver.kill()
+    account.hold(None)
+    again = fork(driver_at(account) + code)
+    assert again.line("result ") == [job]
+    assert again.end() == 0
+    assert [each.instance for each in account.jobs()] == ["two"]
+    assert at_its_instance(account)
 
 
 # `qx-supervisor exec` -----------------------------------------------------------------------------------------------
