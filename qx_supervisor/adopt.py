@@ -3,7 +3,8 @@
 Every job that the driver submits through Qiskit is announced to a watcher before its POST leaves, and stood down when
 the driver's own requests show that it is final. A session that the driver opens, and does not close, is closed when
 the driver is dead. Its jobs are guarded one by one: what a child has submitted to it goes on while the child lives.
-What Qiskit returns and raises is returned and raised unchanged.
+What Qiskit returns and raises is returned and raised unchanged; only that, where there are several instances, a job is
+always at the one that was asked for.
 
 At the end of the process the jobs that are left are named, and left to the watcher: it cancels them when the process is
 dead. Nothing is handed over before that, because a callback of the program's own may still wait for one of them.
@@ -198,6 +199,11 @@ class Submission:
         self._keeper = keeper
         self._retried = self._is_known = False
         self._guarded = Guarded(run, account_of(client), tag, report=_hear, driver="".join(own[1:]))
+
+    def posting_at(self, client: Any) -> None:
+        """It is made for this very client."""
+        if self._keeper is not None:
+            self._keeper.posting_at(client)
 
     def before_post(self) -> None:
         """The watcher acknowledges the intent before the POST leaves."""

@@ -158,6 +158,9 @@ class _Kept:
 
     # What the client's POST asks (`service.Submission`)
 
+    def posting_at(self, client: Any) -> None:
+        """At the instance that has the session: what submits sees to that."""
+
     def before_post(self) -> None:
         """A POST is about to leave."""
         with self._changed:

@@ -18,6 +18,9 @@ WINDOW = 120.0
 PATIENCE = 60.0
 """Seconds to try for one run; what takes longer is left for the next time."""
 
+UNKNOWN = 3
+"""So many answers in a row that there is no job of an id are enough for this time."""
+
 SWEPT_FOR = 86400.0
 """For a day what could not be resolved is swept again."""
 
@@ -102,7 +105,7 @@ def resolve(
         if looks_first:
             outcome = _final(job, there)
         if not outcome:
-            outcome, trouble = cancel.cancel(job, there, time.monotonic, patiently, is_patient=True)
+            outcome, trouble = cancel.cancel(job, there, time.monotonic, patiently, is_patient=True, unknown=UNKNOWN)
         outcomes[job] = outcome
         note(job, outcome)
         if outcome == "unconfirmed":
@@ -111,11 +114,14 @@ def resolve(
     for job, outcome in row.jobs.items():
         if outcome in ("", "unconfirmed"):
             cancel_one(job)
-    try:
-        session = row.session if row.session_owner else ""
-        if session:
-            before_cancel()
+    session = row.session if row.session_owner else ""
+    if session:
+        before_cancel()
+        try:
             there.close_session(session)
+        except remote.RemoteError as error:
+            troubles.append(str(error))
+    try:
         for _ in range(2 if session else 1):
             for job in there.unfinished(tag="" if session else row.tag or "", session=session or ""):
                 if outcomes.get(job) != "kept" and job not in tried:
@@ -129,8 +135,8 @@ def _final(job: str, there: remote.Remote) -> str:
     """How a job has ended, or "" where it has not, or where that can't be read now: then a cancel tells."""
     try:
         state = there.job(job)
-    except remote.RemoteError as error:
-        return "gone" if error.status == 404 else ""
+    except remote.RemoteError:
+        return ""
     if not state.is_final:
         return ""
     return "cancelled" if state.is_cancelled else "finished"

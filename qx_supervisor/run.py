@@ -72,7 +72,8 @@ def run(
             execute as they stand are transpiled.
         backend: A backend's name or object, or an open `Session` or `Batch`. None: the least busy backend that is
             wide enough. A local backend (`FakeSherbrooke()`, `AerSimulator()`) runs in Qiskit's local testing mode.
-        service: A `QiskitRuntimeService`. None: the user's saved account.
+        service: A `QiskitRuntimeService`. None: the one of `backend` or `primitive`, if they are objects, or the user's
+            saved account. One that is another than theirs is refused.
         primitive: "sampler", "estimator", or a primitive object with options (and a backend) of its own.
         shots: How often each circuit is executed. None: the primitive's default.
         options: Options for the primitive that is made here, as Qiskit takes them.

@@ -363,9 +363,15 @@ class Worker:
         self._announce(account, source)  # while the client prepares
         self._pause_if_stopped()  # `abandon` may have looked just before
         try:
-            job = service.submit(primitive, pubs, request.kind, request.shots, self)
+            job = service.submit(primitive, pubs, request.kind, request.shots, self, backend=target.backend)
         finally:
             reap_in_background(target.client)  # not before: it would compete for the interpreter
+        if self.job_id is None:
+            raise SubmitError(
+                "submit",
+                f"{type(primitive).__name__} submitted no job by Qiskit's client, so none is guarded or waited for; if "
+                "it submitted one in another way, look after that one yourself, or run it with a primitive of Qiskit's",
+            )
         self._decoders = service.decoders_of(job)
         self._forget_circuits()
         self._watch(driver_tag())
@@ -629,6 +635,26 @@ class Worker:
 
     def after_post(self, *, ambiguous: bool) -> None:
         """Nothing is to be done: `_work` sees how it went."""
+
+    def posting_at(self, client: Any) -> None:
+        """Whoever POSTs is whom the run is guarded, polled and cancelled at: a primitive may know better than we do."""
+        assert self._target is not None
+        account = service.account_name(client)
+        if account == service.account_name(self._target.client):
+            return
+        if self._keyed is not None:
+            raise SubmitError(
+                "submit",
+                "nothing was submitted: the primitive submits to another instance than its backend's, and the key is "
+                "held for that one; make it with a backend of its own instance",
+            )
+        with contextlib.suppress(WatcherError):
+            self._acknowledged()
+        link.stand_down(self.run_id)
+        self.run_id = uuid.uuid4().hex  # the watcher has heard of the other one; the tag is the same
+        self._announced = None
+        self._target = dataclasses.replace(self._target, client=client)
+        self._announce(account, functools.partial(service.credentials, client))
 
     def before_post(self) -> None:
         """The watcher acknowledges the intent before the POST leaves."""

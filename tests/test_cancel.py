@@ -154,16 +154,35 @@ def test_a_job_that_is_cancelled_already(bench, clock):
     assert bench.requests("POST", CANCEL) == [204, 409]
 
 
-def test_no_such_job(bench, clock):
-    assert cancel("nosuchjob", bench.remote, clock, clock.wait) == ("gone", "")
+def test_an_id_that_somebody_typed(bench, clock):
+    assert cancel("nosuchjob", bench.remote, clock, clock.wait, given=False) == ("gone", "")
     assert bench.requests("POST", CANCEL) == [404]
     assert bench.requests("GET", READ) == []
 
 
-def test_deleted_after_its_cancel(bench, clock):
+def test_an_id_that_the_service_gave_and_does_not_know(bench, clock):
+    """It was asked at the wrong place, or somebody on the way answers: that is no proof. One request asks for it."""
+    outcome, trouble = cancel("nosuchjob", bench.remote, clock, clock.wait)
+    assert (outcome, "wrong instance" in trouble) == ("unconfirmed", True)
+    assert bench.requests("POST", CANCEL) == [404]
+    assert set(bench.requests("GET", f"{JOBS}/nosuchjob")) == {404}
+    assert sum(clock.pauses) >= cancelling.GIVE_UP
+    assert len(clock.pauses) < 60  # growing ones
+
+
+def test_where_nothing_else_is_to_be_expected_it_ends_soon(bench, clock):
+    outcome, trouble = cancel("nosuchjob", bench.remote, clock, clock.wait, unknown=3)
+    assert (outcome, "was deleted" in trouble) == ("unconfirmed", True)
+    assert len(clock.pauses) == 2
+
+
+@pytest.mark.parametrize("path", [CANCEL, READ], ids=["cancel", "read"])
+def test_a_404_that_passes(bench, clock, path):
+    """A gateway that has lost its way for a minute."""
     job = bench.submit()
-    bench.faults({"path": READ, "method": "GET", "status": 404})
-    assert cancel(job, bench.remote, clock, clock.wait) == ("gone", "")
+    bench.faults({"path": path, "status": 404, "times": 3})
+    assert cancel(job, bench.remote, clock, clock.wait) == ("cancelled", "")
+    assert bench.ibm.job(job).status == "Cancelled"
 
 
 # Faults ---------------------------------------------------------------------------------------------------------
@@ -524,7 +543,24 @@ class TestRemote:
         assert bench.ibm.job(job).status == "Cancelled"
         assert bench.ibm.job(other).status == "Queued"
         assert isinstance(Closing(session, bench.remote).step(), str)  # again
-        assert isinstance(Closing("nosuchsession", bench.remote).step(), str)
+
+    def test_a_session_that_it_does_not_know_is_not_closed(self, bench, clock):
+        """It gave the id: it was asked at the wrong place, or somebody on the way answers."""
+        reply = bench.remote.open().post(
+            f"{bench.credentials.endpoint}/sessions",
+            json={"backend": "ibm_brisbane", "mode": "dedicated"},
+            headers={"Authorization": bench.remote._authorization()},
+        )
+        session = reply.json()["id"]
+        elsewhere = Closing("nosuchsession", bench.remote)
+        assert isinstance(elsewhere.step(), float)
+        assert "404" in elsewhere.trouble
+        bench.faults({"path": "/api/v1/sessions/*/close", "method": "DELETE", "status": 404, "times": 3})
+        effort = Closing(session, bench.remote)
+        assert isinstance(effort.step(), float)
+        assert "it is open" in effort.trouble
+        bench.remote.end_session(session)  # closed meanwhile
+        assert effort.step() == "finished"
 
     def test_unfinished_over_several_pages(self, bench):
         mine = [bench.submit("mine", "driver") for _ in range(2 * remotes.PAGE + 7)]

@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
+from qiskit.primitives import BackendEstimatorV2, BackendSamplerV2, BaseSamplerV2
+from qiskit.providers import BackendV2, Options
+from qiskit.providers.basic_provider import BasicSimulator
+from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import SparsePauliOp
-from qiskit_ibm_runtime import Batch, QiskitRuntimeService, Session
+from qiskit_aer import AerSimulator
+from qiskit_ibm_runtime import Batch, EstimatorV2, QiskitRuntimeService, SamplerV2, Session
 from qiskit_ibm_runtime.executor_estimator import Estimator
 from qiskit_ibm_runtime.executor_sampler import Sampler
+from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
 from testkit.circuits import BACKEND, bell, ones
 
-from qx_supervisor import ConfigError, Err, RunError, SubmitError, local, run, submit, try_run
+from qx_supervisor import ConfigError, Err, RunError, SubmitError, guard, local, run, submit, try_run
 
 Refused = Callable[..., str]
 
@@ -39,6 +45,12 @@ def refused(ibm: local.Service, service: QiskitRuntimeService) -> Refused:
 @pytest.fixture
 def backend(ibm: local.Service, service: QiskitRuntimeService) -> Any:
     return service.backend(BACKEND)
+
+
+@pytest.fixture
+def estimating() -> Any:
+    """A PUB for an estimator."""
+    return bell(measured=False), SparsePauliOp("ZZ")
 
 
 # Circuits and PUBs
@@ -282,6 +294,151 @@ def test_what_is_no_backend(refused: Refused) -> None:
 
 def test_what_is_no_service(refused: Refused) -> None:
     assert refused(bell(), service="ibm") == "service must be a QiskitRuntimeService, not str"
+
+
+# What names two places
+
+
+@pytest.fixture
+def other(ibm: local.Service) -> QiskitRuntimeService:
+    """A service of another account, at the same place."""
+    return ibm.service("another-key")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_service_beside_what_is_anothers(refused: Refused, backend: Any, other: Any, estimating: Any) -> None:
+    belongs = "belongs to another service than the one in service=; leave service= away, or make the {} with that"
+    assert belongs.format("backend") in refused(bell(), backend, service=other)
+    for primitive in (Sampler, SamplerV2):
+        assert belongs.format("primitive") in refused(bell(), None, primitive=primitive(mode=backend), service=other)
+    for primitive in (Estimator, EstimatorV2):
+        assert belongs.format("primitive") in refused(estimating, None, primitive=primitive(backend), service=other)
+    for mode in (Session(backend), Batch(backend)):
+        assert belongs.format("session") in refused(bell(), mode, service=other)
+        assert belongs.format("primitive") in refused(bell(), None, primitive=Sampler(mode=mode), service=other)
+        with mode:
+            assert belongs.format("session") in refused(bell(), None, service=other)
+            assert belongs.format("session") in refused(bell(), BACKEND, service=other)
+    assert belongs.format("backend") in refused(bell(), backend, service=QiskitRuntimeService(channel="local"))
+    assert "must be a QiskitRuntimeService, not str" in refused(bell(), backend, service="ibm")
+
+
+def test_a_backend_of_another_service_inside_a_session(refused: Refused, backend: Any, other: Any) -> None:
+    with Session(backend):
+        said = refused(bell(), other.backend(BACKEND), service=None)
+    assert said == (
+        f"inside this `with` everything runs in the session at its own instance of {BACKEND}, and not at the "
+        "backend's; leave backend= away, or call run outside"
+    )
+
+
+def test_another_connection_to_the_same_account_is_the_same(ibm: local.Service, backend: Any) -> None:
+    assert len(run(ones(), backend, service=ibm.service(), shots=16, panel=None)) == 1
+
+
+# What is not IBM Quantum's
+
+
+class Cloud(BackendV2):
+    """Another vendor's QPU: a job there costs money, and nobody here could cancel it."""
+
+    def __init__(self) -> None:
+        super().__init__(name="acme_qpu")
+        self._target = GenericBackendV2(3, seed=1).target
+        self.jobs = 0
+
+    @property
+    def target(self) -> Any:
+        return self._target
+
+    @property
+    def max_circuits(self) -> None:
+        return None
+
+    @classmethod
+    def _default_options(cls) -> Options:
+        return Options(shots=100)
+
+    def run(self, run_input: Any, **_: Any) -> Any:
+        self.jobs += 1
+        raise AssertionError("submitted")
+
+
+class Described(GenericBackendV2):
+    """A vendor's QPU that takes its description from a simulator."""
+
+    jobs = 0
+
+    def run(self, run_input: Any, **_: Any) -> Any:
+        self.jobs += 1
+        raise AssertionError("submitted")
+
+
+class CloudSampler(BaseSamplerV2):
+    """A vendor's primitive: its backend is here, and what it does is not known."""
+
+    _backend = BasicSimulator()
+
+    def run(self, pubs: Any, *, shots: int | None = None) -> Any:
+        raise AssertionError("submitted")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [Cloud, lambda: Described(3, seed=1)], ids=["vendor", "described"])
+def test_another_vendors_backend(refused: Refused, estimating: Any, make: Callable[[], Any]) -> None:
+    """By itself, in a session, in a primitive of any kind: neither simulated in silence nor submitted unguarded."""
+    cloud = make()
+    unknown = "is neither IBM Quantum's nor known to compute on this machine, so nothing was submitted"
+    here: dict[str, Any] = {"service": None, "stage": "backend"}
+    assert unknown in refused(bell(), cloud, **here)
+    assert unknown in refused(estimating, cloud, primitive="estimator", **here)
+    assert unknown in refused(bell(), cloud, stage="backend")  # beside a service too
+    assert unknown in refused(bell(), Session(cloud), **here)
+    for sampler in (Sampler(cloud), SamplerV2(cloud), BackendSamplerV2(backend=cloud)):
+        assert unknown in refused(bell(), None, primitive=sampler, **here)
+    for estimator in (Estimator(cloud), EstimatorV2(cloud), BackendEstimatorV2(backend=cloud)):
+        assert unknown in refused(estimating, None, primitive=estimator, **here)
+    for target in (Session(cloud), LocalRuntimeJob(lambda: None, cloud, "sampler", {})):
+        with pytest.raises(ConfigError, match="nor known to compute"), guard(target):
+            pass
+    assert cloud.jobs == 0
+
+
+def test_another_vendors_primitive(refused: Refused) -> None:
+    said = refused(bell(), None, primitive=CloudSampler(), service=None)
+    assert "CloudSampler is no primitive of Qiskit's, and not known to compute on this machine" in said
+
+
+def test_qiskits_own_simulators_are_local() -> None:
+    assert run(ones(), GenericBackendV2(3, seed=1), shots=20, panel=None).counts.get("1", 0) > 10
+    for backend in (GenericBackendV2(3, seed=1), BasicSimulator()):
+        sampler = BackendSamplerV2(backend=backend)
+        assert run(ones(), primitive=sampler, shots=20, panel=None).counts.get("1", 0) > 10
+
+
+class Logging(SamplerV2):
+    """A user's own way to use a primitive of Qiskit's."""
+
+    def run(self, pubs: Any, *, shots: int | None = None) -> Any:
+        return super().run(pubs, shots=shots)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_primitive_derived_from_qiskits(ibm: local.Service, backend: Any) -> None:
+    for where in (AerSimulator(), backend):
+        assert run(ones(), primitive=Logging(where), shots=20, panel=None).counts == {"1": 20}
+
+
+def test_a_primitive_that_submits_otherwise(ibm: local.Service, backend: Any) -> None:
+    """Where it is for IBM Quantum's backend, and no job comes of it by Qiskit's client, that is said."""
+
+    class Otherwise(Sampler):
+        def run(self, pubs: Any, *, shots: int | None = None, **_: Any) -> Any:
+            return object()
+
+    with pytest.raises(SubmitError, match="Otherwise submitted no job by Qiskit's client, so none is guarded"):
+        run(ones(), primitive=Otherwise(mode=backend), panel=None)
+    assert ibm.jobs() == []
 
 
 # Primitives

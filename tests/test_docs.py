@@ -61,7 +61,11 @@ def account(ibm: local.Service, service: Any, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", SavedAccount)
     monkeypatch.setattr("qx_supervisor.service.accounts.default_service", lambda: service)
 
-    def start(**_: Any) -> local.Service:
+    begin = local.start
+
+    def start(**settings: Any) -> local.Service:
+        if "instances" in settings:
+            return begin(**settings)
         ibm.reset()
         return Service(ibm.pid, ibm.port)
 

@@ -2,6 +2,9 @@
 
 204 is not proof: a job may run on for a while, and may even finish. So the state is read until it is final. A cancel
 is asked for once; again only if the request may not have arrived, or if a minute later the job still runs.
+
+404 is no proof either, where the service itself gave us the id: then it was asked at the wrong place, or somebody on
+the way answered for it, and the job may run. So it is asked again, as after any failure.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import Literal
 from .remote import JobState, Refused, Remote, RemoteError, Transient
 
 Outcome = Literal["cancelled", "finished", "gone", "unconfirmed"]
-"""It was cancelled; it was final already, or finished all the same; there is no such job; nobody knows."""
+"""It was cancelled; it was final already, or finished all the same; there is no such job, though the id was one that
+somebody typed; nobody knows."""
 
 GIVE_UP = 900.0
 """Seconds after which a cancel that could not be confirmed is left to the ledger."""
@@ -75,13 +79,15 @@ class Effort:
             self.trouble = str(error)
             return self._after_refusal(known)
         except RemoteError as error:
-            if error.status == 404:
-                return "gone"
             self.trouble = str(error)
-            return self._after_failure(None)
+            return self._unknown() if error.status == 404 else self._after_failure(None)
         self.trouble = ""
         self._pause, self._refused = _FIRST_PAUSE, False
         return outcome
+
+    def _unknown(self) -> Outcome | float:
+        """The service says that there is no such thing."""
+        raise NotImplementedError
 
     def _after_failure(self, asked: float | None) -> float:
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
@@ -99,7 +105,7 @@ class Effort:
 
 
 class Closing(Effort):
-    """The closing of a session, for good.
+    """The closing of a session, for good, whose id the service gave.
 
     Args:
         session: The session's id.
@@ -119,6 +125,9 @@ class Closing(Effort):
         else:
             self._remote.close_session(self._session)
         return "finished"
+
+    def _unknown(self) -> Outcome | float:
+        return self._after_failure(None)
 
 
 class Crowd:
@@ -170,6 +179,10 @@ class Cancellation(Effort):
         asked: Whether somebody else asked for it a moment ago, or was about to: then it is asked for only if the job
             does not stop within a second.
         crowd: The jobs that are cancelled along with it.
+        given: Whether the service itself gave the id, so that there is such a job.
+
+    Attributes:
+        unknown: How often in a row the service has said that there is no such job.
     """
 
     def __init__(
@@ -180,9 +193,12 @@ class Cancellation(Effort):
         *,
         asked: bool = False,
         crowd: Crowd | None = None,
+        given: bool = True,
     ) -> None:
         super().__init__(remote)
         self.job = job
+        self.unknown = 0
+        self._given = given
         self._clock = clock
         self._asked_at = clock() - ASK_AGAIN + ASKED_BY_ANOTHER if asked else None
         self._crowd = crowd or Crowd(remote, "", clock)
@@ -200,7 +216,7 @@ class Cancellation(Effort):
         if self._asked_at is None or self._clock() - self._asked_at >= ASK_AGAIN:
             try:
                 if self._remote.cancel(self.job) == 404:
-                    return "gone"
+                    raise RemoteError("the service answered 404", 404)
             finally:
                 self._latest = self._clock()
             self._asked_at = self._latest
@@ -215,11 +231,30 @@ class Cancellation(Effort):
     def _read(self) -> JobState:
         state = self._crowd.state(self.job, self._latest)
         self._latest = self._clock()
+        self.unknown = 0
         return state
+
+    def _unknown(self) -> Outcome | float:
+        if not self._given:
+            return "gone"
+        self.unknown += 1
+        self.trouble = (
+            "the service says that there is no such job, though it gave this id: it was asked at the wrong instance, "
+            "or the job was deleted"
+        )
+        self._in_doubt = True  # the next question is for its state
+        return self._after_failure(None)
 
 
 def cancel(
-    job: str, remote: Remote, clock: Callable[[], float], wait: Callable[[float], bool], *, is_patient: bool = False
+    job: str,
+    remote: Remote,
+    clock: Callable[[], float],
+    wait: Callable[[float], bool],
+    *,
+    is_patient: bool = False,
+    given: bool = True,
+    unknown: int = 0,
 ) -> tuple[Outcome, str]:
     """Cancel a job and wait until that is confirmed.
 
@@ -229,14 +264,16 @@ def cancel(
         clock: Seconds, monotonic.
         wait: Waits for so many seconds; True ends the attempt.
         is_patient: Whether the service is left alone while it asks for that. Who is about to end has no time for it.
+        given: Whether the service itself gave the id. Else "gone" is what an answer means that there is no such job.
+        unknown: After how many such answers in a row nothing else is to be expected. 0: it is asked on.
 
     Returns:
         How it ended, and what stood in the way if it is "unconfirmed".
     """
-    cancellation = Cancellation(job, remote, clock)
+    cancellation = Cancellation(job, remote, clock, given=given)
     while True:
         outcome = (is_patient and remote.seconds_closed()) or cancellation.step()
         if isinstance(outcome, str):
             return outcome, ""
-        if wait(outcome):
+        if 0 < unknown <= cancellation.unknown or wait(outcome):
             return "unconfirmed", cancellation.trouble or "the job is not final yet"

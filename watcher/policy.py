@@ -123,7 +123,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class CancelEnded:
-    """A cancel is over: "cancelled", "finished", "gone" or "unconfirmed"."""
+    """A cancel is over: "cancelled", "finished" or "unconfirmed"."""
 
     run: str
     job: str

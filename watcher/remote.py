@@ -236,8 +236,17 @@ class Remote:
         return self._request("GET", f"/jobs/{job}/results").text
 
     def close_session(self, session: str) -> None:
-        """Close a session: its queued jobs are dropped, its running ones finish, and it takes no other."""
-        self._request("DELETE", f"/sessions/{session}/close", accept=(404, 409))
+        """Close a session: its queued jobs are dropped, its running ones finish, and it takes no other.
+
+        Raises:
+            RemoteError: It is not known to be closed. 404 alone does not say so: it may have been asked at the wrong
+                place, or somebody on the way answers for it.
+        """
+        reply = self._request("DELETE", f"/sessions/{session}/close", accept=(404, 409))
+        if reply.status_code == 404:
+            known = self._object(self._request("GET", f"/sessions/{session}"))
+            if str(known.get("state")).lower() != "closed":
+                raise Transient("the service says that there is no such session, and that it is open", 404)
 
     def end_session(self, session: str) -> None:
         """Have a session take no more jobs: it ends when those that are in it have. One that has ended refuses that."""

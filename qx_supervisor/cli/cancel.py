@@ -75,7 +75,8 @@ def _cancel(service: Any, job_id: str, seconds: float) -> tuple[str, str]:
 
     outcome, trouble = "gone", ""
     for client in qiskit_service.clients_of(service):
-        outcome, trouble = cancel.cancel(job_id, qiskit_service.remote_of(client), time.monotonic, wait)
+        there = qiskit_service.remote_of(client)
+        outcome, trouble = cancel.cancel(job_id, there, time.monotonic, wait, given=False)
         if outcome != "gone":
             break
     return outcome, trouble

@@ -15,17 +15,19 @@ from collections.abc import Iterator
 
 from qiskit_ibm_runtime import QiskitRuntimeService
 
-# localqpu's instance. Written down again, since importing localqpu would bring its whole server into the caller.
+from .records import INSTANCE, crn
+
 _HOST = "localqpu.test"
-_INSTANCE = "crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::localqpu"
 
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 
 _environment_lock = threading.Lock()
 
 
-def connect(port: int, token: str, host: str = "127.0.0.1") -> QiskitRuntimeService:
-    """Make the service object.
+def connect(
+    port: int, token: str, host: str = "127.0.0.1", *, instance: str | None = INSTANCE
+) -> QiskitRuntimeService:
+    """Make the service object, for the instance of a name; None for one that uses all.
 
     Another host than the loopback is for tests in which this machine plays several: the service itself listens at the
     loopback alone.
@@ -40,7 +42,7 @@ def connect(port: int, token: str, host: str = "127.0.0.1") -> QiskitRuntimeServ
         return QiskitRuntimeService(
             channel="ibm_quantum_platform",
             token=token,
-            instance=_INSTANCE,
+            instance="auto" if instance is None else crn(instance),
             url=f"http://{_HOST}",
             url_resolver=_resolve,
             proxies={"urls": {"http": proxy, "https": proxy}},

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from localqpu.app import build_context, scenario_fault_policy
 from localqpu.context import ServerConfig
 from localqpu.ibm.job_routes import register_job_routes
-from localqpu.ibm.routes import job_to_api, register_ibm_routes
+from localqpu.ibm.routes import job_to_api, register_ibm_routes, search_instances
 from localqpu.ibm.session_routes import register_session_routes
 from localqpu.scenario import ScenarioError, ensure_known_backends, parse_scenario
 from localqpu.server import Request, Response, Router
 
-from .jobs import Jobs, Record, Told
+from .jobs import Jobs, Record, Told, asked
 from .messages import Call, Reply, problem
+from .records import crn
 from .tokens import Tokens
 
 _PAGE = 20  # jobs a page where the client names no limit
 _LARGEST_PAGE = 200  # as at IBM
+
+_OF_AN_INSTANCE = re.compile(r"/api/v1/(backends|instances|jobs|sessions)(?:/([^/]+)|$)")
 
 Params = dict[str, str]
 Query = dict[str, list[str]]
@@ -32,9 +36,11 @@ Query = dict[str, list[str]]
 class Engine:
     """The API behind the server."""
 
-    def __init__(self, backends: Sequence[str], tokens: Tokens) -> None:
+    def __init__(self, backends: Sequence[str], tokens: Tokens, instances: Sequence[str]) -> None:
         self._context = build_context(ServerConfig(backends=tuple(backends)))
         self._tokens = tokens
+        self._instances = tuple(instances)
+        self._sessions: dict[str, str] = {}  # at which instance each was opened
         self.backends: list[str] = self._context.catalog.names
         self.jobs = Jobs(self._context.scenario_state, self._context.config.max_sim_qubits)
         self._context.jobs.shutdown()
@@ -47,8 +53,41 @@ class Engine:
         """Carry out a request."""
         if call.path.startswith("/api/v1/") and not self._tokens.accepts(call.authorization):
             return problem(401, "The access token is invalid or has expired.")
-        response = self._router.dispatch(Request(call.method, call.path, call.query, call.body))
-        return Reply(response.status, response.encode(), response.content_type)
+        # With one instance it does not matter what a request calls it.
+        instance = call.instance if len(self._instances) > 1 else self._instances[0]
+        refusal = self._refuse_elsewhere(call, instance)
+        if refusal is not None:
+            return refusal
+        token = asked.set(instance)
+        try:
+            response = self._router.dispatch(Request(call.method, call.path, call.query, call.body))
+        finally:
+            asked.reset(token)
+        reply = Reply(response.status, response.encode(), response.content_type)
+        if (call.method, call.path, reply.status) == ("POST", "/api/v1/sessions", 200):
+            self._sessions[json.loads(reply.payload)["id"]] = instance
+        return reply
+
+    def _refuse_elsewhere(self, call: Call, instance: str) -> Reply | None:
+        """A job or session is known at its own instance only."""
+        path = _OF_AN_INSTANCE.match(call.path)
+        if path is None:
+            return None
+        if instance not in self._instances:
+            return problem(403, f"There is no instance {instance!r} in this account.")
+        if path[2] and self._is_elsewhere(path[1], path[2], instance):
+            return problem(404, f"{'Job' if path[1] == 'jobs' else 'Session'} {path[2]} not found.")
+        if (call.method, call.path) == ("POST", "/api/v1/jobs"):
+            session = _session(call.body)
+            if session and self._is_elsewhere("sessions", session, instance):
+                return problem(400, f"Session {session} not found.")
+        return None
+
+    def _is_elsewhere(self, kind: str, id_: str, instance: str) -> bool:
+        if kind == "sessions":
+            return self._sessions.get(id_, instance) != instance
+        record = self.jobs.get(id_) if kind == "jobs" else None
+        return record is not None and record.instance != instance
 
     def set_scenario(self, raw: object) -> Reply:
         """Install a scenario in localqpu's JSON form."""
@@ -68,11 +107,13 @@ class Engine:
         """Forget jobs, sessions and the scenario."""
         self.jobs.reset()
         self._context.sessions.reset()
+        self._sessions.clear()
 
     def _routes(self) -> Any:
         """Ours first, since the first match is taken. localqpu's control and AWS routes stay out."""
         router = Router()
         router.add("POST", "/identity/token", self._issue_token)
+        router.add("POST", "/v3/resources/search", self._list_instances)
         router.add("GET", "/api/v1/jobs", self._list_jobs)
         router.add("GET", "/api/v1/jobs/{job_id}", self._get_job)
         router.add("GET", "/api/v1/jobs/{job_id}/metrics", self._get_metrics)
@@ -100,6 +141,12 @@ class Engine:
             },
         )
 
+    def _list_instances(self, request: Any, params: Params) -> Any:
+        """List the instances: as many as there are, each as localqpu describes its only one."""
+        [item] = search_instances(self._context, request, params).body["items"]
+        items = [{**item, "crn": crn(name), "name": name} for name in self._instances]
+        return Response(200, {"items": items, "search_cursor": None})
+
     def _list_jobs(self, request: Any, _params: Params) -> Any:
         """List jobs. localqpu's list copies every job there ever was, a tenth of a second for a few thousand."""
         query: Query = request.query
@@ -111,11 +158,13 @@ class Engine:
         exact = {"backend_name": "backend", "program_id": "program", "session_id": "session_id"}
         wanted = {name: _first(query, field) for name, field in exact.items() if field in query}
         tags = set(query.get("tags", ()))
+        instance = asked.get()
         pending = {"true": True, "false": False}.get(_first(query, "pending") or "")
 
         def keep(record: Record) -> bool:
             return (
-                (pending is None or pending != record.is_final)
+                record.instance == instance
+                and (pending is None or pending != record.is_final)
                 and all(getattr(record, name) == value for name, value in wanted.items())
                 and (after is None or datetime.datetime.fromisoformat(record.created) >= after)
                 and (before is None or datetime.datetime.fromisoformat(record.created) <= before)
@@ -177,6 +226,14 @@ class Engine:
 
 def _refuse(status: int, message: str) -> Any:
     return Response(status, json.loads(problem(status, message).payload))
+
+
+def _session(body: bytes) -> str:
+    """The session of a submission, or ""; what can't be read is refused by the route."""
+    try:
+        return str(json.loads(body).get("session_id") or "")
+    except (ValueError, AttributeError):
+        return ""
 
 
 def _first(query: Query, name: str) -> str | None:

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from ..errors import QxError
 from ..ready import is_readable
 from . import registry
-from .records import Job, JournalEntry
+from .records import INSTANCE, Job, JournalEntry
 
 if TYPE_CHECKING:
     from qiskit_ibm_runtime import QiskitRuntimeService
@@ -68,7 +68,11 @@ class Service:
     ) -> None:
         self.stop()
 
-    def service(self, token: str = "local-key") -> QiskitRuntimeService:  # noqa: S107 - any key will do
+    def service(
+        self,
+        token: str = "local-key",  # noqa: S107 - any key will do
+        instance: str | None = INSTANCE,
+    ) -> QiskitRuntimeService:
         """Connect Qiskit's client.
 
         The first call in a process imports ``qiskit_ibm_runtime``, some two seconds. ``NO_PROXY`` in the environment of
@@ -76,6 +80,7 @@ class Service:
 
         Args:
             token: The API key that the client presents. Every key is taken, unless ``auth`` says otherwise.
+            instance: The name of the instance to use, of those that it was started with. None: the client uses all.
 
         Returns:
             The service object, with which anything can be done that can be done with the real one.
@@ -83,7 +88,7 @@ class Service:
         from .client import connect
 
         self.health()
-        return connect(self.port, token)
+        return connect(self.port, token, instance=instance)
 
     def health(self) -> None:
         """Wait until the service has loaded its engine, and so answers without delay.

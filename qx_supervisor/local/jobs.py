@@ -17,6 +17,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,10 +25,13 @@ from localqpu.clock import utc_now_iso
 from localqpu.programs import find_program_runner
 from localqpu.programs.base import ExecutionSettings, ProgramInputError
 
-from .records import FINAL, Job
+from .records import FINAL, INSTANCE, Job
 
 Hold = Literal["queued", "running"] | None
 """Where jobs are held: none, all in the queue, or all as running."""
+
+asked: ContextVar[str] = ContextVar("asked", default=INSTANCE)
+"""The instance that the request under way asks: localqpu's routes, which call `Jobs`, know of none."""
 
 _TICK = 0.02  # seconds; short beside any poll interval, long beside the work of a tick
 _WORKERS = 2  # simulations at a time
@@ -77,6 +81,7 @@ class Record:
     ended: int | None = None
     started: bool = False  # the simulation has been handed to the pool
     cancel_due: float | None = None  # time.monotonic() at which a cancel that was answered takes effect
+    instance: str = INSTANCE
 
     @property
     def is_final(self) -> bool:
@@ -134,6 +139,7 @@ class Jobs:
                 params=params,
                 planned=state.next_outcome(),
                 settings=ExecutionSettings(self._max_sim_qubits, state.derive_seed(), noise),
+                instance=asked.get(),
             )
             self._jobs[record.job_id] = self._live[record.job_id] = record
             self._index(record)
@@ -361,6 +367,7 @@ class Jobs:
             created=record.submitted,
             ended=record.ended,
             cancel_requests=self._cancel_requests[record.job_id],
+            instance=record.instance,
         )
 
 

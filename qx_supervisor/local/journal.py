@@ -52,13 +52,13 @@ class Journal:
         self._seq = 0
 
     def arrive(
-        self, *, arrived: int, connection: int, method: str, path: str, query: dict[str, list[str]]
+        self, *, arrived: int, connection: int, method: str, path: str, query: dict[str, list[str]], instance: str = ""
     ) -> JournalEntry:
         """Enter a request, and wake who waits for it."""
         shown = {name: ["…"] if name.lower() in _SECRET_FIELDS else values for name, values in query.items()}
         with self._changed:
             self._seq += 1
-            entry = JournalEntry(self._seq, arrived, connection, method, path, shown)
+            entry = JournalEntry(self._seq, arrived, connection, method, path, shown, instance=instance)
             self._entries.append(entry)
             if len(self._entries) > _LIMIT:
                 del self._entries[: _LIMIT // 2]

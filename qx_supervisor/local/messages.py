@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Call:
-    """A request, as far as the API cares."""
+    """A request, as far as the API cares.
+
+    Attributes:
+        instance: The name of the instance that is asked, or "".
+    """
 
     method: str
     path: str
     query: dict[str, list[str]]
     body: bytes
     authorization: str | None
+    instance: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import registry
 from .handle import Service, ServiceError
+from .records import INSTANCE
 
 LINGER = 10.0
 """Seconds for ``linger``, for a service that is started for one run: a watcher asks it sooner than that."""
@@ -28,6 +29,7 @@ _NEEDED = ("localqpu", "qiskit_ibm_runtime", "qiskit", "qiskit_aer", "platformdi
 def start(
     *,
     backends: Sequence[str] = ("ibm_brisbane",),
+    instances: Sequence[str] = (INSTANCE,),
     port: int = 0,
     register: bool = False,
     linger: float | None = None,
@@ -39,6 +41,8 @@ def start(
 
     Args:
         backends: The backends it offers, of those that ``qiskit_ibm_runtime.fake_provider`` has snapshots of.
+        instances: Names of the account's instances. Each has all the backends, under the same names, and knows of no
+            job and no session that is another's.
         port: Port on 127.0.0.1; 0 for a free one.
         register: Write a state file, by which ``find`` finds it. One service at a time can be registered.
         linger: If not None, it ends by itself when the calling process has ended and after that nobody has been
@@ -49,12 +53,15 @@ def start(
 
     Raises:
         ImportError: localqpu is not installed.
-        ServiceError: It did not start: an unknown backend, a port in use, a registered one that runs already.
+        ServiceError: It did not start: an unknown backend, an instance named twice, a port in use, a registered one
+            that runs already.
     """
     if importlib.util.find_spec("localqpu") is None:
         raise ImportError(f"The embedded service needs localqpu: {_INSTALL}", name="localqpu")
+    if isinstance(instances, str) or not instances or len({*instances}) < len(instances):
+        raise ServiceError(f"The instances must be named, each by another name, in a list: not {instances!r}")
     settings: dict[str, object] = {"port": port, "backends": list(backends), "register": register, "path": _folders()}
-    settings |= {"starter": os.getpid(), "linger": linger}
+    settings |= {"instances": list(instances), "starter": os.getpid(), "linger": linger}
     command = [_interpreter(), "-I", str(Path(__file__).with_name("boot.py")), json.dumps(settings)]
     read, write = os.pipe()
     try:

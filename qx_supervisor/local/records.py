@@ -12,10 +12,25 @@ from dataclasses import dataclass, field
 FINAL = frozenset({"Completed", "Failed", "Cancelled"})
 """The statuses, in IBM's spelling, that a job never leaves."""
 
+INSTANCE = "localqpu"
+"""The name of the only instance that there is, unless others are asked for."""
+
+_CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::"
+
+
+def crn(instance: str) -> str:
+    """The CRN of an instance, by its name."""
+    return _CRN + instance
+
+
+def instance_of(crn: str | None) -> str:
+    """The name of an instance, by its CRN, or "" where that is none."""
+    return crn.rpartition("::")[2] if crn else ""
+
 
 @dataclass
 class JournalEntry:
-    """One request. No header and no body is ever kept here, so no credential is.
+    """One request. No body is ever kept here, and no header but the instance's, so no credential is.
 
     Attributes:
         seq: Number of the request, from 1. It keeps rising over a reset.
@@ -29,6 +44,7 @@ class JournalEntry:
         fault: What was injected or went wrong, None for an ordinary request.
         tags: Tags of a submitted job, once the body has been read.
         job_id: The job that a POST to /jobs made, whether or not its answer was sent.
+        instance: The name of the instance that was asked, "" where the request names none.
     """
 
     seq: int
@@ -42,6 +58,7 @@ class JournalEntry:
     fault: str | None = None
     tags: list[str] = field(default_factory=list)
     job_id: str | None = None
+    instance: str = ""
 
 
 @dataclass
@@ -58,7 +75,8 @@ class Job:
         program_id: The primitive's program, such as ``executor``.
         created: When it was accepted, in ns.
         ended: When it became final, in ns; None until then.
-        cancel_requests: How many requests to cancel it have arrived, whatever they were answered.
+        cancel_requests: How many requests to cancel it have arrived, whatever they were answered, and wherever.
+        instance: The name of the instance that it was submitted to.
     """
 
     id: str
@@ -71,6 +89,7 @@ class Job:
     created: int
     ended: int | None
     cancel_requests: int
+    instance: str = INSTANCE
 
     @property
     def is_final(self) -> bool:

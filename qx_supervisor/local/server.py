@@ -32,7 +32,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from . import control, registry
 from .messages import Call, Reply, problem
-from .records import JournalEntry
+from .records import JournalEntry, instance_of
 from .state import State
 
 HOST = "127.0.0.1"
@@ -145,7 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
         # The whole of it: whoever sees the entry and kills the client must not have cut its body off.
         body = self._read_body()
         entry = state.journal.arrive(
-            arrived=self._arrived, connection=self._connection, method=self.command, path=path, query=query
+            arrived=self._arrived,
+            connection=self._connection,
+            method=self.command,
+            path=path,
+            query=query,
+            instance=instance_of(self.headers.get("Service-CRN")),
         )
         reply = self._reply(entry, query, body, ended)
         state.journal.answer(entry, None if reply is None else reply.status)
@@ -195,7 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if before and fault.is_failure:
             return _injected(fault)
-        reply = engine.handle(Call(entry.method, entry.path, query, body, self.headers.get("Authorization")))
+        authorization = self.headers.get("Authorization")
+        reply = engine.handle(Call(entry.method, entry.path, query, body, authorization, entry.instance))
         if is_submission and reply.status == 200:
             journal.add(entry, job_id=json.loads(reply.payload)["id"])
         if fault is None or before:
@@ -246,7 +252,15 @@ def _tags(body: bytes) -> list[str]:
     return []
 
 
-def main(*, port: int, backends: Sequence[str], register: bool, starter: int, linger: float | None) -> None:
+def main(
+    *,
+    port: int,
+    backends: Sequence[str],
+    instances: Sequence[str],
+    register: bool,
+    starter: int,
+    linger: float | None,
+) -> None:
     """Serve until the process is ended.
 
     To whoever reads standard output it says ``port N`` once connections are taken, which is long before the engine has
@@ -255,7 +269,8 @@ def main(*, port: int, backends: Sequence[str], register: bool, starter: int, li
 
     Args:
         port: Where to listen; 0 for a free port.
-        backends: Names of the backends.
+        backends: Names of the backends, which every instance has.
+        instances: Names of the instances.
         register: Whether `find` is to find it.
         starter: The process that starts it.
         linger: Seconds for which nobody has been connected, after the starter's end, when it ends by itself; or None.
@@ -274,7 +289,7 @@ def main(*, port: int, backends: Sequence[str], register: bool, starter: int, li
     try:
         from .engine import Engine
 
-        engine = Engine(backends, state.tokens)
+        engine = Engine(backends, state.tokens, instances)
     except BaseException:  # noqa: BLE001 - the process ends here, and the reason is for the caller
         traceback.print_exc()
         if register:

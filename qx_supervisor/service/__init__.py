@@ -3,6 +3,8 @@
 `accounts`     the accounts that the user has saved
 `access`       the way to an instance: its credentials, and the service as the watcher's `remote` speaks to it
 `targets`      backends, sessions and batches that are asked for
+`instances`    the instance that is asked for, where a service has several
+`simulators`   what is known to compute on this machine
 `circuits`     circuits made for a backend
 `primitives`   samplers and estimators, and their results
 `post`         the POST of a job, and who is asked about it
@@ -11,8 +13,8 @@
 `failures`     what the client's errors mean
 
 Public interfaces of the client are used where there are any. Where there are none, what is used is named here, once,
-against the pinned minor version: the client's REST session (address, token manager, proxies), the two functions through
-which every POST of a job passes, and the decoders of a job's results.
+against the pinned minor version: the client's REST session (address, token manager, proxies), the three functions
+through which every POST of a job passes, its clients by instance, and the decoders of a job's results.
 """
 
 from . import accounts

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .connections import own_connections
-from .post import HOOKED, Submission, hooking, install_hooks, is_hooked, keep_all
+from .post import HOOKED, Submission, hook_services, hooking, install_hooks, is_hooked, keep_all
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -59,7 +59,7 @@ def be_adopted(adopter: Adopter) -> None:
         if is_hooked(RuntimeClient.job_get):
             return
         # Where nothing of ours is called for, the driver makes its requests with the parent's connections otherwise.
-        _around(RuntimeClient, "__init__", after=lambda client, _, *__, **___: _clients.add(client))
+        _around(RuntimeClient, "__init__", after=lambda client, _, *__, **___: _made(client))
         _around(RuntimeClient, "job_get", after=lambda _, reply, job_id, *__, **___: adopter.seen(job_id, reply))
         _around(RuntimeClient, "jobs_get", after=lambda _, reply, *__, **___: _seen_all(adopter, reply))
         _around(
@@ -103,6 +103,11 @@ def _around(
 
     setattr(telling, HOOKED, True)
     setattr(kind, name, telling)
+
+
+def _made(client: Any) -> None:
+    _clients.add(client)
+    hook_services()
 
 
 def _seen_all(adopter: Adopter, reply: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from ..ours import remote
 from .failures import api_error, is_ambiguous
+from .instances import at_its_instance, noting, submitting_to
 
 
 class Submission(Protocol):
@@ -19,6 +21,9 @@ class Submission(Protocol):
     tags: tuple[str, ...]
     max_execution_time: int | None
     waits_for_rate_limit: bool
+
+    def posting_at(self, client: Any) -> None:
+        """Called first, with the official REST client by which the POST will leave: its instance gets the job."""
 
     def before_post(self) -> None:
         """Called before the POST leaves; what it raises keeps the POST from leaving."""
@@ -53,8 +58,10 @@ HOOKED = "__qx_hooked__"
 """What a method of the client's has that is ours."""
 
 
-def submit(primitive: Any, pubs: list[Any], kind: str, shots: int | None, submission: Submission) -> Any:
-    """Run a primitive on the service, with the submission's tags put on its POST.
+def submit(
+    primitive: Any, pubs: list[Any], kind: str, shots: int | None, submission: Submission, *, backend: Any
+) -> Any:
+    """Run a primitive on a backend of the service, with the submission's tags put on its POST.
 
     Returns:
         Qiskit's job.
@@ -62,7 +69,8 @@ def submit(primitive: Any, pubs: list[Any], kind: str, shots: int | None, submis
     install_hooks()
     token = _submission.set(submission)
     try:
-        return primitive.run(pubs, shots=shots) if kind == "sampler" else primitive.run(pubs)
+        with submitting_to(backend):
+            return primitive.run(pubs, shots=shots) if kind == "sampler" else primitive.run(pubs)
     finally:
         _submission.reset(token)
 
@@ -99,9 +107,26 @@ def install_hooks() -> None:
 
     with hooking:  # once per class: `importlib.reload` makes new ones
         if not is_hooked(RuntimeClient.program_run):
-            RuntimeClient.program_run = _asking(RuntimeClient.program_run)
+            RuntimeClient.program_run = _asking(noting(RuntimeClient.program_run))
         if not is_hooked(PostForcelistRetry.increment):
             PostForcelistRetry.increment = _asking_before_retry(PostForcelistRetry.increment)
+        for name in ("create_session", "session_details"):
+            if not is_hooked(getattr(RuntimeClient, name)):
+                setattr(RuntimeClient, name, _hooked(noting(getattr(RuntimeClient, name))))
+    hook_services()
+
+
+def hook_services() -> None:
+    """Have services submit to the instance that was asked for.
+
+    For a driver that is adopted the client's classes are hooked while they are being loaded. The service's may not be
+    there yet then, but it is as soon as a service makes its first client.
+    """
+    kind = getattr(sys.modules.get("qiskit_ibm_runtime.qiskit_runtime_service"), "QiskitRuntimeService", None)
+    if kind is not None:
+        with hooking:
+            if not is_hooked(kind._run):
+                kind._run = _hooked(at_its_instance(kind._run))
 
 
 def is_hooked(method: Callable[..., Any]) -> bool:
@@ -109,12 +134,17 @@ def is_hooked(method: Callable[..., Any]) -> bool:
     return hasattr(method, HOOKED)
 
 
+def _hooked(method: Callable[..., Any]) -> Callable[..., Any]:
+    setattr(method, HOOKED, True)
+    return method
+
+
 def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(program_run)
     def asking(client: Any, *args: Any, **kwargs: Any) -> Any:
         submission = _submission.get()
         if submission is not None:
-            return _post(submission, functools.partial(program_run, client, *args), kwargs)
+            return _post(submission, client, functools.partial(program_run, client, *args), kwargs)
         keeper = _sessions.get(kwargs.get("session_id") or "")
         if _keeper_of_all is not None:
             tags = len(kwargs.get("job_tags") or ())
@@ -123,15 +153,15 @@ def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
             return program_run(client, *args, **kwargs)
         token = _submission.set(keeper)
         try:
-            return _post(keeper, functools.partial(program_run, client, *args), kwargs)
+            return _post(keeper, client, functools.partial(program_run, client, *args), kwargs)
         finally:
             _submission.reset(token)
 
-    setattr(asking, HOOKED, True)
-    return asking
+    return _hooked(asking)
 
 
-def _post(submission: Submission, program_run: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+def _post(submission: Submission, client: Any, program_run: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    submission.posting_at(client)
     tags = [*(kwargs.get("job_tags") or []), *submission.tags]
     if len(tags) <= TAGS:  # a job of plain Qiskit's may have all eight; it is known by its session, or its id
         kwargs["job_tags"] = tags
@@ -166,8 +196,7 @@ def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
             submission.before_retry()
         return more
 
-    setattr(asking, HOOKED, True)
-    return asking
+    return _hooked(asking)
 
 
 def _retry_after(error: BaseException) -> float | None:

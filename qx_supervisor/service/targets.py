@@ -7,9 +7,12 @@ from typing import Any
 
 from ..errors import ConfigError, RunError
 from . import accounts
-from .access import address, clients_of
+from .access import account_name, address, clients_of
 from .connections import own_connections
 from .failures import describe
+from .instances import alone, client_at, client_of_job, give_back, instance_of_session
+from .post import install_hooks
+from .simulators import check_computes_here
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,34 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
         width: The number of qubits that the widest circuit has.
 
     Raises:
-        RunError: If there is no such place.
+        RunError: If there is no such place, or if what is asked for names two.
     """
+    if service is not None and not hasattr(service, "least_busy"):
+        hint = "; give its .service()" if hasattr(service, "service") else ""
+        raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}{hint}")
+    target = _find(backend, service, primitive, width)
+    if service is not None:
+        what = "primitive" if primitive is not None else "backend" if target.mode is None else "session"
+        _check_service(service, target, what)
+    return target
+
+
+def _check_service(service: Any, target: Target, what: str) -> None:
+    """Refuse a service beside what belongs to another account, or another instance.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if target.is_local or account_name(target.client) in {account_name(client) for client in clients_of(service)}:
+        return
+    raise ConfigError(
+        "config",
+        f"the {what} on {target.name}, at the instance {address(target.client)[1]}, belongs to another service than "
+        f"the one in service=; leave service= away, or make the {what} with that service",
+    )
+
+
+def _find(backend: Any, service: Any, primitive: Any, width: int) -> Target:
     from qiskit.providers import BackendV2
     from qiskit_ibm_runtime import IBMBackend, Session
     from qiskit_ibm_runtime.utils.default_session import get_cm_session
@@ -70,21 +99,22 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
     if isinstance(backend, Session):
         if not getattr(backend, "_active", True):
             raise ConfigError("config", f"the session {backend.session_id} is closed; open a new one")
-        return _on_service(backend._backend, backend)
+        return _on_service(backend._backend, backend, primitive)
     if isinstance(backend, IBMBackend):
         return _inside(session, backend)
     if isinstance(backend, BackendV2):
-        return Target(backend, None, None)
+        return _on_service(backend, None, primitive)
     if backend is not None and not isinstance(backend, str):
         raise _not_a_backend(backend)
     if backend == "":  # which Qiskit takes for any
         raise ConfigError("config", "the backend's name is empty; give a name, or None to have one chosen")
-    service = service if service is not None else accounts.default_service()
-    if not hasattr(service, "least_busy"):
-        hint = "; give its .service()" if hasattr(service, "service") else ""
-        raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}{hint}")
+    if service is None:
+        service = accounts.default_service() if session is None else session.service
     own_connections(clients_of(service))
-    return _inside(session, _by_name(service, backend) if backend is not None else _least_busy(service, width))
+    own = alone(service)
+    found = _by_name(own, backend) if backend is not None else _least_busy(own, width)
+    give_back(found, own, service)
+    return _inside(session, found, by_name=True)
 
 
 def backend_asked_for(backend: Any, primitive: Any) -> tuple[Any, ...] | None:
@@ -122,26 +152,51 @@ def _not_a_backend(backend: Any) -> ConfigError:
     )
 
 
-def _inside(session: Any, backend: Any) -> Target:
-    """A backend that was named, inside a `with Session(...)` or not."""
+def _inside(session: Any, backend: Any, *, by_name: bool = False) -> Target:
+    """A backend that was named, or given, inside a `with Session(...)` or not."""
+    outside = _on_service(backend, None)
     if session is None:
-        return _on_service(backend, None)
+        return outside
+    inside = _on_service(session._backend, session)
+    elsewhere = ""
     if backend.name != session.backend():
+        elsewhere = f"on {session.backend()}, and not on {backend.name}"
+    elif not by_name and not _are_at_one(inside, outside):  # a name is one of any instance
+        elsewhere = f"at its own instance of {backend.name}, and not at the backend's"
+    if elsewhere:
         raise ConfigError(
             "config",
-            f"inside this `with` everything runs in the session on {session.backend()}, and not on {backend.name}; "
-            "leave backend= away, or call run outside",
+            f"inside this `with` everything runs in the session {elsewhere}; leave backend= away, or call run outside",
         )
-    return _on_service(session._backend, session)
+    return inside
 
 
-def _on_service(backend: Any, mode: Any) -> Target:
+def _are_at_one(one: Target, other: Target) -> bool:
+    if one.is_local or other.is_local:
+        return one.is_local and other.is_local
+    return account_name(one.client) == account_name(other.client)
+
+
+def _on_service(backend: Any, mode: Any, primitive: Any = None) -> Target:
+    """A backend, with the client of the instance that it is at; of a session, the one that has the session.
+
+    Raises:
+        ConfigError: It is neither IBM Quantum's nor known to compute here, or its service has no such instance.
+    """
     from qiskit_ibm_runtime import IBMBackend
 
     if not isinstance(backend, IBMBackend):
+        check_computes_here(backend, primitive)
         return Target(backend, mode, None)
-    service = backend.service
-    client = service._api_clients.get(backend._instance) or service._active_api_client
+    service, instance = backend.service, backend._instance
+    if mode is not None and mode.session_id:
+        instance = instance_of_session(service, mode.session_id, instance)
+    client = client_at(service, instance)
+    if client is None:
+        raise ConfigError(
+            "config",
+            f"the service of the backend {backend.name} has no instance {instance}; take the backend anew from it",
+        )
     own_connections([client])
     return Target(backend, mode, client)
 
@@ -216,17 +271,20 @@ def what_to_guard(target: Any) -> Guardable | None:
     Raises:
         ConfigError: If it can't be guarded.
     """
-    from qiskit_ibm_runtime import IBMBackend, RuntimeJobV2, Session
+    from qiskit_ibm_runtime import RuntimeJobV2, Session
     from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
 
+    install_hooks()  # from here on what the program itself submits goes to where it asked for
     if isinstance(target, Session):
         if not target._active:
             raise ConfigError("config", f"the session {target.session_id} is closed; there is nothing to guard")
-        if not isinstance(target._backend, IBMBackend) or not target.session_id:
+        place = _on_service(target._backend, target)
+        if place.is_local or not target.session_id:
             return None
-        return Guardable(_on_service(target._backend, None).client, session_id=target.session_id)
+        return Guardable(place.client, session_id=target.session_id)
     if isinstance(target, RuntimeJobV2):
-        return Guardable(target._api_client, job_id=target.job_id())
+        return Guardable(client_of_job(target), job_id=target.job_id())
     if isinstance(target, LocalRuntimeJob):
+        check_computes_here(target.backend())
         return None
     raise ConfigError("config", f"a job, a Session or a Batch can be guarded, not {type(target).__name__}")

@@ -122,6 +122,23 @@ held = submit(isa, "ibm_brisbane", service=service(), shots=64, tags=TAGS, on_st
 queued.wait()
 """
 
+TWO_INSTANCES = """
+account = connect(ibm.port, "local-key", instance=None)
+backends = {{name: account.backend("ibm_brisbane", instance=name) for name in {instances!r}}}
+held = [(submit(isa, backends[name], shots=64, tags=TAGS), name) for name in {instances!r} * 4]
+while any(each.job_id is None for each, _ in held):
+    time.sleep(0.005)
+for each, _ in held:
+    say("submitted", each.job_id)
+say("all", *(f"{{each.job_id}}={{name}}" for each, name in held))
+for each, _ in held:
+    try:
+        say("result", each.result().job_id)
+    except RunError as error:
+        say("raised", time.monotonic_ns(), type(error).__name__, error.job_id, error.reason.replace("\\n", " "))
+"""
+"""Runs at several instances at once."""
+
 EXIT = f"""
 {LIVE_RUN}
 say("dying", time.monotonic_ns())

@@ -33,6 +33,9 @@ from .judge import JobSeen, TrySeen
 
 CONTROL_TAG = "drill-control"
 
+INSTANCES = ("localqpu", "second")
+"""Those of the service. What does not ask for one is at the first."""
+
 
 class Stopped(Exception):
     """The drill is to end."""
@@ -74,7 +77,7 @@ class Lane:
         self.row_troubles: list[str] = []
         self._server: Server | None = None
         self._wrong: tuple[WrongClock, Zygote] | None = None
-        self.ibm = local.start()
+        self.ibm = local.start(instances=INSTANCES)
         self._zygote = Zygote(self.ibm.port)
 
     def begin(self) -> None:
