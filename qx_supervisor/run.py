@@ -97,7 +97,8 @@ def run(
             away and given back.
 
     Returns:
-        The result: Qiskit's `PrimitiveResult` with `counts`, `job_id` and more within reach.
+        The result: Qiskit's `PrimitiveResult` with `counts`, `job_id` and more within reach. Where `pubs` is a list, be
+        it of one, `counts` and the like are lists too.
 
     Raises:
         ConfigError: The call can't be carried out; nothing was submitted.

@@ -351,6 +351,8 @@ class Worker:
             self._say("transpile", "transpiling", f"for {target.name}")
             level, seed = request.optimization_level, request.seed_transpiler
             pubs = service.to_isa(pubs, foreign, target, request.kind, level=level, seed=seed)
+        if not target.is_local:
+            service.check_angles(pubs, target)
         primitive = request.primitive
         if primitive is None:
             primitive = service.make_primitive(request.kind, target, request.options, request.shots)
@@ -440,7 +442,7 @@ class Worker:
         assert self._target is not None
         self._say("submit", "simulating", "on this machine, unguarded")
         job = service.run_local(primitive, pubs, self.request.kind, self.request.shots)
-        result = RunResult(job.result(), job.job_id(), self._target.name)
+        result = RunResult(job.result(), job.job_id(), self._target.name, is_list=self.request.is_list)
         self._say("results", "done")
         return result
 
@@ -550,7 +552,8 @@ class Worker:
         assert self._target is not None
         self._stand_down()
         self._wait_for_cost()
-        result = RunResult(decoded, str(self.job_id), self._target.name, self._details.qpu_seconds)
+        cost, is_list = self._details.qpu_seconds, self.request.is_list
+        result = RunResult(decoded, str(self.job_id), self._target.name, cost, is_list=is_list)
         self._say("results", "done")
         self._end(result)
 

@@ -1,6 +1,7 @@
 """Qiskit's client for IBM Quantum: the only folder that touches `qiskit_ibm_runtime`.
 
 `accounts`     the accounts that the user has saved
+`saved`        what may be wrong with them
 `access`       the way to an instance: its credentials, and the service as the watcher's `remote` speaks to it
 `targets`      backends, sessions and batches that are asked for
 `circuits`     circuits made for a backend
@@ -15,7 +16,7 @@ against the pinned minor version: the client's REST session (address, token mana
 which every POST of a job passes, and the decoders of a job's results.
 """
 
-from . import accounts
+from . import accounts, saved
 from .access import (
     account_name,
     address,
@@ -26,7 +27,7 @@ from .access import (
     server_clock,
 )
 from .adoption import Adopter, be_adopted
-from .circuits import not_isa, to_isa
+from .circuits import check_angles, not_isa, to_isa
 from .failures import describe, is_ambiguous, is_unauthorized
 from .post import TAGS, Submission, submit, unwatch_session, watch_session
 from .primitives import class_of, decode, decoders_for, decoders_of, make_primitive, parts_of, run_local, tags_of
@@ -43,6 +44,7 @@ __all__ = [
     "address",
     "backend_asked_for",
     "be_adopted",
+    "check_angles",
     "class_of",
     "clients_of",
     "credentials",
@@ -60,6 +62,7 @@ __all__ = [
     "parts_of",
     "remote_of",
     "run_local",
+    "saved",
     "server_clock",
     "submit",
     "tags_of",
