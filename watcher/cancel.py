@@ -188,6 +188,7 @@ class Cancellation(Effort):
         self._crowd = crowd or Crowd(remote, "", clock)
         self._latest = -math.inf  # when the last request was answered, or given up
         self._look = _FIRST_LOOK
+        self.final: JobState | None = None  # how it ended
 
     def advance(self) -> Outcome | float:
         """Ask for the cancel if that is due, and read the state."""
@@ -215,11 +216,19 @@ class Cancellation(Effort):
     def _read(self) -> JobState:
         state = self._crowd.state(self.job, self._latest)
         self._latest = self._clock()
+        if state.is_final:
+            self.final = state
         return state
 
 
 def cancel(
-    job: str, remote: Remote, clock: Callable[[], float], wait: Callable[[float], bool], *, is_patient: bool = False
+    job: str,
+    remote: Remote,
+    clock: Callable[[], float],
+    wait: Callable[[float], bool],
+    *,
+    is_patient: bool = False,
+    ended: Callable[[JobState], object] = lambda _: None,
 ) -> tuple[Outcome, str]:
     """Cancel a job and wait until that is confirmed.
 
@@ -229,6 +238,7 @@ def cancel(
         clock: Seconds, monotonic.
         wait: Waits for so many seconds; True ends the attempt.
         is_patient: Whether the service is left alone while it asks for that. Who is about to end has no time for it.
+        ended: Called with how the job ended, once that is read.
 
     Returns:
         How it ended, and what stood in the way if it is "unconfirmed".
@@ -237,6 +247,8 @@ def cancel(
     while True:
         outcome = (is_patient and remote.seconds_closed()) or cancellation.step()
         if isinstance(outcome, str):
+            if cancellation.final is not None:
+                ended(cancellation.final)
             return outcome, ""
         if wait(outcome):
             return "unconfirmed", cancellation.trouble or "the job is not final yet"

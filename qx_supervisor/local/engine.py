@@ -5,6 +5,7 @@ Importing this module imports localqpu, and with it Qiskit: seconds. The server 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Sequence
@@ -13,17 +14,19 @@ from typing import Any
 from localqpu.app import build_context, scenario_fault_policy
 from localqpu.context import ServerConfig
 from localqpu.ibm.job_routes import register_job_routes
-from localqpu.ibm.routes import job_to_api, register_ibm_routes
+from localqpu.ibm.routes import job_to_api, register_ibm_routes, submit_job
 from localqpu.ibm.session_routes import register_session_routes
-from localqpu.scenario import ScenarioError, ensure_known_backends, parse_scenario
+from localqpu.scenario import ScenarioError, UsageSettings, ensure_known_backends, parse_scenario
 from localqpu.server import Request, Response, Router
 
+from .english import english
 from .jobs import Jobs, Record, Told
 from .messages import Call, Reply, problem
 from .tokens import Tokens
 
 _PAGE = 20  # jobs a page where the client names no limit
 _LARGEST_PAGE = 200  # as at IBM
+_PERIOD = datetime.timedelta(days=28)  # of an instance's time
 
 Params = dict[str, str]
 Query = dict[str, list[str]]
@@ -35,6 +38,7 @@ class Engine:
     def __init__(self, backends: Sequence[str], tokens: Tokens) -> None:
         self._context = build_context(ServerConfig(backends=tuple(backends)))
         self._tokens = tokens
+        self._began = datetime.datetime.now(datetime.UTC)
         self.backends: list[str] = self._context.catalog.names
         self.jobs = Jobs(self._context.scenario_state, self._context.config.max_sim_qubits)
         self._context.jobs.shutdown()
@@ -48,6 +52,10 @@ class Engine:
         if call.path.startswith("/api/v1/") and not self._tokens.accepts(call.authorization):
             return problem(401, "The access token is invalid or has expired.")
         response = self._router.dispatch(Request(call.method, call.path, call.query, call.body))
+        if response.status >= 400 and isinstance(response.body, dict):
+            message = _message(response.body)
+            if english(message) != message:
+                return problem(response.status, english(message))
         return Reply(response.status, response.encode(), response.content_type)
 
     def set_scenario(self, raw: object) -> Reply:
@@ -56,7 +64,7 @@ class Engine:
             scenario = parse_scenario(raw)
             ensure_known_backends(scenario, self.backends)
         except ScenarioError as error:
-            return problem(400, str(error))
+            return problem(400, english(str(error)))
         self._context.scenario_state.set_scenario(scenario)
         return Reply(204)
 
@@ -73,6 +81,8 @@ class Engine:
         """Ours first, since the first match is taken. localqpu's control and AWS routes stay out."""
         router = Router()
         router.add("POST", "/identity/token", self._issue_token)
+        router.add("GET", "/api/v1/instances/usage", self._get_usage)
+        router.add("POST", "/api/v1/jobs", self._submit_job)
         router.add("GET", "/api/v1/jobs", self._list_jobs)
         router.add("GET", "/api/v1/jobs/{job_id}", self._get_job)
         router.add("GET", "/api/v1/jobs/{job_id}/metrics", self._get_metrics)
@@ -97,6 +107,25 @@ class Engine:
                 "token_type": "Bearer",
                 "expires_in": lifetime,
                 "expiration": expiry,
+            },
+        )
+
+    def _submit_job(self, request: Any, params: Params) -> Any:
+        """Take a job. An instance that has used up its time takes jobs too, which wait; localqpu refuses them."""
+        context = dataclasses.replace(self._context, scenario_state=_Unlimited(self._context.scenario_state))
+        return submit_job(context, request, params)
+
+    def _get_usage(self, _request: Any, _params: Params) -> Any:
+        """What the instance has used up, and of which period that is told."""
+        usage = self._context.scenario_state.current().usage
+        return Response(
+            200,
+            {
+                "usage_consumed_seconds": usage.consumed_seconds,
+                "usage_limit_seconds": usage.limit_seconds,
+                "usage_allocation_seconds": usage.limit_seconds,
+                "usage_limit_reached": usage.is_exhausted,
+                "usage_period": {"start_time": _iso(self._began), "end_time": _iso(self._began + _PERIOD)},
             },
         )
 
@@ -173,6 +202,28 @@ class Engine:
             return _refuse(404, f"Session {session_id} not found.")
         self.jobs.cancel_queued(session_id)
         return Response(204)
+
+
+class _Unlimited:
+    """A scenario in which no time is used up."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def current(self) -> Any:
+        """The scenario, but for that."""
+        return dataclasses.replace(self._state.current(), usage=UsageSettings())
+
+
+def _iso(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _message(body: dict[str, Any]) -> str:
+    """The message of an error of localqpu's."""
+    errors = body.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else body
+    return str(first.get("message") or first.get("errorMessage") or "")
 
 
 def _refuse(status: int, message: str) -> Any:

@@ -24,6 +24,7 @@ from localqpu.clock import utc_now_iso
 from localqpu.programs import find_program_runner
 from localqpu.programs.base import ExecutionSettings, ProgramInputError
 
+from .english import english
 from .records import FINAL, Job
 
 Hold = Literal["queued", "running"] | None
@@ -326,9 +327,9 @@ class Jobs:
         try:
             payload = find_program_runner(record.program_id)(params, record.settings).payload
         except ProgramInputError as error:
-            reason = str(error)
+            reason = english(str(error))
         except Exception as error:  # noqa: BLE001 - whatever a simulator raises is the job's failure, not the service's
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {english(str(error))}"
         with self._changed:
             if record.is_final or self._jobs.get(record.job_id) is not record:
                 return
@@ -371,4 +372,5 @@ def _may_leave_queue(record: Record, scenario: Any) -> bool:
         record.ticks > scenario.queue.polls_before_running
         and waited >= scenario.queue.delay_seconds
         and scenario.backend_override(record.backend_name).status != "offline"
+        and not scenario.usage.is_exhausted
     )

@@ -7,6 +7,7 @@
 `circuits`     circuits made for a backend
 `primitives`   samplers and estimators, and their results
 `post`         the POST of a job, and who is asked about it
+`advice`       what the client warns of at a submission
 `adoption`     what a driver that knows nothing of us does
 `connections`  those that a forked child must not share
 `failures`     what the client's errors mean
@@ -28,7 +29,7 @@ from .access import (
 )
 from .adoption import Adopter, be_adopted
 from .circuits import check_angles, not_isa, to_isa
-from .failures import describe, is_ambiguous, is_unauthorized
+from .failures import describe, is_ambiguous, is_unauthorized, said, status_of
 from .post import TAGS, Submission, submit, unwatch_session, watch_session
 from .primitives import class_of, decode, decoders_for, decoders_of, make_primitive, parts_of, run_local, tags_of
 from .targets import Guardable, Target, backend_asked_for, find_target, instances_near, what_to_guard
@@ -62,8 +63,10 @@ __all__ = [
     "parts_of",
     "remote_of",
     "run_local",
+    "said",
     "saved",
     "server_clock",
+    "status_of",
     "submit",
     "tags_of",
     "to_isa",

@@ -74,9 +74,10 @@ def check_angles(pubs: Sequence[Any], target: Target) -> None:
         message = is_valid_rzz_pub(pub)
         if message:
             which = f" (number {index})" if len(pubs) > 1 else ""
+            said = f"{message[:1].lower()}{message[1:].rstrip('.')}{which}"
             raise ConfigError(
                 "config",
-                f"{message[:1].lower()}{message[1:].rstrip('.')}{which}; give values that keep the angle in that range, bind the parameters "
+                f"{said}; give values that keep the angle in that range, bind the parameters "
                 "before, so that the transpiler folds the angle, or use the backend without use_fractional_gates=True",
             )
 

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from ..ours import remote
+from . import advice
 from .failures import api_error, is_ambiguous
 
 
@@ -102,6 +103,7 @@ def install_hooks() -> None:
             RuntimeClient.program_run = _asking(RuntimeClient.program_run)
         if not is_hooked(PostForcelistRetry.increment):
             PostForcelistRetry.increment = _asking_before_retry(PostForcelistRetry.increment)
+        advice.let_none_end(lambda: _submission.get() is not None)
 
 
 def is_hooked(method: Callable[..., Any]) -> bool:
