@@ -103,7 +103,7 @@ class Jobs:
         self._live: dict[str, Record] = {}  # those not final: a tick costs nothing for the thousands that are
         self._cancel_requests: Counter[str] = Counter()
         self._hold: Hold = None
-        self._cancel_lag = 0.0
+        self._cancel_lag: float | None = 0.0  # None: a cancel has no effect
         self.told = Told()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="simulation")
         self._due = threading.Event()
@@ -156,6 +156,8 @@ class Jobs:
                 return "not_found"
             if record.is_final:
                 return "already_final"
+            if self._cancel_lag is None:
+                return "cancelled"
             if not self._cancel_lag:
                 self._end_cancelled(record)
             elif record.cancel_due is None:
@@ -226,8 +228,8 @@ class Jobs:
 
     # What the control routes call
 
-    def hold(self, where: Hold, cancel_lag: float) -> None:
-        """Hold jobs from now on, or let them go; and set how long a cancel takes to come true, in seconds."""
+    def hold(self, where: Hold, cancel_lag: float | None) -> None:
+        """Hold jobs from now on, or let them go; and set how long a cancel takes to come true, in seconds, if ever."""
         with self._changed:
             self._hold, self._cancel_lag = where, cancel_lag
             self._due.set()
@@ -315,7 +317,8 @@ class Jobs:
             record.status, record.running_at = "Running", utc_now_iso()
             self._changed.notify_all()
             return
-        reason = planned.reason or f"The scenario has this job {planned.outcome}."
+        # "" is a reason too: none is told.
+        reason = f"The scenario has this job {planned.outcome}." if planned.reason is None else planned.reason
         self._end(record, planned.outcome.capitalize(), reason, planned.reason_code)
 
     def _simulate(self, record: Record, params: dict[str, Any]) -> None:
