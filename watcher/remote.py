@@ -408,7 +408,8 @@ def watcher_remote(credentials: Credentials) -> tuple[Remote, Token]:
 def token_service(error: Any) -> str:
     """What the token service answered, by an `ApiException` of IBM's library."""
     answer = getattr(error, "http_response", None)
-    return "the token " + words.answered(error.status_code or 0, answer.text if answer is not None else "")[4:]
+    text = answer.text if answer is not None else ""
+    return f"the token service answered {words.status_and_words(error.status_code or 0, text)}"
 
 
 def retry_after(value: str | None) -> float | None:

@@ -73,15 +73,20 @@ def _characters(escaped: re.Match[str]) -> str:
 
 
 def answered(status: int, text: str) -> str:
-    """An answer with an error status, in words."""
+    """An answer of the service's with an error status, in words."""
+    return f"the service answered {status_and_words(status, text)}"
+
+
+def status_and_words(status: int, text: str) -> str:
+    """An answer's status, and what it says."""
     found = said(text)
     what = found.message if found.code == status else str(found)
     if not what:
         try:
             what = HTTPStatus(status).phrase
         except ValueError:
-            return f"the service answered {status}"
-    return f"the service answered {status}: {what}"
+            return str(status)
+    return f"{status}: {what}"
 
 
 def code(value: Any) -> int | str | None:
