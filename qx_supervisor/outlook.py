@@ -51,12 +51,14 @@ class Outlook:
             return self._known
 
     def _look(self) -> None:
+        # What can't be read is not known to be in the way; of trouble on the way there the job's own state tells.
         found = []
-        try:
+        with contextlib.suppress(remote.RemoteError):
             found.append(away(self._backend, self._there.backend_status(self._backend)))
+        with contextlib.suppress(remote.RemoteError):
             found.append(used_up(self._there.usage()))
-        except remote.RemoteError:
-            return  # what is known stays so; whoever reads the job's state tells of the trouble
+        if not found:
+            return
         why = "; ".join(filter(None, found))
         with self._lock:
             self._known = f"{why}; the job waits until that changes, unless you cancel it" if why else ""

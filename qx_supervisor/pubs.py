@@ -155,7 +155,8 @@ def _check_measurements(circuit: Any, which: str) -> None:
             f"the circuit measures into a classical bit that is in no register{which}: number {places}; results come "
             "by register, so it would be lost: add circuit.add_register(ClassicalRegister(bits=[...], name=...))"
         )
-    taken: frozenset[str] = getattr(DataBin, "_RESTRICTED_NAMES", frozenset())
+    # They are made with `DataBin(shape=..., **{name: bits})`.
+    taken = {"self", *getattr(DataBin, "_RESTRICTED_NAMES", ())}
     for register in circuit.cregs:
         if register.name in taken:
             raise _refuse(

@@ -712,6 +712,11 @@ class Worker:
     def after_post(self, *, ambiguous: bool) -> None:
         """Nothing is to be done: `_work` sees how it went."""
 
+    def advised(self, message: str) -> None:
+        """The client says before the POST that the job may have to wait: the backend is paused, say."""
+        logger.warning("%s", message, extra={"in_panel": True})
+        self._say("submit", self.status.state, message)
+
     def before_post(self) -> None:
         """The watcher acknowledges the intent before the POST leaves."""
         self._pause_if_stopped()

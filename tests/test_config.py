@@ -179,7 +179,7 @@ def test_a_loose_bit_that_is_not_measured(service: QiskitRuntimeService, ibm: lo
     assert run(circuit, BACKEND, service=service, shots=10, panel=None).counts == {"1": 10}
 
 
-@pytest.mark.parametrize("name", ["values", "shape", "keys"])
+@pytest.mark.parametrize("name", ["values", "shape", "self"])
 def test_a_register_that_results_have_no_place_for(refused: Refused, name: str) -> None:
     circuit = QuantumCircuit(QuantumRegister(1), ClassicalRegister(1, name))
     circuit.measure(0, 0)

@@ -109,6 +109,15 @@ def test_advice_ends_no_submission(ibm: local.Service, running: Running) -> None
     """Warnings are errors here, as in many a test run; and nothing is wrong with the job."""
     ibm.scenario({"backends": {BACKEND: {"status": "paused"}}})
     assert running().result().counts == {"1": 16}
+    assert f"The backend {BACKEND} currently has a status of paused." in [each.detail for each in running.statuses]
+    ibm.hold("queued")
+    ibm.scenario({"usage": USED_UP})
+    before = ibm.cursor()
+    job = running()
+    ibm.wait_for("GET", ONE_JOB, after=before)
+    [told] = [each.detail for each in running.statuses if "no more time" in each.detail or "limit" in each.detail]
+    assert "instances/" not in told
+    assert job.cancel() == "confirmed"
 
 
 @pytest.mark.filterwarnings("ignore:.*usage limit:UserWarning")

@@ -103,7 +103,16 @@ def install_hooks() -> None:
             RuntimeClient.program_run = _asking(RuntimeClient.program_run)
         if not is_hooked(PostForcelistRetry.increment):
             PostForcelistRetry.increment = _asking_before_retry(PostForcelistRetry.increment)
-        advice.let_none_end(lambda: _submission.get() is not None)
+        advice.let_none_end(_advised)
+
+
+def _advised(message: str) -> bool:
+    submission = _submission.get()
+    # A run of ours; whoever is asked about the POST alone is not known yet.
+    advised = getattr(submission, "advised", None)
+    if advised is not None:
+        advised(message)
+    return advised is not None
 
 
 def is_hooked(method: Callable[..., Any]) -> bool:
