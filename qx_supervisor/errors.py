@@ -29,6 +29,9 @@ CancelOutcome = Literal["confirmed", "handed over", "unconfirmed", "nothing to c
 could be had, so look after the job yourself; no job was there; it was not cancelled, for `keep_on_sigterm` asks to have
 it kept for its grace."""
 
+JobState = Literal["completed", "failed", "cancelled"]
+"""How a job ended."""
+
 
 class QxError(Exception):
     """The root of this package's errors."""
@@ -41,13 +44,26 @@ class RunError(QxError):
         stage: Where: "config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job" or "results".
         reason: Why, and what to do next.
         job_id: The job at IBM Quantum, or None if there was none.
+        code: IBM Quantum's own code of what went wrong, such as 1305; None where it gave none.
+        service_message: Its own words, whole: the reason of a job that failed or was cancelled, or the traceback in its
+            results; the message with which a submission was refused; "" where it said nothing.
     """
 
-    def __init__(self, stage: Stage, reason: str, job_id: str | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        reason: str,
+        job_id: str | None = None,
+        *,
+        code: int | str | None = None,
+        service_message: str = "",
+    ) -> None:
         super().__init__(stage, reason, job_id)
         self.stage: Stage = stage
         self.reason = reason
         self.job_id = job_id
+        self.code = code
+        self.service_message = service_message
 
     def __str__(self) -> str:
         return f"{self.reason} (job {self.job_id})" if self.job_id and self.job_id not in self.reason else self.reason
@@ -61,7 +77,8 @@ class RunError(QxError):
         return html.card("bad", html.text(type(self).__name__), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.stage, self.reason, self.job_id)
+        more = {"code": self.code, "service_message": self.service_message}
+        return type(self), (self.stage, self.reason, self.job_id), more
 
 
 class ConfigError(RunError):
@@ -97,17 +114,27 @@ class Interrupted(BaseException):
         cancel: "confirmed": the job is cancelled or final. "handed over": the watcher finishes the cancel. "nothing to
             cancel": nothing had been submitted. "unconfirmed": the cancel could neither be confirmed nor handed over.
             "kept": the job is left to its grace, as `keep_on_sigterm` asks.
+        job_state: How the job ended, where that is known: "cancelled", or "completed" or "failed" where the cancel came
+            too late; else None. What was executed is billed, and a result can be fetched.
     """
 
-    def __init__(self, job_id: str | None, signum: int, cancel: CancelOutcome) -> None:
+    def __init__(
+        self, job_id: str | None, signum: int, cancel: CancelOutcome, job_state: JobState | None = None
+    ) -> None:
         super().__init__(job_id, signum, cancel)
         self.job_id = job_id
         self.signum = signum
         self.cancel: CancelOutcome = cancel
+        self.job_state: JobState | None = job_state
 
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name
         job = f"job {self.job_id}: " if self.job_id else ""
+        if self.cancel == "confirmed" and self.job_state == "completed":
+            how = "it completed before the cancel could stop it; its result is at"
+            return f"interrupted by {name}; {job}{how} service.job({self.job_id!r}).result()"
+        if self.cancel == "confirmed" and self.job_state == "failed":
+            return f"interrupted by {name}; {job}it failed before it could be cancelled"
         said = {
             "confirmed": "cancelled, and confirmed",
             "handed over": "the watcher is cancelling it",
@@ -123,7 +150,7 @@ class Interrupted(BaseException):
         return html.card("warning", "Interrupted", [("reason", html.text(self))])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return interrupted, (self.job_id, self.signum, self.cancel)
+        return interrupted, (self.job_id, self.signum, self.cancel, self.job_state)
 
 
 class _InterruptedByKeyboard(Interrupted, KeyboardInterrupt):
@@ -133,8 +160,10 @@ class _InterruptedByKeyboard(Interrupted, KeyboardInterrupt):
 class _InterruptedToExit(Interrupted, SystemExit):
     """SIGTERM or SIGHUP."""
 
-    def __init__(self, job_id: str | None, signum: int, cancel: CancelOutcome) -> None:
-        super().__init__(job_id, signum, cancel)
+    def __init__(
+        self, job_id: str | None, signum: int, cancel: CancelOutcome, job_state: JobState | None = None
+    ) -> None:
+        super().__init__(job_id, signum, cancel, job_state)
         self.code = 128 + signum
 
 
@@ -143,7 +172,9 @@ for _kind in (_InterruptedByKeyboard, _InterruptedToExit):
     _kind.__name__ = _kind.__qualname__ = "Interrupted"
 
 
-def interrupted(job_id: str | None, signum: int, cancel: CancelOutcome) -> Interrupted:
+def interrupted(
+    job_id: str | None, signum: int, cancel: CancelOutcome, job_state: JobState | None = None
+) -> Interrupted:
     """The `Interrupted` for a signal: also a `KeyboardInterrupt`, or also a `SystemExit`."""
     kind = _InterruptedByKeyboard if signum == signal.SIGINT else _InterruptedToExit
-    return kind(job_id, signum, cancel)
+    return kind(job_id, signum, cancel, job_state)

@@ -40,7 +40,7 @@ def _package() -> str:
 
 
 if TYPE_CHECKING:
-    from watcher import cancel, ledger, place, protocol, remote
+    from watcher import cancel, ledger, place, protocol, remote, words
     from watcher.ledger.postgres import SharedLedger
 else:
     _name = _package()
@@ -48,7 +48,9 @@ else:
     def _module(part: str) -> ModuleType:
         return importlib.import_module(f"{_name}.{part}")
 
-    cancel, ledger, place, protocol, remote = map(_module, ("cancel", "ledger", "place", "protocol", "remote"))
+    cancel, ledger, place, protocol, remote, words = map(
+        _module, ("cancel", "ledger", "place", "protocol", "remote", "words")
+    )
 
 
 
@@ -58,4 +60,4 @@ def shared_ledger() -> type[SharedLedger]:
     return found
 
 
-__all__ = ["FOLDER", "cancel", "ledger", "place", "protocol", "remote", "shared_ledger"]
+__all__ = ["FOLDER", "cancel", "ledger", "place", "protocol", "remote", "shared_ledger", "words"]

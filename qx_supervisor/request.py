@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .pubs import Kind, coerce
 from .status import Status
 
 USER_TAGS = 5
@@ -23,8 +24,6 @@ KEY_LENGTH = 200
 SHORTEST_POLL = 0.1
 """Seconds; the official client's floor."""
 
-Kind = Literal["sampler", "estimator"]
-
 
 @dataclass(frozen=True)
 class Request:
@@ -34,6 +33,7 @@ class Request:
         pubs: Qiskit's `SamplerPub`s or `EstimatorPub`s.
         kind: Which of the two.
         primitive: The user's own primitive object, or None.
+        is_list: Whether the call named a list of circuits or PUBs, be it of one: then it is given lists.
     """
 
     pubs: list[Any]
@@ -54,6 +54,7 @@ class Request:
     key: str | None = None
     grace: float = 0.0
     keep_on_sigterm: bool = False
+    is_list: bool = False
 
     @property
     def width(self) -> int:
@@ -105,8 +106,9 @@ def check(
     _seconds(timeout, "timeout", 0.0)
     _seconds(poll_interval, "poll_interval", SHORTEST_POLL)
     _check_key(key, grace, keep_on_sigterm=keep_on_sigterm)
+    coerced, is_list = coerce(pubs, kind, shots)
     return Request(
-        pubs=_coerce(pubs, kind, shots),
+        pubs=coerced,
         kind=kind,
         primitive=own,
         backend=backend,
@@ -124,6 +126,7 @@ def check(
         key=key,
         grace=float(grace),
         keep_on_sigterm=keep_on_sigterm,
+        is_list=is_list,
     )
 
 
@@ -178,56 +181,6 @@ def _kind(primitive: Any) -> tuple[Kind, Any]:
         return "estimator", primitive
     given = repr(primitive) if isinstance(primitive, str) else type(primitive).__name__
     raise _refuse(f'primitive must be "sampler", "estimator" or a primitive object (version 2), not {given}')
-
-
-def _coerce(pubs: Any, kind: Kind, shots: int | None) -> list[Any]:
-    from qiskit import QuantumCircuit
-    from qiskit.primitives.containers.estimator_pub import EstimatorPub
-    from qiskit.primitives.containers.sampler_pub import SamplerPub
-
-    single = isinstance(pubs, QuantumCircuit | SamplerPub | EstimatorPub)
-    if isinstance(pubs, tuple) and pubs and isinstance(pubs[0], QuantumCircuit):
-        single = len(pubs) == 1 or not all(isinstance(item, QuantumCircuit) for item in pubs)
-    try:
-        items = [pubs] if single else list(pubs)
-    except TypeError:
-        raise _refuse(f"a circuit, a list of circuits or PUBs is needed, not {type(pubs).__name__}") from None
-    if not items:
-        raise _refuse("the list of circuits is empty; give at least one")
-    return [_coerce_one(item, kind, shots, i if len(items) > 1 else None) for i, item in enumerate(items)]
-
-
-def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> Any:
-    from qiskit import QuantumCircuit
-    from qiskit.primitives.containers.estimator_pub import EstimatorPub
-    from qiskit.primitives.containers.sampler_pub import SamplerPub
-
-    which = "" if index is None else f" (number {index})"
-    first = item[0] if isinstance(item, tuple | list) and len(item) else item
-    if not isinstance(first, QuantumCircuit | SamplerPub | EstimatorPub):
-        raise _refuse(f"not a circuit{which}: {type(first).__name__}; give a QuantumCircuit or a PUB")
-    if kind == "estimator" and isinstance(item, QuantumCircuit):
-        raise _refuse(f"an estimator needs observables too{which}; give (circuit, observables)")
-    try:
-        pub = SamplerPub.coerce(item, shots) if kind == "sampler" else EstimatorPub.coerce(item)
-    except Exception as error:  # noqa: BLE001 - Qiskit raises of many kinds here
-        raise _refuse(f"the PUB does not fit a{'n' if kind == 'estimator' else ''} {kind}{which}: {error}") from None
-    if kind == "sampler" and not measures(pub.circuit):
-        raise _refuse(f"the circuit measures nothing{which}; add circuit.measure_all()")
-    return pub
-
-
-def measures(circuit: Any) -> bool:
-    """Whether a circuit measures anything, in its blocks and gates too."""
-    for instruction in circuit.data:
-        if instruction.operation.name == "measure":
-            return True
-        if any(measures(block) for block in getattr(instruction.operation, "blocks", ())):
-            return True
-        body = getattr(instruction.operation, "definition", None) if instruction.clbits else None
-        if body is not None and measures(body):
-            return True
-    return False
 
 
 def _whole(value: Any, name: str, least: int) -> None:

@@ -25,15 +25,26 @@ class RunResult:
         primitive_result: Qiskit's result, whole.
         qpu_seconds: QPU time that is charged, in seconds. None: not known, or pending still, which it may be for a
             while after the job's end; it is asked for where a panel is shown.
+        is_list: Whether `counts` and the like are lists with an item for each PUB, as the call named a list; else they
+            are the one PUB's own. None: a list for any number of PUBs but one.
     """
 
+    is_list: bool | None = None  # what was pickled before there was this has none of its own
+
     def __init__(
-        self, primitive_result: PrimitiveResult[Any], job_id: str, backend: str, qpu_seconds: float | None = None
+        self,
+        primitive_result: PrimitiveResult[Any],
+        job_id: str,
+        backend: str,
+        qpu_seconds: float | None = None,
+        *,
+        is_list: bool | None = None,
     ) -> None:
         self.primitive_result = primitive_result
         self.job_id = job_id
         self.backend = backend
         self.qpu_seconds = qpu_seconds
+        self.is_list = is_list
 
     def __getitem__(self, index: int) -> PubResult:
         return self.primitive_result[index]
@@ -69,7 +80,7 @@ class RunResult:
         circuit stands leftmost.
 
         Returns:
-            A dict `{bit string: count}`; for several PUBs, a list of such dicts in their order.
+            A dict `{bit string: count}`; where the call named a list, be it of one circuit, a list of such dicts.
 
         Raises:
             AttributeError: For an estimator's result, and for measurements that are not bits.
@@ -81,7 +92,8 @@ class RunResult:
         """An estimator's expectation values.
 
         Returns:
-            An array in the PUB's shape, shape () for one observable; for several PUBs, a list of such arrays.
+            An array in the PUB's shape, shape () for one observable; where the call named a list, a list of such
+            arrays.
 
         Raises:
             AttributeError: For a sampler's result.
@@ -99,25 +111,33 @@ class RunResult:
 
     def _each(self, read: Any) -> Any:
         values = [read(pub) for pub in self]
-        return values[0] if len(values) == 1 else values
+        is_list = len(values) != 1 if self.is_list is None else self.is_list
+        return values if is_list else values[0]
 
 
 def _pubs(number: int) -> str:
     return "1 PUB" if number == 1 else f"{number} PUBs"
 
 
+def is_estimate(pub: PubResult) -> bool:
+    """Whether a PUB's result is an estimator's; a sampler's register may have any name, "evs" too."""
+    return "evs" in pub.data and "stds" in pub.data and not hasattr(pub.data["evs"], "get_counts")
+
+
 def counts_of(pub: PubResult) -> dict[str, int]:
     """How often each bit string was measured in a PUB; raises as `RunResult.counts` does."""
-    if not hasattr(pub, "join_data") or "evs" in pub.data:
+    if not hasattr(pub, "join_data") or is_estimate(pub):
         raise AttributeError("an estimator's result has no counts; see expectation_values")
-    joined = pub.join_data()
+    # A register without bits has nothing to count, and Qiskit can't join it to the others.
+    names = [name for name in pub.data if getattr(pub.data[name], "num_bits", 1)]
+    joined: Any = pub.join_data(names) if names else None
     if not hasattr(joined, "get_counts"):
         raise AttributeError("this result holds no bits to count; see result[0].data")
     return dict(joined.get_counts())
 
 
 def _field(pub: PubResult, name: str, asked: str) -> Any:
-    if name not in pub.data:
+    if not is_estimate(pub):
         raise AttributeError(f"a sampler's result has no {asked}; see counts")
     return pub.data[name]
 

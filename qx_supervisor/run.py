@@ -98,7 +98,8 @@ def run(
             away and given back.
 
     Returns:
-        The result: Qiskit's `PrimitiveResult` with `counts`, `job_id` and more within reach.
+        The result: Qiskit's `PrimitiveResult` with `counts`, `job_id` and more within reach. Where `pubs` is a list, be
+        it of one, `counts` and the like are lists too.
 
     Raises:
         ConfigError: The call can't be carried out; nothing was submitted.
@@ -313,11 +314,14 @@ class Run:
     def cancel(self) -> CancelOutcome:
         """Cancel the job, and wait up to ten seconds for the proof.
 
+        A job may complete all the same, also after IBM Quantum has accepted the cancel: then `result()` gives its
+        result.
+
         Returns:
             "confirmed", "handed over", "nothing to cancel" or "unconfirmed", as in `Interrupted`; "kept" where its
             key is another driver's by now.
         """
-        return self._mine().abandon()
+        return self._mine().abandon(wants_result=True)
 
     def detach(self) -> None:
         """Let the job go on by itself: whatever happens to this process, nothing cancels it any more.
@@ -347,6 +351,12 @@ class Run:
             except RuntimeError:
                 pass  # the loop is closed; nobody waits there any more
 
+        def end() -> None:
+            try:
+                self._worker.abandon(wants_result=True)
+            finally:
+                tell(None)  # not when there is a result: that of a job that completed all the same may take a while
+
         def look() -> None:
             # A signal wakes no loop by itself: that of a notebook's kernel would see Ctrl-C at its next message only.
             alarms.append(loop.call_later(interrupts.WAIT_LIMIT, look))
@@ -359,7 +369,7 @@ class Run:
             # In a forked child that leaves the loop every task is cancelled, and the job is the parent's.
             if not self._detached and os.getpid() == self._process:
                 # The job is cancelled, and confirmed, before the task ends, but not at the cost of a second Ctrl-C.
-                crew.ending.do(self._worker.abandon)
+                crew.ending.do(end)
                 await over.wait()
             raise
         finally:
@@ -495,7 +505,7 @@ def _run(request: Request, panel: Panel) -> RunResult:
                 if number is not None:
                     keep = request.keep_on_sigterm and number == signal.SIGTERM
                     outcome = _abandon(worker, wakeup, deliver, keep=keep)
-                    error = interrupted(worker.job_id, number, outcome)
+                    error = interrupted(worker.job_id, number, outcome, worker.job_state)
                     swallowed = interrupts.is_interactive() or interrupts.is_worker()
                     dies_again = number != signal.SIGINT and wakeup.had_default(number) and swallowed
                     wakeup.call_users_handler(number)

@@ -21,7 +21,7 @@ class Status:
         state: What is happening, in words: "queued", "running", "connection lost, retrying", "done" and so on.
         job_id: The job at IBM Quantum, or None while it has no id.
         backend: The backend's name, or "" while it is not chosen.
-        detail: More words, or "".
+        detail: More words, or "": why a queued job may wait without end, for instance.
         watcher: Process id of the watcher that protects the run, or None.
         time: When, in seconds since the epoch.
         shots: How often each circuit is executed, where the call or its PUBs say so; None: the primitive's default.

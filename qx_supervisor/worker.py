@@ -22,10 +22,12 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from . import crew, details, resume, service
+from .endings import ending
 from .errors import (
     CancelOutcome,
     JobCancelled,
     JobFailed,
+    JobState,
     RunError,
     RunTimeout,
     Stage,
@@ -35,6 +37,7 @@ from .errors import (
 from .launch import sweep_window
 from .link import CredentialsSource, Guarded, link
 from .ours import cancel, protocol, remote
+from .outlook import FIRST_LOOK, Outlook, outlook_of, used_up
 from .patience import Patience
 from .poller import ask, poller_of
 from .reap import reap_in_background
@@ -124,7 +127,7 @@ class Worker:
         self._acknowledged: Callable[[], object] = lambda: None
         self._protected = False  # a watcher has acknowledged it
         self._retried = False
-        self._finished = False  # the job is, though the run may have ended before
+        self._final: remote.JobState | None = None  # how the job ended, though the run may have ended before
         self._ended = False
         self._target: service.Target | None = None
         self._alarm: crew.Alarm | None = None
@@ -133,6 +136,8 @@ class Worker:
         self._leave_poller: Callable[[], None] = lambda: None
         self._watched_since = 0.0
         self._seen = ""
+        self._outlook: Outlook | None = None
+        self._hopeless = ""
         self._asks_details = asks_details
         self._details = details.Details()
         self._details_due = 0.0
@@ -144,6 +149,13 @@ class Worker:
     def is_over(self) -> bool:
         """Whether the run has ended, though `outcome` may wait for a status to be received."""
         return self._ended
+
+    @property
+    def job_state(self) -> JobState | None:
+        """How the job ended, where that is known."""
+        if self._final is None:
+            return None
+        return "cancelled" if self._final.is_cancelled else "completed" if self._final.is_completed else "failed"
 
     @property
     def is_detached(self) -> bool:
@@ -173,6 +185,7 @@ class Worker:
         seconds: float = CANCEL_SECONDS,
         *,
         keep: bool = False,
+        wants_result: bool = False,
     ) -> CancelOutcome:
         """End the run: cancel its job, confirm that, and let the watcher stand down, or hand the cancel over to it.
 
@@ -182,10 +195,13 @@ class Worker:
             error: Makes what the run then ends in; by default a `JobCancelled`.
             seconds: How long to try before handing over.
             keep: Leave the job to its grace instead of cancelling it.
+            wants_result: Whether the run goes on to its result where the job has completed all the same.
         """
         if os.getpid() != self._process:
             return "unconfirmed"  # a forked child leaves the parent's `run`; the job is the parent's
         with self._lock:
+            if wants_result and self._phase == "final" and self._abandoned is None and not self._is_cancelled():
+                return "confirmed"  # there is nothing to cancel, and the result is on its way
             first = self._abandoned is None
             if self._abandoned is None:
                 self._abandoned = Future()
@@ -200,10 +216,28 @@ class Worker:
             shared.set_result(outcome)
             if error is not None:
                 self._end(error(outcome))
+            elif wants_result and self._goes_on():
+                pass
             else:
                 how = "left to its grace by this program" if outcome == "kept" else "cancelled by this program"
                 self._end(JobCancelled("job", how, self.job_id), quietly=True)
         return outcome
+
+    def _is_cancelled(self) -> bool:
+        return self._final is not None and self._final.is_cancelled
+
+    def _goes_on(self) -> bool:
+        """Whether the job has ended otherwise than by its cancel: then the run goes on, to its result or failure."""
+        state = self._final
+        if state is None or state.is_cancelled:
+            return False
+        self._leave_poller()
+        with self._lock:
+            self._abandoned = None  # whatever ends the run now has not begun
+            self._phase = "final"
+        self._stop.clear()
+        crew.asking.do(self._doing(functools.partial(self._conclude, state)))
+        return True
 
     def hurry(self) -> CancelOutcome:
         """Hand the cancel that is under way over to the watcher, at once."""
@@ -254,14 +288,17 @@ class Worker:
             left = deadline - time.monotonic()
             return self._hurry.wait(max(0.0, min(seconds, left))) or left <= seconds
 
-        outcome, trouble = cancel.cancel(self.job_id, service.remote_of(self._target.client), time.monotonic, wait)
+        def ended(state: remote.JobState) -> None:
+            self._final = state
+
+        there = service.remote_of(self._target.client)
+        outcome, trouble = cancel.cancel(self.job_id, there, time.monotonic, wait, ended=ended)
         if outcome == "unconfirmed":
             if trouble:
                 logger.warning("job %s: its cancel is not confirmed yet: %s", self.job_id, trouble)
             return self._hand_over()
         self._stand_down()
-        self._finished = outcome == "finished"
-        self._say("job", "finished before it could be cancelled" if self._finished else "cancelled")
+        self._say("job", "finished before it could be cancelled" if outcome == "finished" else "cancelled")
         return "confirmed"
 
     def _hand_over(self) -> CancelOutcome:
@@ -311,8 +348,11 @@ class Worker:
         }
 
         def error(outcome: CancelOutcome) -> RunTimeout:
-            late = f"but the job had finished by then; see service.job({self.job_id!r})"
-            how = late if self._finished else said[outcome]
+            how = said[outcome]
+            if self.job_state == "completed":
+                how = f"but the job had finished by then; see service.job({self.job_id!r})"
+            elif self.job_state == "failed":
+                how = f"but the job had failed by then; see service.job({self.job_id!r})"
             return RunTimeout("timeout", f"no result within {self.request.timeout:g} s, {how}", self.job_id)
 
         self.abandon(error)
@@ -351,6 +391,8 @@ class Worker:
             self._say("transpile", "transpiling", f"for {target.name}")
             level, seed = request.optimization_level, request.seed_transpiler
             pubs = service.to_isa(pubs, foreign, target, request.kind, level=level, seed=seed)
+        if not target.is_local:
+            service.check_angles(pubs, target)
         primitive = request.primitive
         if primitive is None:
             primitive = service.make_primitive(request.kind, target, request.options, request.shots)
@@ -446,7 +488,7 @@ class Worker:
         assert self._target is not None
         self._say("submit", "simulating", "on this machine, unguarded")
         job = service.run_local(primitive, pubs, self.request.kind, self.request.shots)
-        result = RunResult(job.result(), job.job_id(), self._target.name)
+        result = RunResult(job.result(), job.job_id(), self._target.name, is_list=self.request.is_list)
         self._say("results", "done")
         return result
 
@@ -468,7 +510,7 @@ class Worker:
 
     def _saw(self, state: remote.JobState) -> float | None:
         """The job's state was read; returns the seconds until it is to be read again, or None."""
-        if self._stop.is_set() or self._ended or self._patience is None:
+        if self._stop.is_set() or self._ended or self._patience is None or self._phase == "final":
             return None
         self._patience.answered()
         if state.is_final:
@@ -477,12 +519,14 @@ class Worker:
                     self._cost = crew.looking.begin(functools.partial(self._read_details, state))
             with self._lock:
                 self._phase = "final"
-                self._finished = not state.is_cancelled
+                self._final = state
             crew.asking.do(self._doing(functools.partial(self._conclude, state)))
             return None
         if state.status != self._seen:
             self._seen = state.status
             self._say("poll", state.status.lower())
+        if state.status.lower() == "queued":
+            self._look_out()
         if self._asks_details and state.status.lower() == "queued" and not self._poller.is_crowd:
             now = time.monotonic()
             if now >= self._details_due:
@@ -493,6 +537,19 @@ class Worker:
         shortest = 0.1 if self._target is not None and self._target.in_session else 0.5
         pause = min(_LONGEST_POLL, max(shortest, _POLL_SHARE * (time.monotonic() - self._watched_since)))
         return self.request.poll_interval or pause
+
+    def _look_out(self) -> None:
+        """Tell what keeps the job in the queue for longer than others before it would."""
+        if time.monotonic() - self._watched_since < FIRST_LOOK or self._target is None:
+            return
+        if self._outlook is None:
+            self._outlook = outlook_of(self._there, self._target.name)
+        why = self._outlook.words()
+        if why != self._hopeless:
+            self._hopeless = why
+            if why:  # the panel shows it as the state's
+                logger.warning("job %s is queued: %s", self.job_id, why, extra={"in_panel": True})
+            self._say("poll", "queued", why)
 
     def _read_details(self, state: remote.JobState) -> None:
         """Read the job's place in the queue and its cost, and tell them where they are news. No failure matters."""
@@ -510,7 +567,7 @@ class Worker:
             is_news = known != self._details
             self._details = known
             if is_news and not state.is_final:
-                self._say("poll", self.status.state)
+                self._say("poll", self.status.state, self.status.detail)
 
     def _wait_for_cost(self) -> None:
         if self._cost is not None:
@@ -531,14 +588,22 @@ class Worker:
         """The job is final."""
         if not state.is_completed:
             self._wait_for_cost()
-        if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
-            why = f"; this host had lost its lease on it: {self._lease_lost}" if self._lease_lost else ""
-            raise JobCancelled("job", f"the job was cancelled, though not by this program{why}", self.job_id)
-        if not state.is_completed:
-            raise JobFailed("job", why_it_failed(state), self.job_id)
+            by = ", though not by this program"
+            if self._lease_lost:
+                by += f"; this host had lost its lease on it: {self._lease_lost}"
+            raise ending(state, str(self.job_id), text=self._last_words(state), by=by)
         self._say("results", "fetching results")
         self._patience = Patience("results", self.job_id, self._say)
         self._fetch(self._patience)
+
+    def _last_words(self, state: remote.JobState) -> str:
+        """What a failed job has for results, where the service gives no reason for its failure."""
+        if state.reason or state.is_cancelled:
+            return ""
+        try:
+            return ask(self._there, lambda: self._there.results(str(self.job_id)))
+        except remote.RemoteError:
+            return ""
 
     def _fetch(self, patience: Patience) -> None:
         self._pause_if_stopped()
@@ -556,7 +621,8 @@ class Worker:
         assert self._target is not None
         self._stand_down()
         self._wait_for_cost()
-        result = RunResult(decoded, str(self.job_id), self._target.name, self._details.qpu_seconds)
+        cost, is_list = self._details.qpu_seconds, self.request.is_list
+        result = RunResult(decoded, str(self.job_id), self._target.name, cost, is_list=is_list)
         self._say("results", "done")
         self._end(result)
 
@@ -590,9 +656,12 @@ class Worker:
         reason = service.describe(error)
         if self._target is not None and self._target.is_local:
             return JobFailed("job", f"the local simulation failed: {reason}")
+        said = service.said(error)
+        why: dict[str, Any] = {"code": said.code, "service_message": said.message}
         if service.is_unauthorized(error):
-            return SubmitError("auth", f"nothing was submitted: IBM Quantum does not accept this account: {reason}")
-        return SubmitError("submit", f"nothing was submitted: {reason}")
+            reason = f"nothing was submitted: IBM Quantum does not accept this account: {reason}"
+            return SubmitError("auth", reason, **why)
+        return SubmitError("submit", f"nothing was submitted: {reason}", **why)
 
     def _stopped(self) -> None:
         """The run was abandoned before the thread got here."""
@@ -613,8 +682,10 @@ class Worker:
             self._phase = "preparing" if refused else "doubtful"
             self._changed.notify_all()
         reason = service.describe(error)
+        said = service.said(error)
         if refused:
             self._stand_down()
+            reason += self._used_up(error)
             if service.is_unauthorized(error):
                 failure = SubmitError("auth", f"IBM Quantum does not accept this account: {reason}")
             else:
@@ -626,8 +697,19 @@ class Worker:
                 f"the submission got no answer ({reason}); a job that it may have made is looked for by its tag "
                 f"{self.tag}, and cancelled",
             )
+        failure.code, failure.service_message = said.code, said.message
         failure.__cause__ = error
         self._give_up(failure)
+
+    def _used_up(self, error: BaseException) -> str:
+        """That the instance has used up its time, where that may be why a submission is refused."""
+        if service.status_of(error) not in (402, 403):
+            return ""
+        try:
+            why = used_up(self._there.usage())
+        except remote.RemoteError:
+            return ""
+        return f"; {why}" if why else ""
 
     # What the client's POST asks (`service.Submission`)
 
@@ -655,6 +737,11 @@ class Worker:
         self._announced = None
         self._target = dataclasses.replace(self._target, client=client)
         self._announce(account, functools.partial(service.credentials, client))
+
+    def advised(self, message: str) -> None:
+        """The client says before the POST that the job may have to wait: the backend is paused, say."""
+        logger.warning("%s", message, extra={"in_panel": True})
+        self._say("submit", self.status.state, message)
 
     def before_post(self) -> None:
         """The watcher acknowledges the intent before the POST leaves."""
@@ -809,11 +896,3 @@ def _shots(request: Request) -> int | None:
     said = {getattr(pub, "shots", None) or request.shots for pub in request.pubs} or {request.shots}
     shots = said.pop() if len(said) == 1 else None
     return shots or (default if type(default) is int else None)
-
-
-def why_it_failed(state: remote.JobState) -> str:
-    """A failed job, in words."""
-    if state.code == remote.RAN_TOO_LONG:
-        return f"the job ran longer than its maximum execution time: {state.reason}"
-    code = f" (code {state.code})" if state.code else ""
-    return f"the job failed at IBM Quantum: {state.reason or state.status}{code}"

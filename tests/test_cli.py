@@ -300,7 +300,7 @@ def test_a_service_that_answers_with_an_error(here, call):
     here.scenario({"http_faults": [{"path": "/api/v1/jobs/*", "status": 503, "times": 100}]})
     code, _, said = call("status", "d1a2b3c4", "--local")
     assert code == 1
-    what = "GET /jobs/d1a2b3c4: the service answered 503"
+    what = "GET /jobs/d1a2b3c4: the service answered 503: Injected by the scenario."
     assert said == f"qx-supervisor: the service could not be asked ({what}); try again in a while\n"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
+from qiskit.circuit import Clbit, Parameter
 from qiskit.primitives import BackendEstimatorV2, BackendSamplerV2, BaseSamplerV2
 from qiskit.providers import BackendV2, Options
 from qiskit.providers.basic_provider import BasicSimulator
@@ -139,6 +141,95 @@ def test_parameter_values_that_do_not_fit(refused: Refused) -> None:
     assert "the PUB does not fit a sampler" in refused((circuit, [1.0, 2.0, 3.0]))
     assert "the PUB does not fit a sampler" in refused(circuit)  # no values at all
     assert "the PUB does not fit a sampler (number 1)" in refused([ones(), (circuit, [1.0], "many")])
+
+
+def test_values_that_nothing_would_come_of(refused: Refused) -> None:
+    """Each would be executed, or fail, when the job's turn has come: hours later."""
+    circuit = QuantumCircuit(1)
+    circuit.rx(Parameter("a"), 0)
+    measured = circuit.measure_all(inplace=False)
+    assert "a sweep of no values" in refused((measured, np.zeros((0, 1))))
+    assert "shape (2, 0)" in refused((measured, np.zeros((2, 0, 1))))
+    assert "a sweep of no values" in refused((circuit, "Z", np.zeros((0, 1))), primitive="estimator")
+    assert "one observable" in refused((circuit, [], [0.1]), primitive="estimator")
+    assert "a value of the parameter a is not finite (number 1)" in refused([ones(), (measured, [float("nan")])])
+    assert "1 parameter without a value (a); give (circuit, values)" in refused(measured)
+    assert "give (circuit, observables, values)" in refused((circuit, "Z"), primitive="estimator")
+
+
+def test_a_pub_as_a_list(refused: Refused) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.rx(Parameter("a"), 0)
+    assert "a PUB is a tuple" in refused([circuit, "Z", [0.1]], primitive="estimator")
+    circuit.measure_all()
+    assert "a PUB is a tuple" in refused([circuit, [0.1]])
+
+
+def measured_into(*, inside: bool) -> QuantumCircuit:
+    """A circuit that measures into a bit of a register, and into one that is in none."""
+    circuit = QuantumCircuit(2, 1)
+    circuit.add_bits([Clbit()])
+    circuit.measure(0, 0)
+    if inside:
+        with circuit.for_loop(range(2)), circuit.if_test((circuit.clbits[0], 0)):
+            circuit.measure(1, 1)
+    else:
+        circuit.measure(1, 1)
+    return circuit
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_measured_bit_that_is_in_no_register(refused: Refused, inside: bool) -> None:
+    message = refused([bell(), measured_into(inside=inside)])
+    assert "measures into a classical bit that is in no register (number 1): number 1;" in message
+    assert "ClassicalRegister(bits=" in message
+
+
+def test_a_loose_bit_that_is_not_measured(service: QiskitRuntimeService, ibm: local.Service) -> None:
+    circuit = ones()
+    circuit.add_bits([Clbit()])
+    assert run(circuit, BACKEND, service=service, shots=10, panel=None).counts == {"1": 10}
+
+
+@pytest.mark.parametrize("name", ["values", "shape", "self"])
+def test_a_register_that_results_have_no_place_for(refused: Refused, name: str) -> None:
+    circuit = QuantumCircuit(QuantumRegister(1), ClassicalRegister(1, name))
+    circuit.measure(0, 0)
+    assert f"a classical register can't be called {name!r}" in refused(circuit)
+
+
+def test_an_observable_that_is_not_laid_out(refused: Refused, backend: Any) -> None:
+    from qiskit.transpiler import generate_preset_pass_manager
+
+    isa = generate_preset_pass_manager(1, backend).run(bell(measured=False))
+    for observables in ("ZZ", SparsePauliOp("ZZ"), [["ZZ"], ["XX"]], {"ZZ": 1.0}):
+        message = refused((isa, observables), primitive="estimator")
+        assert "an observable has 2 qubits, and its circuit 127" in message
+        assert "apply_layout(circuit.layout)" in message
+    assert "apply_layout" in refused((QuantumCircuit(3), "ZZ"), primitive="estimator")
+    assert "apply_layout" not in refused((QuantumCircuit(2), "ZZZ"), primitive="estimator")
+
+
+def test_angles_of_a_sweep_that_the_hardware_refuses() -> None:
+    """The client's current primitives let them pass, and the job would fail when its turn has come."""
+    circuit = QuantumCircuit(2)
+    circuit.rzz(Parameter("p"), 0, 1)
+    measured = circuit.measure_all(inplace=False)
+    with local.start(backends=["ibm_fractional"]) as ibm:
+        backend = ibm.service().backend("ibm_fractional", use_fractional_gates=True)
+        with pytest.deprecated_call():
+            deprecated = SamplerV2(mode=backend)
+        calls: list[dict[str, Any]] = [
+            {"pubs": (measured, [[0.1], [2.5]]), "backend": backend},
+            {"pubs": (measured, [[-0.1]]), "primitive": deprecated},
+            {"pubs": (circuit, "ZZ", [[0.1], [-1]]), "backend": backend, "primitive": "estimator"},
+        ]
+        for call in calls:
+            with pytest.raises(ConfigError, match=r"rzz is supported only for angles in the range \[0, pi/2\]"):
+                run(**call, panel=None)
+        assert not ibm.journal(method="POST", path="/api/v1/jobs")
+        good = run((measured, [[0.1], [1.5]]), backend, shots=10, panel=None)
+        assert sum(good.counts.values()) == 20
 
 
 def test_an_estimator_needs_observables(refused: Refused) -> None:
@@ -593,6 +684,40 @@ def test_no_account_then_one_is_saved(ibm: local.Service, start: Any, tmp_path: 
     assert driver.end() == 0, driver.errors
     [job] = ibm.jobs()
     assert job.backend == BACKEND
+
+
+OLD = {"channel": "ibm_quantum", "url": "https://auth.example", "token": "an-old-key", "instance": "ibm-q/open/main"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "channel", "said"),
+    [
+        (json.dumps({"default-ibm-quantum": OLD}), None, "'default-ibm-quantum' is of the channel ibm_quantum"),
+        (json.dumps({"mine": {**OLD, "is_default_account": True}}), None, "'mine' is of the channel ibm_quantum"),
+        (json.dumps({"mine": {"token": "an-old-key"}}), None, "the saved account 'mine' is of no channel"),
+        (json.dumps({}), "ibm_quantum", "QISKIT_IBM_CHANNEL is ibm_quantum"),
+        ('{"default": {"token": "an-old-key"', None, "can't be read (JSONDecodeError)"),
+        (json.dumps(["an-old-key"]), None, "are no JSON object of accounts"),
+    ],
+)
+def test_a_saved_account_that_is_none_any_more(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, saved: str, channel: str | None, said: str
+) -> None:
+    from qiskit_ibm_runtime.accounts import management
+
+    for name in ("QISKIT_IBM_TOKEN", "QISKIT_IBM_CHANNEL", "QISKIT_IBM_INSTANCE", "QISKIT_IBM_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if channel is not None:
+        monkeypatch.setenv("QISKIT_IBM_CHANNEL", channel)
+    file = tmp_path / "qiskit-ibm.json"
+    file.write_text(saved)
+    monkeypatch.setattr(management, "_DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(file))
+    with pytest.raises(ConfigError) as caught:
+        run(bell(), BACKEND, panel=None)
+    assert caught.value.stage == "config"
+    assert said in caught.value.reason
+    assert "ibm_quantum_platform" in caught.value.reason  # what to do
+    assert "an-old-key" not in repr(caught.value)
 
 
 @pytest.fixture

@@ -355,16 +355,6 @@ def test_refused(ibm: local.Service, running: Running, faults: Callable[..., Non
     assert not ibm.journal(method="GET", path=JOBS)  # nor is it looked for
 
 
-@pytest.mark.filterwarnings("ignore:.*usage:UserWarning", "ignore:.*no more time:UserWarning")
-def test_usage_is_exhausted(ibm: local.Service, running: Running) -> None:
-    ibm.scenario({"usage": {"limit_seconds": 600, "consumed_seconds": 600}})
-    with pytest.raises(SubmitError, match="403") as caught:
-        running().result()
-    assert (caught.value.stage, caught.value.job_id) == ("submit", None)
-    assert not ibm.jobs()
-    assert not ibm.journal(path=CANCEL)
-
-
 def test_refused_for_the_key(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
     faults("POST", JOBS, {"status": 401})
     with pytest.raises(SubmitError, match="IBM Quantum does not accept this account") as caught:

@@ -611,3 +611,17 @@ def test_a_run_that_was_taken_up_says_so():
     console.print(block(view))
     assert "taken up again, watched by pid 7" in console.file.getvalue()
     assert "taken up again, watched by pid 7" in as_html(view)
+
+
+def test_a_job_that_may_wait_without_end_is_seen_to():
+    """One of many is ranked first, and what it waits for is said below them all."""
+    views = [View() for _ in range(12)]
+    for number, view in enumerate(views):
+        view.see(Status("poll", "queued", f"d{number}", "ibm_brisbane", "ibm_brisbane is paused" if number == 9 else ""))
+    assert [view.tone for view in views].count("warning") == 1
+    shown = Console(width=100, file=io.StringIO(), record=True)
+    shown.print(table(views, 12))
+    lines = shown.export_text().splitlines()
+    assert "d9" in lines[1]
+    assert lines[-2].strip() == "ibm_brisbane is paused"
+    assert len(lines) <= 12

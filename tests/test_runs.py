@@ -137,7 +137,7 @@ def test_several_circuits_in_one_job(ibm: local.Service, running: Run, pubs: Any
 
 @pytest.mark.parametrize("pub", [(ones(), None, SHOTS), [(ones(), None, SHOTS)], SamplerPub(ones(), shots=SHOTS)])
 def test_a_pubs_own_shots_win(running: Run, pub: Any) -> None:
-    assert running(pub, shots=7).counts == {"1": SHOTS}
+    assert sum(running(pub, shots=7)[0].data.meas.get_counts().values()) == SHOTS
 
 
 @pytest.mark.parametrize(
@@ -576,6 +576,31 @@ def test_a_result_is_qiskits(running: Run) -> None:
     assert repr(result) == f"RunResult(2 PUBs, job_id={result.job_id!r}, backend='ibm_brisbane')"
     with pytest.raises(IndexError):
         result[2]
+
+
+def test_a_list_is_given_lists(running: Run, estimating: Any) -> None:
+    """Also a list of one: what a program does with the result is not to depend on how many circuits it had."""
+    assert running(ones(), shots=SHOTS).counts == {"1": SHOTS}
+    assert running((ones(),), shots=SHOTS).counts == {"1": SHOTS}  # a PUB
+    assert running([ones()], shots=SHOTS).counts == [{"1": SHOTS}]
+    assert running((each for each in [ones()]), shots=SHOTS).counts == [{"1": SHOTS}]
+    copied = pickle.loads(pickle.dumps(running([(ones(), None)], shots=SHOTS)))
+    assert copied.counts == [{"1": SHOTS}]
+    estimated = estimating([(flipped(), "IIZ")])
+    assert (len(estimated.expectation_values), len(estimated.standard_errors)) == (1, 1)
+    assert estimating((flipped(), "IIZ")).expectation_values.shape == ()
+
+
+def test_a_register_may_have_any_name(running: Run) -> None:
+    circuit = QuantumCircuit(
+        QuantumRegister(1), ClassicalRegister(1, "evs"), ClassicalRegister(1, "stds"), ClassicalRegister(0, "none")
+    )
+    circuit.x(0)
+    circuit.measure(0, 0)
+    result = running(circuit, shots=SHOTS)
+    assert result.counts == {"01": SHOTS}
+    with pytest.raises(AttributeError, match="a sampler's result has no expectation_values"):
+        _ = result.expectation_values
 
 
 def test_a_result_says_where_the_rest_is(running: Run, estimating: Any) -> None:

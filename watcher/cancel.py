@@ -204,6 +204,7 @@ class Cancellation(Effort):
         self._crowd = crowd or Crowd(remote, "", clock)
         self._latest = -math.inf  # when the last request was answered, or given up
         self._look = _FIRST_LOOK
+        self.final: JobState | None = None  # how it ended
 
     def advance(self) -> Outcome | float:
         """Ask for the cancel if that is due, and read the state."""
@@ -232,6 +233,8 @@ class Cancellation(Effort):
         state = self._crowd.state(self.job, self._latest)
         self._latest = self._clock()
         self.unknown = 0
+        if state.is_final:
+            self.final = state
         return state
 
     def _unknown(self) -> Outcome | float:
@@ -255,6 +258,7 @@ def cancel(
     is_patient: bool = False,
     given: bool = True,
     unknown: int = 0,
+    ended: Callable[[JobState], object] = lambda _: None,
 ) -> tuple[Outcome, str]:
     """Cancel a job and wait until that is confirmed.
 
@@ -266,6 +270,7 @@ def cancel(
         is_patient: Whether the service is left alone while it asks for that. Who is about to end has no time for it.
         given: Whether the service itself gave the id. Else "gone" is what an answer means that there is no such job.
         unknown: After how many such answers in a row nothing else is to be expected. 0: it is asked on.
+        ended: Called with how the job ended, once that is read.
 
     Returns:
         How it ended, and what stood in the way if it is "unconfirmed".
@@ -274,6 +279,8 @@ def cancel(
     while True:
         outcome = (is_patient and remote.seconds_closed()) or cancellation.step()
         if isinstance(outcome, str):
+            if cancellation.final is not None:
+                ended(cancellation.final)
             return outcome, ""
         if 0 < unknown <= cancellation.unknown or wait(outcome):
             return "unconfirmed", cancellation.trouble or "the job is not final yet"

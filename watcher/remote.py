@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import words
 from .protocol import Credentials
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class JobState:
 
     status: str
     reason: str
-    code: int | None
+    code: int | str | None
     reply: dict[str, Any]
 
     @classmethod
@@ -80,8 +81,21 @@ class JobState:
         state = reply.get("state")
         if not isinstance(state, dict):
             state = {}
-        code = state.get("reason_code") or state.get("reasonCode")
+        code = words.code(state.get("reason_code") or state.get("reasonCode"))
         return cls(str(state.get("status") or reply.get("status") or ""), str(state.get("reason") or ""), code, reply)
+
+    @property
+    def solution(self) -> str:
+        """What the service advises, or ""."""
+        state = self.reply.get("state")
+        found = (state.get("reason_solution") or state.get("reasonSolution")) if isinstance(state, dict) else None
+        return found if isinstance(found, str) else ""
+
+    @property
+    def ran_too_long(self) -> bool:
+        """Whether the service ended it at its maximum execution time. Not every answer has the code."""
+        said = f"{self.status} {self.reason} {self.reply.get('status') or ''}".lower()
+        return self.code == RAN_TOO_LONG or "ran too long" in said
 
     @property
     def is_cancelled(self) -> bool:
@@ -152,7 +166,7 @@ class Token:
         try:
             reply = manager.request_token()
         except ibm_cloud_sdk_core.ApiException as error:
-            message = f"the token service answered {error.status_code}"
+            message = token_service(error)
             if error.status_code is not None and 400 <= error.status_code < 500 and error.status_code not in (408, 429):
                 raise Refused(message, error.status_code) from None
             raise Transient(message, error.status_code or 0) from None
@@ -234,6 +248,14 @@ class Remote:
     def results(self, job: str) -> str:
         """Fetch the results of a completed job, as the service encodes them."""
         return self._request("GET", f"/jobs/{job}/results").text
+
+    def backend_status(self, backend: str) -> dict[str, Any]:
+        """Read whether a backend takes jobs out of its queue."""
+        return self._object(self._request("GET", f"/backends/{backend}/status"))
+
+    def usage(self) -> dict[str, Any]:
+        """Read how much of its time the instance has used up."""
+        return self._object(self._request("GET", "/instances/usage"))
 
     def close_session(self, session: str) -> None:
         """Close a session: its queued jobs are dropped, its running ones finish, and it takes no other.
@@ -348,7 +370,7 @@ class Remote:
         status = reply.status_code
         if status < 300 or status in accept:
             return reply
-        message = f"{method} {_shape(path)}: the service answered {status}"
+        message = f"{method} {_shape(path)}: {words.answered(status, reply.text)}"
         if status == 401:
             raise Refused(message, status)
         # A redirect is not the service's: a network's login page, for instance.
@@ -390,6 +412,13 @@ def watcher_remote(credentials: Credentials) -> tuple[Remote, Token]:
     """A `Remote` that fetches its tokens itself."""
     token = Token(credentials)
     return Remote(credentials, token.header, token.renew), token
+
+
+def token_service(error: Any) -> str:
+    """What the token service answered, by an `ApiException` of IBM's library."""
+    answer = getattr(error, "http_response", None)
+    text = answer.text if answer is not None else ""
+    return f"the token service answered {words.status_and_words(error.status_code or 0, text)}"
 
 
 def retry_after(value: str | None) -> float | None:

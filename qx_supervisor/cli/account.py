@@ -42,7 +42,9 @@ def connect(local: bool, instance: str | None) -> Any:
 
     try:
         return accounts.default_service(instance)
-    except ConfigError:
+    except ConfigError as error:
+        if error.reason != accounts.NONE_SAVED:
+            raise
         raise no_account() from None
 
 

@@ -24,7 +24,7 @@ def read(file: str, *, measure_all: bool) -> list[Any]:
     Raises:
         ConfigError: If the file can't be read, or holds no circuit that can be run.
     """
-    from ..request import measures
+    from ..pubs import measures
 
     circuits = _parse(_bytes(file), file)
     for i, circuit in enumerate(circuits):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import Interrupted, JobCancelled, JobFailed, QxError, RunError, RunTimeout
-from ..result import RunResult
+from ..result import RunResult, is_estimate
 from . import output
 
 FIELDS = """\b
@@ -67,7 +67,7 @@ def show(result: RunResult, names: Sequence[str | None], *, as_json: bool) -> No
 
 def _values(result: RunResult, index: int) -> dict[str, Any]:
     alone = RunResult([result[index]], result.job_id, result.backend)
-    if "evs" in alone[0].data:
+    if is_estimate(alone[0]):
         return {"expectation_values": alone.expectation_values, "standard_errors": alone.standard_errors}
     counts = alone.counts
     return {"shots": sum(counts.values()), "counts": counts}

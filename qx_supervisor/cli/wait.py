@@ -44,7 +44,7 @@ def wait_command(job_id: str, local: bool, instance: str | None, timeout: float 
         patient = _Patient(job_id, timeout, end)
         client, state = jobs.find(service, job_id, patient.ask_first)
         state = _final(patient, client, state)
-        _raise_for(state, job_id)
+        _raise_for(patient, client, state)
         result = _fetch(patient, client, state)
     except (QxError, KeyboardInterrupt) as error:
         if as_json:
@@ -127,15 +127,18 @@ def _final(patient: _Patient, client: Any, state: remote.JobState) -> remote.Job
     return state
 
 
-def _raise_for(state: remote.JobState, job_id: str) -> None:
-    from ..errors import JobCancelled, JobFailed
+def _raise_for(patient: _Patient, client: Any, state: remote.JobState) -> None:
+    from .. import service as qiskit_service
+    from ..endings import ending
     from ..ours import remote
-    from ..worker import why_it_failed
 
-    if state.is_cancelled and state.code != remote.RAN_TOO_LONG:
-        raise JobCancelled("job", f"the job was cancelled{f': {state.reason}' if state.reason else ''}", job_id)
-    if not state.is_completed:
-        raise JobFailed("job", why_it_failed(state), job_id)
+    if state.is_completed:
+        return
+    text = ""
+    if not state.reason and not state.is_cancelled:  # it may be in the results
+        with contextlib.suppress(remote.RemoteError):
+            text = qiskit_service.remote_of(client).results(patient.job_id)
+    raise ending(state, patient.job_id, text=text, by="")
 
 
 def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:

@@ -26,6 +26,10 @@ NO_TAG = "qxs-doctor"
 
 def check() -> Iterator[Finding]:
     """Look at the account, and ask its service."""
+    if found := service.saved.fault():
+        text, _, next_step = found.partition("; ")
+        yield Finding("account", "fault", text, next_step)
+        return
     try:
         account = service.accounts.saved_account()
     except Exception as error:  # noqa: BLE001 - whatever is in the file; and none of it is quoted

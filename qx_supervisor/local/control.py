@@ -82,7 +82,8 @@ def _hold(state: State, _query: Query, body: Any) -> Reply:
     where = body["hold"]
     if where not in (None, "queued", "running"):
         raise ValueError(f"hold is null, 'queued' or 'running', not {where!r}")
-    state.engine.jobs.hold(where, float(body.get("cancel_lag", 0.0)))
+    lag = body.get("cancel_lag", 0.0)
+    state.engine.jobs.hold(where, None if lag is None else float(lag))
     return Reply(204)
 
 

@@ -5,6 +5,7 @@ Importing this module imports localqpu, and with it Qiskit: seconds. The server 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import re
@@ -14,11 +15,12 @@ from typing import Any
 from localqpu.app import build_context, scenario_fault_policy
 from localqpu.context import ServerConfig
 from localqpu.ibm.job_routes import register_job_routes
-from localqpu.ibm.routes import job_to_api, register_ibm_routes, search_instances
+from localqpu.ibm.routes import job_to_api, register_ibm_routes, search_instances, submit_job
 from localqpu.ibm.session_routes import register_session_routes
-from localqpu.scenario import ScenarioError, ensure_known_backends, parse_scenario
+from localqpu.scenario import ScenarioError, UsageSettings, ensure_known_backends, parse_scenario
 from localqpu.server import Request, Response, Router
 
+from .english import english
 from .jobs import Jobs, Record, Told, asked
 from .messages import Call, Reply, problem
 from .records import crn
@@ -26,6 +28,7 @@ from .tokens import Tokens
 
 _PAGE = 20  # jobs a page where the client names no limit
 _LARGEST_PAGE = 200  # as at IBM
+_PERIOD = datetime.timedelta(days=28)  # of an instance's time
 
 _OF_AN_INSTANCE = re.compile(r"/api/v1/(backends|instances|jobs|sessions)(?:/([^/]+)|$)")
 
@@ -41,6 +44,7 @@ class Engine:
         self._tokens = tokens
         self._instances = tuple(instances)
         self._sessions: dict[str, str] = {}  # at which instance each was opened
+        self._began = datetime.datetime.now(datetime.UTC)
         self.backends: list[str] = self._context.catalog.names
         self.jobs = Jobs(self._context.scenario_state, self._context.config.max_sim_qubits)
         self._context.jobs.shutdown()
@@ -63,7 +67,7 @@ class Engine:
             response = self._router.dispatch(Request(call.method, call.path, call.query, call.body))
         finally:
             asked.reset(token)
-        reply = Reply(response.status, response.encode(), response.content_type)
+        reply = _in_english(response)
         if (call.method, call.path, reply.status) == ("POST", "/api/v1/sessions", 200):
             self._sessions[json.loads(reply.payload)["id"]] = instance
         return reply
@@ -95,7 +99,7 @@ class Engine:
             scenario = parse_scenario(raw)
             ensure_known_backends(scenario, self.backends)
         except ScenarioError as error:
-            return problem(400, str(error))
+            return problem(400, english(str(error)))
         self._context.scenario_state.set_scenario(scenario)
         return Reply(204)
 
@@ -114,6 +118,8 @@ class Engine:
         router = Router()
         router.add("POST", "/identity/token", self._issue_token)
         router.add("POST", "/v3/resources/search", self._list_instances)
+        router.add("GET", "/api/v1/instances/usage", self._get_usage)
+        router.add("POST", "/api/v1/jobs", self._submit_job)
         router.add("GET", "/api/v1/jobs", self._list_jobs)
         router.add("GET", "/api/v1/jobs/{job_id}", self._get_job)
         router.add("GET", "/api/v1/jobs/{job_id}/metrics", self._get_metrics)
@@ -146,6 +152,25 @@ class Engine:
         [item] = search_instances(self._context, request, params).body["items"]
         items = [{**item, "crn": crn(name), "name": name} for name in self._instances]
         return Response(200, {"items": items, "search_cursor": None})
+
+    def _submit_job(self, request: Any, params: Params) -> Any:
+        """Take a job. An instance that has used up its time takes jobs too, which wait; localqpu refuses them."""
+        context = dataclasses.replace(self._context, scenario_state=_Unlimited(self._context.scenario_state))
+        return submit_job(context, request, params)
+
+    def _get_usage(self, _request: Any, _params: Params) -> Any:
+        """What the instance has used up, and of which period that is told."""
+        usage = self._context.scenario_state.current().usage
+        return Response(
+            200,
+            {
+                "usage_consumed_seconds": usage.consumed_seconds,
+                "usage_limit_seconds": usage.limit_seconds,
+                "usage_allocation_seconds": usage.limit_seconds,
+                "usage_limit_reached": usage.is_exhausted,
+                "usage_period": {"start_time": _iso(self._began), "end_time": _iso(self._began + _PERIOD)},
+            },
+        )
 
     def _list_jobs(self, request: Any, _params: Params) -> Any:
         """List jobs. localqpu's list copies every job there ever was, a tenth of a second for a few thousand."""
@@ -222,6 +247,36 @@ class Engine:
             return _refuse(404, f"Session {session_id} not found.")
         self.jobs.cancel_queued(session_id)
         return Response(204)
+
+
+class _Unlimited:
+    """A scenario in which no time is used up."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def current(self) -> Any:
+        """The scenario, but for that."""
+        return dataclasses.replace(self._state.current(), usage=UsageSettings())
+
+
+def _iso(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _in_english(response: Any) -> Reply:
+    if response.status >= 400 and isinstance(response.body, dict):
+        message = _message(response.body)
+        if english(message) != message:
+            return problem(response.status, english(message))
+    return Reply(response.status, response.encode(), response.content_type)
+
+
+def _message(body: dict[str, Any]) -> str:
+    """The message of an error of localqpu's."""
+    errors = body.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else body
+    return str(first.get("message") or first.get("errorMessage") or "")
 
 
 def _refuse(status: int, message: str) -> Any:

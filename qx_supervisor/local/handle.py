@@ -222,13 +222,14 @@ class Service:
         """
         self._control("PUT", "scenario", scenario)
 
-    def hold(self, where: Literal["queued", "running"] | None, cancel_lag: float = 0.0) -> None:
+    def hold(self, where: Literal["queued", "running"] | None, cancel_lag: float | None = 0.0) -> None:
         """Hold jobs where they are, or let them go.
 
         Args:
             where: ``"queued"``: no job leaves the queue. ``"running"``: jobs leave it, run, and never end by
                 themselves. None: jobs end as they should, those held until now too.
-            cancel_lag: Seconds from a cancel's answer to its effect. Each call sets both.
+            cancel_lag: Seconds from a cancel's answer to its effect; None: it is accepted and has none, as at IBM where
+                it comes too late. Each call sets both.
         """
         self._control("PUT", "hold", {"hold": where, "cancel_lag": cancel_lag})
 

@@ -25,6 +25,7 @@ from localqpu.clock import utc_now_iso
 from localqpu.programs import find_program_runner
 from localqpu.programs.base import ExecutionSettings, ProgramInputError
 
+from .english import english
 from .records import FINAL, INSTANCE, Job
 
 Hold = Literal["queued", "running"] | None
@@ -107,7 +108,7 @@ class Jobs:
         self._live: dict[str, Record] = {}  # those not final: a tick costs nothing for the thousands that are
         self._cancel_requests: Counter[str] = Counter()
         self._hold: Hold = None
-        self._cancel_lag = 0.0
+        self._cancel_lag: float | None = 0.0  # None: a cancel has no effect
         self.told = Told()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="simulation")
         self._due = threading.Event()
@@ -161,6 +162,8 @@ class Jobs:
                 return "not_found"
             if record.is_final:
                 return "already_final"
+            if self._cancel_lag is None:
+                return "cancelled"
             if not self._cancel_lag:
                 self._end_cancelled(record)
             elif record.cancel_due is None:
@@ -231,8 +234,8 @@ class Jobs:
 
     # What the control routes call
 
-    def hold(self, where: Hold, cancel_lag: float) -> None:
-        """Hold jobs from now on, or let them go; and set how long a cancel takes to come true, in seconds."""
+    def hold(self, where: Hold, cancel_lag: float | None) -> None:
+        """Hold jobs from now on, or let them go; and set how long a cancel takes to come true, in seconds, if ever."""
         with self._changed:
             self._hold, self._cancel_lag = where, cancel_lag
             self._due.set()
@@ -320,7 +323,8 @@ class Jobs:
             record.status, record.running_at = "Running", utc_now_iso()
             self._changed.notify_all()
             return
-        reason = planned.reason or f"The scenario has this job {planned.outcome}."
+        # "" is a reason too: none is told.
+        reason = f"The scenario has this job {planned.outcome}." if planned.reason is None else planned.reason
         self._end(record, planned.outcome.capitalize(), reason, planned.reason_code)
 
     def _simulate(self, record: Record, params: dict[str, Any]) -> None:
@@ -332,9 +336,9 @@ class Jobs:
         try:
             payload = find_program_runner(record.program_id)(params, record.settings).payload
         except ProgramInputError as error:
-            reason = str(error)
+            reason = english(str(error))
         except Exception as error:  # noqa: BLE001 - whatever a simulator raises is the job's failure, not the service's
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {english(str(error))}"
         with self._changed:
             if record.is_final or self._jobs.get(record.job_id) is not record:
                 return
@@ -378,4 +382,5 @@ def _may_leave_queue(record: Record, scenario: Any) -> bool:
         record.ticks > scenario.queue.polls_before_running
         and waited >= scenario.queue.delay_seconds
         and scenario.backend_override(record.backend_name).status != "offline"
+        and not scenario.usage.is_exhausted
     )

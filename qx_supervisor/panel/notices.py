@@ -31,6 +31,8 @@ _changing = threading.Lock()
 
 class _Notices(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "in_panel", False):  # as the detail of a run's state
+            return
         if _open and not _is_set_up():
             _waiting.append(f"{record.levelname.lower()}: {printable(record.getMessage())}")
 

@@ -139,7 +139,8 @@ def table(views: list[View], lines: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    room = max(1, lines - 3)
+    waits = sorted({view.detail for view in views if view.state == "queued" and view.detail})[:2]
+    room = max(1, lines - 3 - 2 * len(waits))  # each may need two lines
     ranked = sorted(views, key=lambda view: (view.tone != "warning", view.began))
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     rows = [_row(view) for view in ranked[:room]]
@@ -164,7 +165,8 @@ def table(views: list[View], lines: int) -> RenderableType:
     unwatched = sum(view.protection() == "NOT WATCHED" for view in views)
     watched += f" · {unwatched} NOT WATCHED" if unwatched else ""
     hint = next((f" · {view.hint}" for view in views if view.hint), "")
-    return Group(made, Text(f"{len(views)} runs: {' · '.join(said_of)}{watched}{hint}", style="dim"))
+    foot = Text(f"{len(views)} runs: {' · '.join(said_of)}{watched}{hint}", style="dim")
+    return Group(made, *(Text(why, style=_STYLE["warning"]) for why in waits), foot)
 
 
 def _row(view: View) -> dict[str, Any]:

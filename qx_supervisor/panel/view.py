@@ -81,6 +81,8 @@ class View:
             return "good" if isinstance(self.outcome, RunResult) else "bad"
         if any(word in self.state for word in ("lost", "limited", "retrying", "cancelling", "not protected")):
             return "warning"
+        if self.state == "queued" and self.detail:  # why it may wait without end
+            return "warning"
         return "plain"
 
     @property

@@ -1,6 +1,7 @@
 """Qiskit's client for IBM Quantum: the only folder that touches `qiskit_ibm_runtime`.
 
 `accounts`     the accounts that the user has saved
+`saved`        what may be wrong with them
 `access`       the way to an instance: its credentials, and the service as the watcher's `remote` speaks to it
 `targets`      backends, sessions and batches that are asked for
 `instances`    the instance that is asked for, where a service has several
@@ -8,6 +9,7 @@
 `circuits`     circuits made for a backend
 `primitives`   samplers and estimators, and their results
 `post`         the POST of a job, and who is asked about it
+`advice`       what the client warns of at a submission
 `adoption`     what a driver that knows nothing of us does
 `connections`  those that a forked child must not share
 `failures`     what the client's errors mean
@@ -17,7 +19,7 @@ against the pinned minor version: the client's REST session (address, token mana
 through which every POST of a job passes, its clients by instance, and the decoders of a job's results.
 """
 
-from . import accounts
+from . import accounts, saved
 from .access import (
     account_name,
     address,
@@ -28,8 +30,8 @@ from .access import (
     server_clock,
 )
 from .adoption import Adopter, be_adopted
-from .circuits import not_isa, to_isa
-from .failures import describe, is_ambiguous, is_unauthorized
+from .circuits import check_angles, not_isa, to_isa
+from .failures import describe, is_ambiguous, is_unauthorized, said, status_of
 from .post import TAGS, Submission, submit, unwatch_session, watch_session
 from .primitives import class_of, decode, decoders_for, decoders_of, make_primitive, parts_of, run_local, tags_of
 from .targets import Guardable, Target, backend_asked_for, find_target, instances_near, what_to_guard
@@ -45,6 +47,7 @@ __all__ = [
     "address",
     "backend_asked_for",
     "be_adopted",
+    "check_angles",
     "class_of",
     "clients_of",
     "credentials",
@@ -62,7 +65,10 @@ __all__ = [
     "parts_of",
     "remote_of",
     "run_local",
+    "said",
+    "saved",
     "server_clock",
+    "status_of",
     "submit",
     "tags_of",
     "to_isa",

@@ -133,7 +133,7 @@ def _authorization(auth: Any) -> str:
         return f"Bearer {_token(auth.tm)}"
     except ibm_cloud_sdk_core.ApiException as error:
         code = error.status_code or 0
-        message = f"the token service answered {code}"
+        message = remote.token_service(error)
         if 400 <= code < 500 and code != 429:
             raise remote.Refused(message, code) from None
         raise remote.Transient(message, code) from None

@@ -6,14 +6,19 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, RunError
+from . import saved
 from .access import address, clients_of
 from .failures import describe
 
 logger = logging.getLogger("qx_supervisor")
+
+NONE_SAVED = (
+    "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., instance=...), or "
+    "pass service=..."
+)
 
 _default_lock = threading.Lock()
 _default: tuple[Any, Any] | None = None  # what it was made from, the service
@@ -33,11 +38,10 @@ def default_service(instance: str | None = None) -> Any:
     """
     import qiskit_ibm_runtime
     from qiskit_ibm_runtime.accounts import AccountNotFoundError
-    from qiskit_ibm_runtime.accounts.management import _DEFAULT_ACCOUNT_CONFIG_JSON_FILE
 
     global _default  # noqa: PLW0603 - one per process, under a lock
-    saved = Path(_DEFAULT_ACCOUNT_CONFIG_JSON_FILE)
-    stamp = saved.stat().st_mtime_ns if saved.exists() else 0
+    file = saved.file()
+    stamp = file.stat().st_mtime_ns if file.exists() else 0
     environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("QISKIT_IBM")))
     made_from = (os.getpid(), stamp, environment, instance)
     with _default_lock:
@@ -45,12 +49,10 @@ def default_service(instance: str | None = None) -> Any:
             try:
                 _default = (made_from, qiskit_ibm_runtime.QiskitRuntimeService(instance=instance))
             except AccountNotFoundError:
-                raise ConfigError(
-                    "config",
-                    "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., "
-                    "instance=...), or pass service=...",
-                ) from None
+                raise ConfigError("config", saved.fault() or NONE_SAVED) from None
             except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+                if found := saved.fault():
+                    raise ConfigError("config", found) from None
                 if _is_unreachable(error):
                     raise RunError(
                         "backend", "IBM Quantum can't be reached; check the network and its proxy, and try again"

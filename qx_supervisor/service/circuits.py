@@ -62,6 +62,28 @@ def to_isa(
     return made
 
 
+def check_angles(pubs: Sequence[Any], target: Target) -> None:
+    """Check what the hardware refuses of a sweep only when the job's turn has come: `rzz` angles out of its range.
+
+    Raises:
+        ConfigError: If a value of a parameter makes such an angle.
+    """
+    from qiskit_ibm_runtime.utils.utils import is_valid_rzz_pub
+
+    if "rzz" not in target.backend.target.operation_names:
+        return
+    for index, pub in enumerate(pubs):
+        message = is_valid_rzz_pub(pub)
+        if message:
+            which = f" (number {index})" if len(pubs) > 1 else ""
+            said = f"{message[:1].lower()}{message[1:].rstrip('.')}{which}"
+            raise ConfigError(
+                "config",
+                f"{said}; give values that keep the angle in that range, bind the parameters "
+                "before, so that the transpiler folds the angle, or use the backend without use_fractional_gates=True",
+            )
+
+
 def _with_circuit(pub: Any, circuit: Any, kind: str) -> Any:
     """The same PUB with its circuit transpiled."""
     from qiskit.primitives.containers.bindings_array import BindingsArray

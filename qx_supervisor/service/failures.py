@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ours import words
+
 
 def is_ambiguous(error: BaseException) -> bool:
     """Whether a failed POST may have made a job all the same: anything but a refusal by the service."""
@@ -21,11 +23,36 @@ def is_unauthorized(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """An error of the client's in one line."""
+    """An error of the client's in one line: what the service answered, if it did, else the client's own words."""
+    answer = _answer(error)
+    if answer is not None:
+        return words.answered(answer.status_code, answer.text)
     # A QiskitError's str() is a repr.
     message = getattr(error, "message", None)
-    text = " ".join((message if isinstance(message, str) else str(error)).split())
-    return text if len(text) <= 500 else text[:499] + "…"
+    return words.line(message if isinstance(message, str) else str(error))
+
+
+def said(error: BaseException) -> words.Said:
+    """The service's own message and code in an error of the client's; empty ones where it did not answer."""
+    answer = _answer(error)
+    return words.Said() if answer is None else words.said(answer.text)
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of the answer that made the client raise an error, or 0."""
+    answer = _answer(error)
+    return 0 if answer is None else int(answer.status_code)
+
+
+def _answer(error: BaseException | None) -> Any:
+    """The answer in an error's history that made the client raise it."""
+    while error is not None:
+        for name in ("response", "http_response"):  # of requests' errors; of those of IBM's own library
+            answer = getattr(error, name, None)
+            if answer is not None and getattr(answer, "status_code", 0) >= 400:
+                return answer
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def api_error(error: BaseException | None) -> Any:

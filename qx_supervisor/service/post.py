@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from ..ours import remote
+from . import advice
 from .failures import api_error, is_ambiguous
 from .instances import at_its_instance, noting, submitting_to
 
@@ -113,6 +114,7 @@ def install_hooks() -> None:
         for name in ("create_session", "session_details"):
             if not is_hooked(getattr(RuntimeClient, name)):
                 setattr(RuntimeClient, name, _hooked(noting(getattr(RuntimeClient, name))))
+        advice.let_none_end(_advised)
     hook_services()
 
 
@@ -127,6 +129,15 @@ def hook_services() -> None:
         with hooking:
             if not is_hooked(kind._run):
                 kind._run = _hooked(at_its_instance(kind._run))
+
+
+def _advised(message: str) -> bool:
+    submission = _submission.get()
+    # A run of ours; whoever is asked about the POST alone is not known yet.
+    advised = getattr(submission, "advised", None)
+    if advised is not None:
+        advised(message)
+    return advised is not None
 
 
 def is_hooked(method: Callable[..., Any]) -> bool:

@@ -1,0 +1,190 @@
+"""What is to be executed, made Qiskit's PUBs of, and checked: what can be known here is not found out after the queue.
+
+A job that waits for hours and then fails for a register's name, or that comes back without what was measured, is worse
+than a refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+Kind = Literal["sampler", "estimator"]
+
+
+def coerce(pubs: Any, kind: Kind, shots: int | None) -> tuple[list[Any], bool]:
+    """Qiskit's PUBs of what a call names.
+
+    Args:
+        pubs: A circuit, a PUB, or several of them.
+        kind: What is to execute them.
+        shots: How often, where a PUB does not say.
+
+    Returns:
+        The PUBs, and whether several were named: a list of one is a list.
+
+    Raises:
+        ConfigError: If they can't be executed, or if nothing would come of it.
+    """
+    from qiskit import QuantumCircuit
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
+
+    single = isinstance(pubs, QuantumCircuit | SamplerPub | EstimatorPub)
+    if isinstance(pubs, tuple) and pubs and isinstance(pubs[0], QuantumCircuit):
+        single = len(pubs) == 1 or not all(isinstance(item, QuantumCircuit) for item in pubs)
+    try:
+        items = [pubs] if single else list(pubs)
+    except TypeError:
+        raise _refuse(f"a circuit, a list of circuits or PUBs is needed, not {type(pubs).__name__}") from None
+    if not items:
+        raise _refuse("the list of circuits is empty; give at least one")
+    if isinstance(pubs, list) and _is_pub_as_list(pubs, kind):
+        raise _refuse("a PUB is a tuple, and a list is several of them; write (circuit, ...), not [circuit, ...]")
+    return [_coerce_one(item, kind, shots, i if len(items) > 1 else None) for i, item in enumerate(items)], not single
+
+
+def _is_pub_as_list(items: list[Any], kind: Kind) -> bool:
+    """Whether a list is meant for one PUB: its circuit, and values or observables."""
+    from qiskit import QuantumCircuit
+
+    if len(items) < 2 or not isinstance(items[0], QuantumCircuit) or any(map(_is_circuit, items[1:])):
+        return False
+    return kind == "estimator" or not isinstance(items[1], str)
+
+
+def _is_circuit(item: Any) -> bool:
+    """Whether an item is a circuit or a PUB, or what such a one may be made of."""
+    from qiskit import QuantumCircuit
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
+
+    first = item[0] if isinstance(item, tuple | list) and len(item) else item
+    return isinstance(first, QuantumCircuit | SamplerPub | EstimatorPub)
+
+
+def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> Any:
+    from qiskit import QuantumCircuit
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
+
+    which = "" if index is None else f" (number {index})"
+    if not _is_circuit(item):
+        first = item[0] if isinstance(item, tuple | list) and len(item) else item
+        raise _refuse(f"not a circuit{which}: {type(first).__name__}; give a QuantumCircuit or a PUB")
+    if kind == "estimator" and isinstance(item, QuantumCircuit):
+        raise _refuse(f"an estimator needs observables too{which}; give (circuit, observables)")
+    try:
+        pub = SamplerPub.coerce(item, shots) if kind == "sampler" else EstimatorPub.coerce(item)
+    except Exception as error:  # noqa: BLE001 - Qiskit raises of many kinds here
+        said = _not_laid_out(item, kind) or _without_values(item, kind) or _in_short(error)
+        raise _refuse(f"the PUB does not fit a{'n' if kind == 'estimator' else ''} {kind}{which}: {said}") from None
+    if 0 in pub.shape:
+        raise _refuse(
+            f"nothing would be executed{which}: the PUB has the shape {pub.shape}, a sweep of no values; give at least "
+            "one set of values, and one observable for an estimator"
+        )
+    _check_values(pub, which)
+    if kind == "sampler":
+        _check_measurements(pub.circuit, which)
+    return pub
+
+
+def _in_short(error: Exception) -> str:
+    """What Qiskit says, without its advice about functions that the user did not call."""
+    return str(error).partition(" Note that if you want to run a single pub")[0]
+
+
+def _without_values(item: Any, kind: Kind) -> str:
+    """Says that a circuit's parameters have no values, if none were given at all."""
+    circuit = item[0] if isinstance(item, tuple | list) else item
+    parameters = getattr(circuit, "parameters", ())
+    place = 1 if kind == "sampler" else 2
+    if not parameters or (isinstance(item, tuple | list) and len(item) > place and item[place] is not None):
+        return ""
+    names = ", ".join(parameter.name for parameter in list(parameters)[:5]) + ("…" if len(parameters) > 5 else "")
+    give = "(circuit, values)" if kind == "sampler" else "(circuit, observables, values)"
+    have = "1 parameter without a value" if len(parameters) == 1 else f"{len(parameters)} parameters without values"
+    return f"its circuit has {have} ({names}); give {give}, or circuit.assign_parameters(...)"
+
+
+def _not_laid_out(item: Any, kind: Kind) -> str:
+    """Says that an observable is narrower than its circuit, as one made before the transpiling is."""
+    from qiskit.primitives.containers.observables_array import ObservablesArray
+
+    if kind != "estimator" or not isinstance(item, tuple | list) or len(item) < 2:
+        return ""
+    circuit = item[0]
+    with contextlib.suppress(Exception):  # what else is wrong with it, Qiskit says
+        widths = {_width(each) for each in ObservablesArray.coerce(item[1]).ravel()}
+        if widths and max(widths) < circuit.num_qubits:
+            which = f"an observable has {max(widths)} qubits, and its circuit {circuit.num_qubits}"
+            if circuit.layout is not None:
+                return f"{which}, as transpiled; lay it out: observable.apply_layout(circuit.layout)"
+            return f"{which}; if it is transpiled, give observable.apply_layout(transpiled.layout)"
+    return ""
+
+
+def _width(observable: Any) -> int:
+    return max(len(term) for term in observable)
+
+
+def _check_values(pub: Any, which: str) -> None:
+    import numpy as np
+
+    for names, values in pub.parameter_values.data.items():
+        for name, column in zip(names, np.moveaxis(np.asarray(values), -1, 0), strict=False):
+            if not np.isfinite(column).all():
+                raise _refuse(f"a value of the parameter {name} is not finite{which}; no gate has such an angle")
+
+
+def _check_measurements(circuit: Any, which: str) -> None:
+    """Whether what is measured comes back: results hold the bits of registers, by the registers' names."""
+    from qiskit.primitives.containers.data_bin import DataBin
+
+    measured = set(_measured(circuit))
+    if not measured:
+        raise _refuse(f"the circuit measures nothing{which}; add circuit.measure_all()")
+    loose = [bit for bit in measured if not circuit.find_bit(bit).registers]
+    if loose:
+        places = ", ".join(str(place) for place in sorted(circuit.find_bit(bit).index for bit in loose)[:8])
+        raise _refuse(
+            f"the circuit measures into a classical bit that is in no register{which}: number {places}; results come "
+            "by register, so it would be lost: add circuit.add_register(ClassicalRegister(bits=[...], name=...))"
+        )
+    # They are made with `DataBin(shape=..., **{name: bits})`.
+    taken = {"self", *getattr(DataBin, "_RESTRICTED_NAMES", ())}
+    for register in circuit.cregs:
+        if register.name in taken:
+            raise _refuse(
+                f"a classical register can't be called {register.name!r}{which}: Qiskit's results have an attribute of "
+                "that name; call it otherwise"
+            )
+
+
+def measures(circuit: Any) -> bool:
+    """Whether a circuit measures anything, in its blocks and gates too."""
+    return next(iter(_measured(circuit)), None) is not None
+
+
+def _measured(circuit: Any) -> Iterator[Any]:
+    """The classical bits that a circuit measures into, in its blocks and gates too."""
+    for instruction in circuit.data:
+        operation = instruction.operation
+        if operation.name == "measure":
+            yield from instruction.clbits
+            continue
+        inside = list(getattr(operation, "blocks", ()))
+        body = getattr(operation, "definition", None) if instruction.clbits and not inside else None
+        for each in (*inside, *([] if body is None else [body])):
+            # The bits of a block, or of a definition, stand for those of the instruction, in this order.
+            stands_for = dict(zip(each.clbits, instruction.clbits, strict=False))
+            for bit in _measured(each):
+                yield stands_for.get(bit, bit)
+
+
+def _refuse(reason: str) -> ConfigError:
+    return ConfigError("config", reason)
