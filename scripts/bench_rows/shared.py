@@ -294,9 +294,7 @@ def _leave_behind(url: str, account: tuple[str, ...], jobs: list[str]) -> None:
 
 def _spent(ibm: local.Service, server: Server) -> tuple[float, float]:
     """Seconds of the processor that the service and the database have used, with connections that have ended."""
-    pid = server.pid()
-    assert pid is not None
-    database = psutil.Process(pid)
+    database = server.process
     ended = database.cpu_times()
     at_work = sum(_of(process) for process in (database, *database.children()))
     return _of(psutil.Process(ibm.pid)), at_work + ended.children_user + ended.children_system

@@ -60,6 +60,7 @@ class Server:
     Attributes:
         port: Its TCP port on 127.0.0.1, the same after each start.
         password: The superuser's.
+        process: The server's first process, as it was started last.
     """
 
     def __init__(self, *, is_durable: bool = False) -> None:
@@ -116,18 +117,13 @@ class Server:
             connection.execute(f'CREATE DATABASE "{name}"')
         return self.url(name)
 
-    def pid(self) -> int | None:
-        """The server's process, or None where it does not run."""
-        try:
-            return int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
-        except (OSError, ValueError, IndexError):
-            return None
-
     def start(self) -> None:
         """Start it, and wait until it answers. It is no child of ours."""
         settings = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
         options = f"-p {self.port} -k {self._folder} {settings}"
         self._run("pg_ctl", "-D", self._data, "-l", str(self._folder / "log"), "-w", "-o", options, "start")
+        # The file stays when the server is killed, and the pid may be another's then.
+        self.process = psutil.Process(int((self._folder / "data" / "postmaster.pid").read_text().split()[0]))
 
     def stop(self) -> None:
         """Stop it: connections are closed, and none is accepted."""
@@ -135,11 +131,8 @@ class Server:
 
     def kill(self) -> None:
         """End it, and all its processes, by SIGKILL, as the out-of-memory killer does."""
-        pid = self.pid()
-        assert pid is not None
-        server = psutil.Process(pid)
-        _stop(server)
-        everything = [server, *server.children(recursive=True)]
+        _stop(self.process)
+        everything = [self.process, *self.process.children(recursive=True)]
         for process in everything:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
@@ -155,19 +148,15 @@ class Server:
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
-        pid = self.pid()
-        assert pid is not None
-        server = psutil.Process(pid)
         if number == signal.SIGSTOP:
-            _stop(server)
-        for process in (server, *server.children(recursive=True)):
+            _stop(self.process)
+        for process in (self.process, *self.process.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
     def close(self) -> None:
         """Stop it for good."""
-        pid = self.pid()
-        if pid is not None and psutil.pid_exists(pid):
+        if self.process.is_running():
             self._run("pg_ctl", "-D", self._data, "-w", "-m", "immediate", "stop")
         shutil.rmtree(self._folder)
 
