@@ -41,13 +41,15 @@ class RunError(QxError):
         stage: Where: "config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job" or "results".
         reason: Why, and what to do next.
         job_id: The job at IBM Quantum, or None if there was none.
+        raw: What came for the results and could not be decoded, as text, or None.
     """
 
-    def __init__(self, stage: Stage, reason: str, job_id: str | None = None) -> None:
+    def __init__(self, stage: Stage, reason: str, job_id: str | None = None, *, raw: str | None = None) -> None:
         super().__init__(stage, reason, job_id)
         self.stage: Stage = stage
         self.reason = reason
         self.job_id = job_id
+        self.raw = raw
 
     def __str__(self) -> str:
         return f"{self.reason} (job {self.job_id})" if self.job_id and self.job_id not in self.reason else self.reason
@@ -61,7 +63,7 @@ class RunError(QxError):
         return html.card("bad", html.text(type(self).__name__), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.stage, self.reason, self.job_id)
+        return type(self), (self.stage, self.reason, self.job_id), {"raw": self.raw}
 
 
 class ConfigError(RunError):

@@ -32,6 +32,7 @@ from .errors import (
     SubmitError,
     WatcherError,
 )
+from .harvest import Harvest, Spoilt
 from .launch import sweep_window
 from .link import CredentialsSource, Guarded, link
 from .ours import cancel, protocol, remote
@@ -129,6 +130,7 @@ class Worker:
         self._target: service.Target | None = None
         self._alarm: crew.Alarm | None = None
         self._patience: Patience | None = None
+        self._harvest: Harvest | None = None
         self._decoders: Sequence[Any] = ()
         self._leave_poller: Callable[[], None] = lambda: None
         self._watched_since = 0.0
@@ -295,6 +297,8 @@ class Worker:
             self._alarm.cancel()
         self._leave_poller()
         if isinstance(outcome, RunError):
+            if outcome.raw is None and self._harvest is not None:
+                outcome.raw = self._harvest.raw  # the time was up while they came spoilt
             if not quietly:
                 self._say(outcome.stage, "failed", outcome.reason)
             self._then(outcome, functools.partial(self.outcome.set_exception, outcome))
@@ -363,10 +367,15 @@ class Worker:
         self._announce(account, source)  # while the client prepares
         self._pause_if_stopped()  # `abandon` may have looked just before
         try:
-            job = service.submit(primitive, pubs, request.kind, request.shots, self)
+            self._decoders = service.decoders_of(
+                service.submit(primitive, pubs, request.kind, request.shots, self)
+            )
+        except Exception:
+            if self.job_id is None:
+                raise
+            logger.debug("the job %s is submitted, and the client failed then", self.job_id, exc_info=True)
         finally:
             reap_in_background(target.client)  # not before: it would compete for the interpreter
-        self._decoders = service.decoders_of(job)
         self._forget_circuits()
         self._watch(driver_tag())
 
@@ -531,22 +540,17 @@ class Worker:
         if not state.is_completed:
             raise JobFailed("job", why_it_failed(state), self.job_id)
         self._say("results", "fetching results")
-        self._patience = Patience("results", self.job_id, self._say)
-        self._fetch(self._patience)
+        decoders = self._decoders or service.decoders_for(state.reply)
+        self._harvest = Harvest(str(self.job_id), decoders, self._say)
+        self._fetch(self._harvest)
 
-    def _fetch(self, patience: Patience) -> None:
+    def _fetch(self, harvest: Harvest) -> None:
         self._pause_if_stopped()
         try:
-            text = ask(self._there, lambda: self._there.results(str(self.job_id)))
-        except remote.RemoteError as error:
-            crew.asking.after(patience.failed(error), self._doing(functools.partial(self._fetch, patience)))
+            decoded = harvest.decode(ask(self._there, lambda: self._there.results(str(self.job_id))))
+        except (remote.RemoteError, Spoilt) as error:
+            crew.asking.after(harvest.failed(error), self._doing(functools.partial(self._fetch, harvest)))
             return
-        patience.answered()
-        try:
-            decoded = service.decode(self._decoders, text)
-        except Exception as error:
-            reason = f"the results can't be read: {service.describe(error)}; try service.job({self.job_id!r}).result()"
-            raise RunError("results", reason, self.job_id) from error
         assert self._target is not None
         self._stand_down()
         self._wait_for_cost()

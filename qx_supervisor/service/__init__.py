@@ -9,6 +9,7 @@
 `adoption`     what a driver that knows nothing of us does
 `connections`  those that a forked child must not share
 `failures`     what the client's errors mean
+`blame`        whose an exception is, the service's or the program's
 
 Public interfaces of the client are used where there are any. Where there are none, what is used is named here, once,
 against the pinned minor version: the client's REST session (address, token manager, proxies), the two functions through
@@ -26,10 +27,21 @@ from .access import (
     server_clock,
 )
 from .adoption import Adopter, be_adopted
+from .blame import is_of_the_service
 from .circuits import not_isa, to_isa
 from .failures import describe, is_ambiguous, is_unauthorized
 from .post import TAGS, Submission, submit, unwatch_session, watch_session
-from .primitives import class_of, decode, decoders_for, decoders_of, make_primitive, parts_of, run_local, tags_of
+from .primitives import (
+    class_of,
+    decode,
+    decoders_for,
+    decoders_of,
+    is_result,
+    make_primitive,
+    parts_of,
+    run_local,
+    tags_of,
+)
 from .targets import Guardable, Target, backend_asked_for, find_target, instances_near, what_to_guard
 
 __all__ = [
@@ -53,6 +65,8 @@ __all__ = [
     "find_target",
     "instances_near",
     "is_ambiguous",
+    "is_of_the_service",
+    "is_result",
     "is_unauthorized",
     "job_url",
     "make_primitive",
