@@ -83,7 +83,7 @@ def guard(*targets: Any, owner: bool = True) -> Guard:
 
     An exception that comes of the network or of the service (of `requests`, of Qiskit's client, a `RunError`) cancels
     nothing: not to be able to ask is not to want no more. What was guarded then stays guarded until this process ends,
-    or until it is guarded anew. A limit of your own (`job.result(timeout=...)`, `RunTimeout`) is an exception of yours. ::
+    or until it is guarded anew. A limit of your own (`job.result(timeout=...)`, `RunTimeout`) is yours. ::
 
         with Session(backend) as session, guard(session):
             sampler = Sampler(mode=session)
@@ -117,7 +117,7 @@ class _Kept:
     """One guarded thing. It is the `service.Submission` of what plain Qiskit primitives submit to its session."""
 
     max_execution_time: int | None = None
-    waits_for_rate_limit = False  # what Qiskit raises, it raises here too
+    is_patient = False  # what Qiskit raises, it raises here too
 
     def __init__(self, place: service.Guardable, *, owner: bool) -> None:
         self._place = place
@@ -219,7 +219,10 @@ class _Kept:
         """It is sent once more, which may make a second job."""
         self._doubtful = True
 
-    def rate_limited(self, seconds: float | None) -> None:
+    def put_off(self, status: int, seconds: float | None) -> None:
+        """Not called."""
+
+    def unanswered(self, error: Exception) -> str | None:
         """Not called."""
 
     def posted(self, job_id: str) -> None:

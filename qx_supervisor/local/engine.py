@@ -20,6 +20,7 @@ from localqpu.server import Request, Response, Router
 
 from .jobs import Jobs, Record, Told
 from .messages import Call, Reply, problem
+from .pages import with_bodies
 from .tokens import Tokens
 
 _PAGE = 20  # jobs a page where the client names no limit
@@ -51,9 +52,9 @@ class Engine:
         return Reply(response.status, response.encode(), response.content_type)
 
     def set_scenario(self, raw: object) -> Reply:
-        """Install a scenario in localqpu's JSON form."""
+        """Install a scenario in localqpu's JSON form, and with the `body` of an answer in `http_faults`."""
         try:
-            scenario = parse_scenario(raw)
+            scenario = parse_scenario(with_bodies(raw))
             ensure_known_backends(scenario, self.backends)
         except ScenarioError as error:
             return problem(400, str(error))

@@ -9,11 +9,12 @@
 `adoption`     what a driver that knows nothing of us does
 `connections`  those that a forked child must not share
 `failures`     what the client's errors mean
+`outages`      requests of the client's that nobody answered
 `blame`        whose an exception is, the service's or the program's
 
 Public interfaces of the client are used where there are any. Where there are none, what is used is named here, once,
-against the pinned minor version: the client's REST session (address, token manager, proxies), the two functions through
-which every POST of a job passes, and the decoders of a job's results.
+against the pinned minor version: the client's REST session (address, token manager, proxies, its requests), the two
+functions through which every POST of a job passes, and the decoders of a job's results.
 """
 
 from . import accounts
@@ -29,7 +30,8 @@ from .access import (
 from .adoption import Adopter, be_adopted
 from .blame import is_of_the_service
 from .circuits import not_isa, to_isa
-from .failures import describe, is_ambiguous, is_unauthorized
+from .failures import describe, is_ambiguous, is_answered, is_unauthorized, unsent
+from .outages import is_token_outage, noticing, outage
 from .post import TAGS, Submission, submit, unwatch_session, watch_session
 from .primitives import (
     class_of,
@@ -65,12 +67,16 @@ __all__ = [
     "find_target",
     "instances_near",
     "is_ambiguous",
+    "is_answered",
     "is_of_the_service",
     "is_result",
+    "is_token_outage",
     "is_unauthorized",
     "job_url",
     "make_primitive",
     "not_isa",
+    "noticing",
+    "outage",
     "parts_of",
     "remote_of",
     "run_local",
@@ -78,6 +84,7 @@ __all__ = [
     "submit",
     "tags_of",
     "to_isa",
+    "unsent",
     "unwatch_session",
     "watch_session",
     "what_to_guard",

@@ -126,6 +126,15 @@ def server_clock(client: Any, seconds: float) -> float | None:
     return then.timestamp() + took / 2
 
 
+def token_trouble(client: Any) -> remote.RemoteError | None:
+    """What keeps the client from having a token; None if it has one."""
+    try:
+        _authorization(client._session.auth)
+    except remote.RemoteError as error:
+        return error
+    return None
+
+
 def _authorization(auth: Any) -> str:
     import ibm_cloud_sdk_core
 
