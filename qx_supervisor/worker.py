@@ -401,19 +401,13 @@ class Worker:
                 except Exception as error:
                     if self._phase != "preparing" or self.job_id is not None or isinstance(error, WatcherError):
                         raise
-                    outage = service.outage(error, noticed, self._clients())
+                    outage = service.outage(error, noticed)
                     if outage is None:
                         raise
                 else:
                     patience.answered()
                     return done
             self._sleep(patience.failed(outage))
-
-    def _clients(self) -> list[Any]:
-        """The client that asks, or those that may."""
-        if self._target is not None:
-            return [self._target.client] if self._target.client is not None else []
-        return service.clients_of(self.request.service)
 
     def _despite_token_outages(self, work: Callable[[], T]) -> T:
         """Ask the watcher for what it needs a token for, again and again while the token service is out of order."""
@@ -759,7 +753,8 @@ class Worker:
 
         An answer that was lost is worth one other POST; an outage, in which none is accepted, any number.
         """
-        if not self._posts.several and (outage := self._made_nothing(error)) is not None:
+        outage = service.outage(error) if service.unsent(error) and not self._posts.several else None
+        if outage is not None:
             self._set_phase("preparing")
             self._sleep(self._unsent.failed(outage))
             self._begin_post()
@@ -780,12 +775,6 @@ class Worker:
         self._begin_post()
         self._say("submit", "submitting", "once more: no job was made")
         return None
-
-    def _made_nothing(self, error: Exception) -> remote.Transient | None:
-        """The outage in which a POST has certainly made no job: it did not leave, or had no token."""
-        if not service.unsent(error) and not service.is_unauthorized(error):
-            return None
-        return service.outage(error, (), self._clients())
 
     def _set_phase(self, phase: Phase) -> None:
         with self._changed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -424,7 +425,8 @@ def test_a_command_waits_for_results_as_well(
     monkeypatch.setattr(account, "connect", lambda *_: service)
     job = run(ones(), BACKEND, service=service, shots=16, panel=None).job_id
     faults("GET", RESULTS, PAGE, {"status": 409}, {"body": ""})
-    assert main(["wait", job]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["wait", job])
     assert "16" in capsys.readouterr().out
 
 
@@ -558,12 +560,13 @@ def test_given_up_while_it_is_looked_for(ibm: local.Service, way: Call, faults: 
 def test_a_lost_answer_with_a_key(ibm: local.Service, way: Call, faults: Scenario) -> None:
     """The job of an earlier call, which was cancelled, is under the same tag and is not it."""
     ibm.hold("queued")
-    first = way.begin(key="once")
+    key = f"once-{uuid.uuid4()}"  # the ledger is that of the watcher, which may be of an earlier test
+    first = way.begin(key=key)
     way.until("queued")
     assert first.cancel() == "confirmed"
     faults("POST", JOBS, {"drop_connection": True, "phase": "after"})
     again = Call(way.service, way.kind)
-    held = again.begin(key="once")
+    held = again.begin(key=key)
     told = again.until("submitted")
     assert told.job_id == ibm.jobs()[1].id
     ibm.hold(None)
@@ -645,13 +648,13 @@ def test_a_request_that_is_never_answered_is_made_again(
     monkeypatch.setattr(remote, "READ_TIMEOUT", 0.5)
     call = Call(ibm.service(), "sampler")
     for step in ("configuration", "status", "usage"):
-        faults("GET", STEPS[step], {"drop_connection": True, "delay_seconds": 600.0})
-        assert call.is_right(call.begin().result(60))
-    assert call.states().count("connection lost, retrying") >= 2
+        faults("GET", STEPS[step], {"drop_connection": True, "delay_seconds": 600.0, "times": 7})
+        assert call.is_right(call.begin().result(120))
+        assert "connection lost, retrying" in call.states()
+        call.told.clear()
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:Unable to retrieve IBM Cloud access token")
 def test_an_outage_of_the_token_service_before_the_submission(tokens: local.Service) -> None:
     """The client presents the bare key then, and is refused: that is no word on the account."""
     call = Call(tokens.service("a key of its own"), "sampler")

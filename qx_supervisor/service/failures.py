@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .access import NoToken
+
 
 def is_ambiguous(error: BaseException) -> bool:
     """Whether a failed POST may have made a job all the same: anything but a refusal by the service."""
@@ -14,12 +16,12 @@ def is_ambiguous(error: BaseException) -> bool:
 
 
 def unsent(error: BaseException | None) -> bool:
-    """Whether a request has certainly not left: the connection could not be made."""
+    """Whether a request has certainly not left: the connection could not be made, or there was no token."""
     from requests import ConnectTimeout
     from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ProxyError
 
     while error is not None:
-        if isinstance(error, ConnectTimeout | ConnectTimeoutError | NewConnectionError):
+        if isinstance(error, NoToken | ConnectTimeout | ConnectTimeoutError | NewConnectionError):
             return True
         inner: Any = None
         if isinstance(error, MaxRetryError):

@@ -16,8 +16,8 @@ from typing import Any
 
 from ..errors import RunError
 from ..ours import remote
-from .access import token_trouble
-from .failures import is_unauthorized, unsent
+from .access import need_token
+from .failures import unsent
 from .post import HOOKED, hooking, is_hooked
 
 ANSWER_SECONDS = 60.0
@@ -62,6 +62,7 @@ def _noticed_by(request: Callable[..., Any]) -> Callable[..., Any]:
         else:
             kwargs.setdefault("timeout", (remote.CONNECT_TIMEOUT, remote.READ_TIMEOUT))
         try:
+            need_token(session.auth)
             return request(session, method, url, *args, **kwargs)
         except Exception as error:
             failures.append(error)
@@ -71,23 +72,14 @@ def _noticed_by(request: Callable[..., Any]) -> Callable[..., Any]:
     return noticed
 
 
-def outage(error: Exception, noticed: Sequence[Exception] = (), clients: Sequence[Any] = ()) -> remote.Transient | None:
+def outage(error: Exception, noticed: Sequence[Exception] = ()) -> remote.Transient | None:
     """What may pass of a failure before the submission; None if it is there to stay.
 
     Args:
         error: What was raised.
         noticed: What the client's requests had met with until then.
-        clients: The official REST clients that may have asked, if they are known.
     """
-    for each in (error, *noticed):
-        found = _outage(each)
-        if found is not None:
-            return found
-        if is_unauthorized(each):  # for want of a token the client presents the bare key, which is refused
-            trouble = next(filter(None, map(token_trouble, clients)), None)
-            if isinstance(trouble, remote.Transient):
-                return trouble
-    return None
+    return next(filter(None, map(_outage, (error, *noticed))), None)
 
 
 def _outage(error: BaseException | None) -> remote.Transient | None:
