@@ -365,6 +365,7 @@ def test_whatever_the_first_answers_to_the_results_are(ibm: local.Service, call:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", ["sampler", "estimator"])
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_each_first_answer_to_the_results(ibm: local.Service, service: Any, kind: str, answer: str) -> None:
@@ -372,14 +373,12 @@ def test_each_first_answer_to_the_results(ibm: local.Service, service: Any, kind
     import qiskit_ibm_runtime
 
     call = Call(service, kind)
-    with pytest.warns(DeprecationWarning, match="V2"):
-        primitive = getattr(qiskit_ibm_runtime, f"{kind.capitalize()}V2")(mode=service.backend(BACKEND))
+    primitive = getattr(qiskit_ibm_runtime, f"{kind.capitalize()}V2")(mode=service.backend(BACKEND))
     ibm.scenario({"http_faults": [{"path": RESULTS, "method": "GET", "times": 2, **ANSWERS[answer]}]})
-    shots = {"shots": 16} if kind == "sampler" else {"shots": None}
+    shots = {"shots": 16 if kind == "sampler" else None}
     if kind == "estimator":
         primitive.options.default_shots = 16
-    with pytest.warns(DeprecationWarning, match="V2"):
-        result = call.begin(None, primitive=primitive, **shots).result(60)
+    result = call.begin(None, primitive=primitive, **shots).result(60)
     assert call.is_right(result)
     assert_one_job(ibm, result)
 

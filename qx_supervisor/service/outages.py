@@ -63,13 +63,22 @@ def _noticed_by(request: Callable[..., Any]) -> Callable[..., Any]:
             kwargs.setdefault("timeout", (remote.CONNECT_TIMEOUT, remote.READ_TIMEOUT))
         try:
             need_token(session.auth)
-            return request(session, method, url, *args, **kwargs)
+            reply = request(session, method, url, *args, **kwargs)
         except Exception as error:
             failures.append(error)
             raise
+        if not _looks_like_json(reply):
+            failures.append(remote.Transient("the service's answer was no JSON: a login page?"))
+        return reply
 
     setattr(noticed, HOOKED, True)
     return noticed
+
+
+def _looks_like_json(reply: Any) -> bool:
+    """Whether it begins and ends as JSON does: the client will read it, but may keep to itself that it could not."""
+    text = reply.content.strip()
+    return reply.status_code == 204 or (text[:1] in (b"{", b"[") and text[-1:] in (b"}", b"]"))
 
 
 def outage(error: Exception, noticed: Sequence[Exception] = ()) -> remote.Transient | None:
