@@ -19,10 +19,6 @@ logger = logging.getLogger("qx_supervisor")
 REFUSED_SECONDS = 60.0
 """How long a refusal of what was granted before must last to be more than a hiccup. Then the log has it, too."""
 
-LOST, REFUSED, SPOILT = "connection lost, retrying", "refused, retrying", "results spoilt, retrying"
-BACK = "connection back"
-"""The states that are told."""
-
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
@@ -56,7 +52,7 @@ class Patience:
     def answered(self) -> None:
         """The service answered."""
         if self._said:
-            self._say(self._stage, BACK, "")
+            self._say(self._stage, "connection back", "")
         if self._is_warned:
             logger.warning("%s: IBM Quantum answers again", self._name())
         self._pause, self._said, self._refused_since, self._is_warned = _FIRST_PAUSE, "", None, False
@@ -76,7 +72,8 @@ class Patience:
         wait = self._pause
         if isinstance(error, remote.Transient):
             wait = max(wait, error.retry_after or 0.0)
-            self._tell(LOST, str(error))
+            if self._is_news("lost"):
+                self._say(self._stage, "connection lost, retrying", str(error))
         else:
             self._refused(error)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
@@ -84,7 +81,8 @@ class Patience:
 
     def spoilt(self, detail: str) -> float:
         """What came is not what was asked for; returns the seconds to wait as `failed` does."""
-        self._tell(SPOILT, detail)
+        if self._is_news("spoilt"):
+            self._say(self._stage, "results spoilt, retrying", detail)
         wait, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         return wait
 
@@ -97,18 +95,18 @@ class Patience:
             stage: Stage = "auth" if isinstance(error, remote.Refused) else self._stage
             raise RunError(stage, f"IBM Quantum refuses to be asked: {error}; {what_to_do(error)}", self._job_id)
         if seconds < REFUSED_SECONDS:
-            self._tell(REFUSED, f"{error}; {what_to_do(error)}")
+            if self._is_news("refused"):
+                self._say(self._stage, "refused, retrying", f"{error}; {what_to_do(error)}")
         elif not self._is_warned:
-            self._is_warned = True
+            self._is_warned, self._said = True, "refused"
             detail = f"{error}, for {seconds:.0f} s by now; {what_to_do(error)}"
-            self._say(self._stage, REFUSED, detail)
+            self._say(self._stage, "refused, retrying", detail)
             logger.warning("%s: IBM Quantum refuses: %s; it is asked again", self._name(), detail)
 
-    def _tell(self, state: str, detail: str) -> None:
-        """Tell a trouble once, though one may follow the other for hours."""
-        if state != self._said:
-            self._said = state
-            self._say(self._stage, state, detail)
+    def _is_news(self, trouble: str) -> bool:
+        """Whether the trouble is another one than the last: each is told once, though it may last for hours."""
+        is_news, self._said = trouble != self._said, trouble
+        return is_news
 
     def _name(self) -> str:
         return f"job {self._job_id}" if self._job_id else "a run"

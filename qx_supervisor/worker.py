@@ -57,7 +57,6 @@ _POLL_SHARE = 0.02  # of the time that a job has taken so far: an hour in the qu
 _DETAILS_PAUSE = 15.0  # between two readings of a queued job's place
 _COST_PATIENCE = 0.3  # seconds that a result waits for the word what it cost
 _RATE_LIMIT_PAUSE = 12.0  # 5 jobs a minute are allowed: what to wait where the answer does not say
-_PUT_OFF = {423: "backend reserved, waiting"}
 
 _driver_tag = (0, "")
 
@@ -744,7 +743,10 @@ class Worker:
         """A 429, a 423: this POST made no job. Wait, then it may leave again."""
         self._set_phase("doubtful" if self._posts.several else "preparing")  # an earlier one may have made one
         pause = _RATE_LIMIT_PAUSE if seconds is None else seconds
-        self._say("submit", _PUT_OFF.get(status, "rate limited, waiting"), f"{pause:.0f} s")
+        if status == 423:
+            self._say("submit", "backend reserved, waiting", f"{pause:.0f} s")
+        else:
+            self._say("submit", "rate limited, waiting", f"{pause:.0f} s")
         self._sleep(pause)
         self._begin_post()
 
