@@ -392,7 +392,7 @@ class Worker:
 
     def _despite_outages(self, stage: Stage, work: Callable[[], T]) -> T:
         """Do what comes before the POST, again and again while nobody answers: nothing is lost by that."""
-        patience = Patience(stage, None, self._say)
+        patience = self._patience = Patience(stage, None, self._say)
         while True:
             with service.noticing() as noticed:
                 try:
@@ -687,6 +687,8 @@ class Worker:
     def before_post(self) -> None:
         """The watcher acknowledges the intent before the POST leaves."""
         self._pause_if_stopped()
+        if self._patience is not None:
+            self._patience.answered()  # else it would be told after what follows
         assert self._target is not None
         try:
             self._despite_token_outages(self._wait_for_word)
