@@ -181,7 +181,7 @@ class Submission:
     """
 
     max_execution_time: int | None = None
-    waits_for_rate_limit = False  # what Qiskit raises, it raises here too
+    is_patient = False  # what Qiskit raises, it raises here too
 
     def __init__(
         self, adopter: Adopter, client: Any, tags: int, session_id: str, keeper: service.Submission | None
@@ -225,7 +225,10 @@ class Submission:
         if self._keeper is not None:
             self._keeper.before_retry()
 
-    def rate_limited(self, seconds: float | None) -> None:
+    def put_off(self, status: int, seconds: float | None) -> None:
+        """Not called."""
+
+    def unanswered(self, error: Exception) -> str | None:
         """Not called."""
 
     def posted(self, job_id: str) -> None:

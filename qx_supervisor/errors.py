@@ -47,6 +47,7 @@ class RunError(QxError):
         code: IBM Quantum's own code of what went wrong, such as 1305; None where it gave none.
         service_message: Its own words, whole: the reason of a job that failed or was cancelled, or the traceback in its
             results; the message with which a submission was refused; "" where it said nothing.
+        raw: What came for the results and could not be decoded, as text, or None.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class RunError(QxError):
         *,
         code: int | str | None = None,
         service_message: str = "",
+        raw: str | None = None,
     ) -> None:
         super().__init__(stage, reason, job_id)
         self.stage: Stage = stage
@@ -64,6 +66,7 @@ class RunError(QxError):
         self.job_id = job_id
         self.code = code
         self.service_message = service_message
+        self.raw = raw
 
     def __str__(self) -> str:
         return f"{self.reason} (job {self.job_id})" if self.job_id and self.job_id not in self.reason else self.reason
@@ -77,7 +80,7 @@ class RunError(QxError):
         return html.card("bad", html.text(type(self).__name__), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        more = {"code": self.code, "service_message": self.service_message}
+        more = {"code": self.code, "service_message": self.service_message, "raw": self.raw}
         return type(self), (self.stage, self.reason, self.job_id), more
 
 

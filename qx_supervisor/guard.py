@@ -15,11 +15,16 @@ from typing import Any
 from . import service
 from .errors import ConfigError
 from .link import Guarded, link
+from .ours import remote
+from .poller import Poller, poller_of
 
 logger = logging.getLogger("qx_supervisor")
 
 END_SECONDS = 10.0
 """How long the end of a block that failed waits for the proof that all is cancelled; the watcher goes on after it."""
+
+LOOK_SECONDS, MISSED_SECONDS = 15.0, 30.0
+"""How often it is looked whether a job is over whose block a failure of the service ended."""
 
 
 class Guard:
@@ -53,6 +58,11 @@ class Guard:
         if kind is None:
             self._release()
             return
+        if error is not None and service.is_of_the_service(error):
+            # Not to be able to ask is not to want no more: the program may catch it, and ask again.
+            for kept in self._guarded:
+                kept.leave()
+            return
         end = time.monotonic() + END_SECONDS
         for kept in self._guarded:
             kept.doom(end)
@@ -67,9 +77,13 @@ class Guard:
 def guard(*targets: Any, owner: bool = True) -> Guard:
     """Guard jobs, sessions and batches that you made with Qiskit itself, for the time of a `with` block.
 
-    If the block is left by an exception, or this process dies in it, the jobs are cancelled, queued and running ones;
-    of a session or batch all of them, those whose ids this process never learned included, and it is closed. Left
-    normally, nothing is done beyond what Qiskit does. ::
+    If the block is left by an exception of your own, by Ctrl-C or by `sys.exit()`, or this process dies in it, the jobs
+    are cancelled, queued and running ones; of a session or batch all of them, those whose ids this process never
+    learned included, and it is closed. Left normally, nothing is done beyond what Qiskit does.
+
+    An exception that comes of the network or of the service (of `requests`, of Qiskit's client, a `RunError`) cancels
+    nothing: not to be able to ask is not to want no more. What was guarded then stays guarded until this process ends,
+    or until it is guarded anew. A limit of your own (`job.result(timeout=...)`, `RunTimeout`) is yours. ::
 
         with Session(backend) as session, guard(session):
             sampler = Sampler(mode=session)
@@ -93,11 +107,17 @@ def guard(*targets: Any, owner: bool = True) -> Guard:
     return Guard(targets, owner=owner)
 
 
+_left: dict[str, _Kept] = {}
+"""What is guarded still though its block is over, by the id of the job or session."""
+
+os.register_at_fork(after_in_child=_left.clear)
+
+
 class _Kept:
     """One guarded thing. It is the `service.Submission` of what plain Qiskit primitives submit to its session."""
 
     max_execution_time: int | None = None
-    waits_for_rate_limit = False  # what Qiskit raises, it raises here too
+    is_patient = False  # what Qiskit raises, it raises here too
 
     def __init__(self, place: service.Guardable, *, owner: bool) -> None:
         self._place = place
@@ -114,6 +134,7 @@ class _Kept:
         self._changed = threading.Condition()
         self._posting = 0
         self._doubtful = False
+        self._poller: Poller | None = None
 
     def begin(self) -> None:
         """Have the watcher know of it."""
@@ -124,6 +145,37 @@ class _Kept:
         else:
             link.job(self._guarded.run, self._place.job_id)
             link.posted(self._guarded.run, clean=True)
+        earlier = _left.pop(self._id, None)
+        if earlier is not None:  # this one takes over
+            link.stand_down(earlier._guarded.run)  # noqa: SLF001 - of the same class
+
+    def leave(self) -> None:
+        """The block is over, and nobody has said that it is not wanted: should this process end, it is cancelled."""
+        service.unwatch_session(self._place.session_id)
+        link.cancelling(self._guarded.run)  # it may be over by then: the watcher looks before it asks
+        _left[self._id] = self
+        if self._place.job_id:
+            self._poller = poller_of(service.remote_of(self._place.client), self.tags[0])
+            self._poller.watch(self._place.job_id, self._saw, lambda _: MISSED_SECONDS)
+        logger.warning(
+            "%s: its block ended in a failure of the network or the service; it goes on, guarded until this process "
+            "ends; guard it again to ask again",
+            self._name(),
+        )
+
+    def _saw(self, state: remote.JobState) -> float | None:
+        """Its job's state was read; returns the seconds until it is read again, or None."""
+        if _left.get(self._id) is not self:
+            return None
+        if not state.is_final:
+            return LOOK_SECONDS
+        del _left[self._id]
+        link.stand_down(self._guarded.run)
+        return None
+
+    @property
+    def _id(self) -> str:
+        return self._place.session_id or self._place.job_id
 
     def release(self) -> None:
         """The watcher is to forget it."""
@@ -170,7 +222,10 @@ class _Kept:
         """It is sent once more, which may make a second job."""
         self._doubtful = True
 
-    def rate_limited(self, seconds: float | None) -> None:
+    def put_off(self, status: int, seconds: float | None) -> None:
+        """Not called."""
+
+    def unanswered(self, error: Exception) -> str | None:
         """Not called."""
 
     def posted(self, job_id: str) -> None:

@@ -1,19 +1,25 @@
-"""When the service does not answer: no trouble on the way ends a run, nor does a refusal that passes."""
+"""When the service does not answer, or refuses: no trouble on the way ends a run, however long it lasts.
+
+Not to be able to read a job is not to want it no more. A gateway refuses while it is restarted, a proxy while its login
+has run out, the token service while it is mended; and a job that is cancelled for that is money lost. So what is asked
+for is asked again, with growing pauses, and the user is told what stands in the way, and what to do about it.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 from .errors import RunError, Stage
 from .ours import remote
 
+logger = logging.getLogger("qx_supervisor")
+
 REFUSED_SECONDS = 60.0
-"""How long a refusal of what was granted before must last to be believed. A gateway refuses while it is restarted, a
-proxy while its login has run out; and while IBM Quantum refuses to show a job, it would hardly cancel it."""
+"""How long a refusal of what was granted before must last to be more than a hiccup. Then the log has it, too."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-_REFUSALS = 3  # of credentials, at least; the client keeps a token for some time that is refused
 
 
 class Patience:
@@ -23,22 +29,33 @@ class Patience:
         stage: What is asked for.
         job_id: Of which job.
         say: Tells the user, as `Worker` does.
+        believes: After so many seconds a refusal is believed, and ends it. None: never, as long as there may be a job.
     """
 
-    def __init__(self, stage: Stage, job_id: str | None, say: Callable[[Stage, str, str], None]) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        job_id: str | None,
+        say: Callable[[Stage, str, str], None],
+        *,
+        believes: float | None = None,
+    ) -> None:
         self._stage: Stage = stage
         self._job_id = job_id
         self._say = say
+        self._believes = believes
         self._pause = _FIRST_PAUSE
-        self._lost = False
-        self._refusals = 0
-        self._refused_since = 0.0
+        self._said = ""
+        self._refused_since: float | None = None
+        self._is_warned = False
 
     def answered(self) -> None:
         """The service answered."""
-        if self._lost:
+        if self._said:
             self._say(self._stage, "connection back", "")
-        self._pause, self._lost, self._refusals = _FIRST_PAUSE, False, 0
+        if self._is_warned:
+            logger.warning("%s: IBM Quantum answers again", self._name())
+        self._pause, self._said, self._refused_since, self._is_warned = _FIRST_PAUSE, "", None, False
 
     def failed(self, error: Exception) -> float:
         """The service did not answer, or refused.
@@ -47,34 +64,58 @@ class Patience:
             The seconds to wait before it is asked again.
 
         Raises:
-            RunError: It is not worth another try.
+            RunError: It is refused for longer than is asked again.
             Exception: The error itself, where it is none of `remote`'s.
         """
         if not isinstance(error, remote.RemoteError):
             raise error
         wait = self._pause
         if isinstance(error, remote.Transient):
-            self._refusals = 0
             wait = max(wait, error.retry_after or 0.0)
+            if self._is_news("lost"):
+                self._say(self._stage, "connection lost, retrying", str(error))
         else:
-            self._refusals += 1
-            self._judge(error)
-        if not self._lost:
-            self._lost = True
-            self._say(self._stage, "connection lost, retrying", str(error))
+            self._refused(error)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         return wait
 
-    def _judge(self, error: remote.RemoteError) -> None:
-        """Raise what ends the run, if the refusal is to be believed."""
-        if self._refusals == 1:
-            self._refused_since = time.monotonic()
-        # Of a job that is final nothing is at stake but its result.
-        is_over = self._stage == "results" or time.monotonic() - self._refused_since >= REFUSED_SECONDS
-        if not is_over:
-            return
-        if not isinstance(error, remote.Refused):
-            raise RunError(self._stage, f"the job can't be read: {error}", self._job_id)
-        if self._refusals >= _REFUSALS:
-            reason = f"IBM Quantum no longer accepts this account: {error}; check its API key"
-            raise RunError("auth", reason, self._job_id)
+    def spoilt(self, detail: str) -> float:
+        """What came is not what was asked for; returns the seconds to wait as `failed` does."""
+        if self._is_news("spoilt"):
+            self._say(self._stage, "results spoilt, retrying", detail)
+        wait, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        return wait
+
+    def _refused(self, error: remote.RemoteError) -> None:
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        seconds = now - self._refused_since
+        if self._believes is not None and seconds >= self._believes:
+            stage: Stage = "auth" if isinstance(error, remote.Refused) else self._stage
+            raise RunError(stage, f"IBM Quantum refuses to be asked: {error}; {what_to_do(error)}", self._job_id)
+        if seconds < REFUSED_SECONDS:
+            if self._is_news("refused"):
+                self._say(self._stage, "refused, retrying", f"{error}; {what_to_do(error)}")
+        elif not self._is_warned:
+            self._is_warned, self._said = True, "refused"
+            detail = f"{error}, for {seconds:.0f} s by now; {what_to_do(error)}"
+            self._say(self._stage, "refused, retrying", detail)
+            logger.warning("%s: IBM Quantum refuses: %s; it is asked again", self._name(), detail)
+
+    def _is_news(self, trouble: str) -> bool:
+        """Whether the trouble is another one than the last: each is told once, though it may last for hours."""
+        is_news, self._said = trouble != self._said, trouble
+        return is_news
+
+    def _name(self) -> str:
+        return f"job {self._job_id}" if self._job_id else "a run"
+
+
+def what_to_do(error: remote.RemoteError) -> str:
+    """What the user can do about a refusal, while it is asked again."""
+    if isinstance(error, remote.Refused):
+        return "if that lasts, check the account's API key; nothing is cancelled for it"
+    if error.status == 404:
+        return "if that lasts, look whether the job was deleted; cancel() or timeout= ends the run"
+    return "if that lasts, look at the gateway of your network; nothing is cancelled for it"

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from .errors import ConfigError, WatcherError
 from .link import CredentialsSource, Guarded, link
 from .ours import remote
-from .patience import Patience
+from .patience import REFUSED_SECONDS, Patience
 from .poller import ask
 
 Say = Callable[[Any, str, str], None]
@@ -196,7 +196,8 @@ class Search:
             raise
 
     def _ask(self, question: Callable[[], T]) -> T:
-        patience = Patience("submit", None, self.say)
+        # Where there may be a job, it is looked for however long that takes; else a refusal is the user's to mend.
+        patience = Patience("submit", None, self.say, believes=None if self.is_in_doubt else REFUSED_SECONDS)
         while True:
             try:
                 answer = ask(self.there, question)

@@ -18,7 +18,8 @@ class Status:
     Attributes:
         stage: Where the run is: "config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job" or
             "results".
-        state: What is happening, in words: "queued", "running", "connection lost, retrying", "done" and so on.
+        state: What is happening, in words: "queued", "running", "connection lost, retrying", "refused, retrying",
+            "done" and so on.
         job_id: The job at IBM Quantum, or None while it has no id.
         backend: The backend's name, or "" while it is not chosen.
         detail: More words, or "": why a queued job may wait without end, for instance.

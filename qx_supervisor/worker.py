@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from . import crew, details, resume, service
 from .endings import ending
@@ -34,6 +34,7 @@ from .errors import (
     SubmitError,
     WatcherError,
 )
+from .harvest import Harvest, Spoilt
 from .launch import sweep_window
 from .link import CredentialsSource, Guarded, link
 from .ours import cancel, protocol, remote
@@ -44,14 +45,16 @@ from .reap import reap_in_background
 from .request import Request, check_tags
 from .result import RunResult
 from .status import Status
+from .unanswered import Posts, find_job
 
 logger = logging.getLogger("qx_supervisor")
+
+T = TypeVar("T")
 
 CANCEL_SECONDS = 10.0
 """How long the caller tries by itself to cancel and confirm, before it hands over to the watcher."""
 
 HAND_OVER_SECONDS = 1.0
-
 _LONGEST_POLL = 15.0
 _POLL_SHARE = 0.02  # of the time that a job has taken so far: an hour in the queue is asked after every 15 s
 _DETAILS_PAUSE = 15.0  # between two readings of a queued job's place
@@ -125,13 +128,16 @@ class Worker:
         self._guarded = False
         self._announced: Future[None] | None = None  # in another thread
         self._acknowledged: Callable[[], object] = lambda: None
+        self._announcement: Callable[[], None] = lambda: None
         self._protected = False  # a watcher has acknowledged it
-        self._retried = False
+        self._posts = Posts()
+        self._unsent = Patience("submit", None, self._say)
         self._final: remote.JobState | None = None  # how the job ended, though the run may have ended before
         self._ended = False
         self._target: service.Target | None = None
         self._alarm: crew.Alarm | None = None
         self._patience: Patience | None = None
+        self._harvest: Harvest | None = None
         self._decoders: Sequence[Any] = ()
         self._leave_poller: Callable[[], None] = lambda: None
         self._watched_since = 0.0
@@ -332,6 +338,8 @@ class Worker:
             self._alarm.cancel()
         self._leave_poller()
         if isinstance(outcome, RunError):
+            if outcome.raw is None and self._harvest is not None:
+                outcome.raw = self._harvest.raw  # the time was up while they came spoilt
             if not quietly:
                 self._say(outcome.stage, "failed", outcome.reason)
             self._then(outcome, functools.partial(self.outcome.set_exception, outcome))
@@ -376,7 +384,10 @@ class Worker:
         request = self.request
         self._pause_if_stopped()
         self._say("backend", "connecting")
-        target = self._target = service.find_target(request.backend, request.service, request.primitive, request.width)
+        target = self._target = self._despite_outages(
+            "backend",
+            lambda: service.find_target(request.backend, request.service, request.primitive, request.width),
+        )
         self._say("backend", "chosen", target.name)
         if not target.is_local:
             account = service.account_name(target.client)
@@ -386,11 +397,14 @@ class Worker:
             if request.key is not None and self._take_up(request.key, account, source):
                 return
         pubs = request.pubs
-        foreign = service.not_isa(pubs, target)
+        foreign = self._despite_outages("backend", lambda: service.not_isa(pubs, target))
         if foreign:
             self._say("transpile", "transpiling", f"for {target.name}")
             level, seed = request.optimization_level, request.seed_transpiler
-            pubs = service.to_isa(pubs, foreign, target, request.kind, level=level, seed=seed)
+            pubs = self._despite_outages(
+                "transpile",
+                lambda: service.to_isa(request.pubs, foreign, target, request.kind, level=level, seed=seed),
+            )
         if not target.is_local:
             service.check_angles(pubs, target)
         primitive = request.primitive
@@ -405,7 +419,15 @@ class Worker:
         self._announce(account, source)  # while the client prepares
         self._pause_if_stopped()  # `abandon` may have looked just before
         try:
-            job = service.submit(primitive, pubs, request.kind, request.shots, self, backend=target.backend)
+            job = self._despite_outages(
+                "submit",
+                lambda: service.submit(primitive, pubs, request.kind, request.shots, self, backend=target.backend),
+            )
+            self._decoders = service.decoders_of(job)
+        except Exception:
+            if self.job_id is None:
+                raise
+            logger.debug("the job %s is submitted, and the client failed then", self.job_id, exc_info=True)
         finally:
             reap_in_background(target.client)  # not before: it would compete for the interpreter
         if self.job_id is None:
@@ -414,9 +436,40 @@ class Worker:
                 f"{type(primitive).__name__} submitted no job by Qiskit's client, so none is guarded or waited for; if "
                 "it submitted one in another way, look after that one yourself, or run it with a primitive of Qiskit's",
             )
-        self._decoders = service.decoders_of(job)
         self._forget_circuits()
         self._watch(driver_tag())
+
+    def _despite_outages(self, stage: Stage, work: Callable[[], T]) -> T:
+        """Do what comes before the POST, again and again while nobody answers: nothing is lost by that."""
+        patience = self._patience = Patience(stage, None, self._say)
+        while True:
+            with service.noticing() as noticed:
+                try:
+                    done = work()
+                except Exception as error:
+                    if self._phase != "preparing" or self.job_id is not None or isinstance(error, WatcherError):
+                        raise
+                    outage = service.outage(error, noticed)
+                    if outage is None:
+                        raise
+                else:
+                    patience.answered()
+                    return done
+            self._sleep(patience.failed(outage))
+
+    def _despite_token_outages(self, work: Callable[[], T]) -> T:
+        """Ask the watcher for what it needs a token for, again and again while the token service is out of order."""
+        patience = Patience("submit", None, self._say)
+        while True:
+            try:
+                done = work()
+            except WatcherError as error:
+                if not service.is_token_outage(error.reason):
+                    raise
+                self._sleep(patience.failed(remote.Transient(error.reason)))
+            else:
+                patience.answered()
+                return done
 
     def _forget_circuits(self) -> None:
         """A thousand jobs in flight need not keep them."""
@@ -434,9 +487,15 @@ class Worker:
         tag = resume.run_tag(self.run_id, mark)
         lease = protocol.Lease(key, mark, self.request.grace, uuid.uuid4().hex)
         guarded = Guarded(self.run_id, account, tag, self._hear, driver_tag(), lease=lease)
-        if self._armed is not None:
-            self._armed.result()
-        found = resume.claim(guarded, source, service.instances_near(self._target), self._say, self._sleep)
+        near = service.instances_near(self._target)
+
+        def claim() -> dict[str, Any]:
+            armed, self._armed = self._armed, None
+            if armed is not None:
+                armed.result()
+            return resume.claim(guarded, source, near, self._say, self._sleep)
+
+        found = self._despite_token_outages(claim)
         # What the key had before is this run's now; the watcher knows.
         self.run_id, self.tag = guarded.run, guarded.tag
         self.tags = (*self.request.tags, self.tag, driver_tag(), resume.key_tag(key))
@@ -458,6 +517,7 @@ class Worker:
             raise
         self._guarded = True
         if job is None:
+            self._posts.earlier = frozenset(search.outcomes)
             link.anew(self.run_id, search.outcomes)
             with self._changed:
                 self._phase = "preparing"
@@ -593,8 +653,9 @@ class Worker:
                 by += f"; this host had lost its lease on it: {self._lease_lost}"
             raise ending(state, str(self.job_id), text=self._last_words(state), by=by)
         self._say("results", "fetching results")
-        self._patience = Patience("results", self.job_id, self._say)
-        self._fetch(self._patience)
+        decoders = self._decoders or service.decoders_for(state.reply)
+        self._harvest = Harvest(str(self.job_id), decoders, self._say)
+        self._fetch(self._harvest)
 
     def _last_words(self, state: remote.JobState) -> str:
         """What a failed job has for results, where the service gives no reason for its failure."""
@@ -605,19 +666,13 @@ class Worker:
         except remote.RemoteError:
             return ""
 
-    def _fetch(self, patience: Patience) -> None:
+    def _fetch(self, harvest: Harvest) -> None:
         self._pause_if_stopped()
         try:
-            text = ask(self._there, lambda: self._there.results(str(self.job_id)))
-        except remote.RemoteError as error:
-            crew.asking.after(patience.failed(error), self._doing(functools.partial(self._fetch, patience)))
+            decoded = harvest.decode(ask(self._there, lambda: self._there.results(str(self.job_id))))
+        except (remote.RemoteError, Spoilt) as error:
+            crew.asking.after(harvest.failed(error), self._doing(functools.partial(self._fetch, harvest)))
             return
-        patience.answered()
-        try:
-            decoded = service.decode(self._decoders, text)
-        except Exception as error:
-            reason = f"the results can't be read: {service.describe(error)}; try service.job({self.job_id!r}).result()"
-            raise RunError("results", reason, self.job_id) from error
         assert self._target is not None
         self._stand_down()
         self._wait_for_cost()
@@ -677,7 +732,7 @@ class Worker:
             self._stand_down()  # it may have been announced after `abandon` had looked
 
     def _fail_submission(self, error: BaseException) -> None:
-        refused = not self._retried and not service.is_ambiguous(error)
+        refused = not self._posts.several and not service.is_ambiguous(error)
         with self._changed:
             self._phase = "preparing" if refused else "doubtful"
             self._changed.notify_all()
@@ -713,7 +768,7 @@ class Worker:
 
     # What the client's POST asks (`service.Submission`)
 
-    waits_for_rate_limit = True
+    is_patient = True
 
     def after_post(self, *, ambiguous: bool) -> None:
         """Nothing is to be done: `_work` sees how it went."""
@@ -746,9 +801,11 @@ class Worker:
     def before_post(self) -> None:
         """The watcher acknowledges the intent before the POST leaves."""
         self._pause_if_stopped()
+        if self._patience is not None:
+            self._patience.answered()  # else it would be told after what follows
         assert self._target is not None
         try:
-            self._acknowledged()
+            self._despite_token_outages(self._wait_for_word)
             self._protected = True
         except WatcherError as error:
             if self.request.on_unprotected == "raise":
@@ -762,9 +819,19 @@ class Worker:
         self._say("submit", "submitting", f"to {self._target.name}")
         self._begin_post()
 
+    def _wait_for_word(self) -> None:
+        """Wait for the watcher's word that it knows of the run."""
+        try:
+            self._acknowledged()
+        except WatcherError as error:
+            if service.is_token_outage(error.reason):
+                self._announcement()  # whoever asks again is answered anew
+            raise
+
     def _announce(self, account: str, source: CredentialsSource) -> None:
         """Tell the watcher that a POST will leave; `_acknowledged` waits for its word."""
         self._check_lease()
+        self._announcement = functools.partial(self._announce, account, source)
         guarded = self._keyed or Guarded(self.run_id, account, self.tag, self._hear, driver_tag())
         self._guarded = True
         waits = link.announce_early(guarded, source)
@@ -772,9 +839,11 @@ class Worker:
             self._acknowledged = waits
             return
 
+        armed, self._armed = self._armed, None
+
         def announce() -> None:
-            if self._armed is not None:
-                self._armed.result()
+            if armed is not None:
+                armed.result()
             link.announce(guarded, source)
 
         self._announced = crew.announcing.begin(announce)
@@ -782,19 +851,53 @@ class Worker:
 
     def before_retry(self) -> None:
         """A 5xx: the client is about to send the POST again, which may make a second job."""
-        self._retried = True
+        self._posts.several = True
         self._say("submit", "submission failed, retrying")
         self._pause_if_stopped()
 
-    def rate_limited(self, seconds: float | None) -> None:
-        """A 429: this POST made no job. Wait, then it may leave again."""
-        with self._changed:
-            self._phase = "doubtful" if self._retried else "preparing"  # an earlier one may have made one
-            self._changed.notify_all()
+    def put_off(self, status: int, seconds: float | None) -> None:
+        """A 429, a 423: this POST made no job. Wait, then it may leave again."""
+        self._set_phase("doubtful" if self._posts.several else "preparing")  # an earlier one may have made one
         pause = _RATE_LIMIT_PAUSE if seconds is None else seconds
-        self._say("submit", "rate limited, waiting", f"{pause:.0f} s")
+        if status == 423:
+            self._say("submit", "backend reserved, waiting", f"{pause:.0f} s")
+        else:
+            self._say("submit", "rate limited, waiting", f"{pause:.0f} s")
         self._sleep(pause)
         self._begin_post()
+
+    def unanswered(self, error: Exception) -> str | None:
+        """A POST came to no job's id: look for the job that it may have made, and send it again if there is none.
+
+        An answer that was lost is worth one other POST; an outage, in which none is accepted, any number.
+        """
+        outage = service.outage(error) if service.unsent(error) and not self._posts.several else None
+        if outage is not None:
+            self._set_phase("preparing")
+            self._sleep(self._unsent.failed(outage))
+            self._begin_post()
+            return None
+        if not self._posts.several and not service.is_ambiguous(error):
+            raise error
+        self._set_phase("doubtful")
+        self._say("submit", "looking for the job", f"its submission got no answer: {service.describe(error)[:100]}")
+        self._posts.found = find_job(self._there, self.tag, self._posts.earlier, self._say, self._sleep)
+        if self._posts.found:
+            return self._posts.found
+        is_lost = not service.is_answered(error)
+        if not service.is_ambiguous(error) or (is_lost and self._posts.lost):
+            self._set_phase("posting")  # `_fail` judges by that
+            raise error
+        self._posts.lost |= is_lost
+        self._posts.several = True
+        self._begin_post()
+        self._say("submit", "submitting", "once more: no job was made")
+        return None
+
+    def _set_phase(self, phase: Phase) -> None:
+        with self._changed:
+            self._phase = phase
+            self._changed.notify_all()
 
     def posted(self, job_id: str) -> None:
         """The answer came: the job's id is known."""
@@ -802,14 +905,15 @@ class Worker:
         # Looked at now: in a moment the watcher that was handed the cancel may have finished it.
         is_guarded = self._protected and link.is_guarded(self.run_id)
         link.job(self.run_id, job_id)
-        link.posted(self.run_id, clean=not self._retried)
+        link.posted(self.run_id, clean=not self._posts.several)
         with self._changed:
             gave_up, detached = self._gave_up, self._detached
             self._phase = "submitted"
             self._changed.notify_all()
         if detached:
             self._stand_down()
-        self._say("submit", "submitted")
+        self._unsent.answered()
+        self._say("submit", "submitted", "found by its tag: the answer was lost" if self._posts.found else "")
         if gave_up and not is_guarded:
             # The run was abandoned while its id was unknown, and there is no watcher to cancel it.
             crew.ending.do(lambda: self._cancel(time.monotonic() + cancel.GIVE_UP))

@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from drill_rows import deaths, faults, instances, keys, kills, leases, places
+from drill_rows import deaths, faults, instances, keys, kills, leases, places, trouble
 from drill_rows.judge import Totals, total
 from drill_rows.lane import Lane, Stopped, make_circuit
 from drill_rows.round import try_row
@@ -40,7 +40,16 @@ WINDOW = 2.5
 CHUNK = 10
 """Tries of a row that a lane makes before it waits for their watchers."""
 
-ROWS: list[Row] = [*kills.ROWS, *keys.ROWS, *deaths.ROWS, *places.ROWS, *faults.ROWS, *instances.ROWS, *leases.ROWS]
+ROWS: list[Row] = [
+    *kills.ROWS,
+    *keys.ROWS,
+    *deaths.ROWS,
+    *places.ROWS,
+    *faults.ROWS,
+    *instances.ROWS,
+    *trouble.ROWS,
+    *leases.ROWS,
+]
 
 CONTROL = Row("a live driver throughout", "every job completes and is never asked to stop", lambda _: None)
 

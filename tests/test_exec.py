@@ -99,6 +99,33 @@ def run(ibm: local.Service, tmp_path: Path) -> Iterator[Exec]:
         driver.clear()
 
 
+@pytest.mark.long
+def test_a_refusal_that_the_driver_catches_cancels_nothing(ibm: local.Service, run: Exec) -> None:
+    """Qiskit raises as ever; the driver asks again and has its result."""
+    ibm.hold("queued")
+    driver = run(
+        """
+        job = sampler.run([isa], shots=16)
+        say("queued", job.job_id())
+        while True:
+            try:
+                say("result", len(job.result()))
+                break
+            except Exception as error:
+                say("caught", type(error).__name__)
+                wait()
+        """
+    )
+    job = driver.queued()
+    ibm.scenario({"http_faults": [{"path": f"/api/v1/jobs/{job}", "method": "GET", "status": 403}]})
+    driver.line("caught ")
+    ibm.hold(None)
+    go_on(driver)
+    assert driver.line("result ") == ["1"]
+    assert end(driver) == 0
+    assert [(each.status, each.cancel_requests) for each in ibm.jobs()] == [("Completed", 0)]
+
+
 def go_on(driver: Driver) -> None:
     """End a driver's `wait()`."""
     assert driver.process.stdin is not None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from testkit.circuits import bell
 
-from qx_supervisor import JobCancelled, RunError, Status, local, patience, submit
+from qx_supervisor import JobCancelled, Status, local, submit
 from qx_supervisor.link import link
 
 JOB = "/api/v1/jobs/*"
@@ -64,22 +64,12 @@ def test_cancelled_by_its_own_on_status(ibm: local.Service, service: Any, state:
     assert runs[0]._worker.run_id not in link._runs
 
 
-@pytest.mark.parametrize("status", [302, 401, 404])
+@pytest.mark.parametrize("status", [302, 401, 403, 404, 451])
 def test_a_refusal_that_passes_ends_nothing(ibm: local.Service, service: Any, status: int) -> None:
     ibm.scenario({"http_faults": [{"method": "GET", "path": JOB, "status": status, "times": 3}]})
     run = submit(bell(), "ibm_brisbane", service=service, shots=16)
     assert sum(run.result(60).counts.values()) == 16
     assert [job.cancel_requests for job in ibm.jobs()] == [0]
-
-
-def test_a_refusal_that_lasts(ibm: local.Service, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "REFUSED_SECONDS", 0.0)
-    ibm.hold("queued")
-    ibm.scenario({"http_faults": [{"method": "GET", "path": JOB, "status": 403, "times": 1}]})
-    run = submit(bell(), "ibm_brisbane", service=service)
-    with pytest.raises(RunError, match=r"can't be read.* 403"):
-        run.result(60)
-    assert [job.status for job in ibm.jobs()] == ["Cancelled"]
 
 
 def test_a_token_service_that_answers_nonsense_ends_nothing(

@@ -239,7 +239,12 @@ class Remote:
 
     def job(self, job: str) -> JobState:
         """Read a job."""
-        return JobState.from_reply(self._object(self._request("GET", f"/jobs/{job}", {"exclude_params": "true"})))
+        reply = self._object(self._request("GET", f"/jobs/{job}", {"exclude_params": "true"}))
+        state = JobState.from_reply(reply)
+        # A gateway may say "failed" of itself: only what names the job is about it.
+        if reply.get("id") != job or not state.status:
+            raise Transient(f"the service's answer was not about job {job}", 200)
+        return state
 
     def metrics(self, job: str) -> dict[str, Any]:
         """Read what is told of a job's place in the queue and its cost."""

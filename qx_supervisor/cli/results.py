@@ -108,4 +108,5 @@ def show_failure(error: QxError | Interrupted | KeyboardInterrupt, job_id: str |
             state = "error"
     stage = error.stage if isinstance(error, RunError) else None
     reason = error.reason if isinstance(error, RunError) else str(error) or "interrupted; the job goes on"
-    output.record(job_id=getattr(error, "job_id", None) or job_id, state=state, stage=stage, reason=reason)
+    raw = {"raw": error.raw} if isinstance(error, RunError) and error.raw is not None else {}
+    output.record(job_id=getattr(error, "job_id", None) or job_id, state=state, stage=stage, reason=reason, **raw)

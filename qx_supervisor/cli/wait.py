@@ -14,6 +14,7 @@ from .group import debug_option, json_option
 from .results import FIELDS
 
 if TYPE_CHECKING:
+    from ..harvest import Harvest
     from ..ours import remote
 
 T = TypeVar("T")
@@ -79,10 +80,10 @@ class _Patient:
             RemoteError: The answer has one of the statuses that are believed at once.
         """
         from ..ours import remote
-        from ..patience import Patience
+        from ..patience import REFUSED_SECONDS, Patience
         from ..poller import ask
 
-        patience = Patience(stage, self.job_id, self._say)
+        patience = Patience(stage, self.job_id, self.say, believes=REFUSED_SECONDS if believes else None)
         while True:
             try:
                 answer = ask(there, question)
@@ -93,6 +94,22 @@ class _Patient:
             else:
                 patience.answered()
                 return answer
+
+    def harvest(self, there: remote.Remote, harvest: Harvest) -> Any:
+        """Ask for the job's results, until they are there.
+
+        Raises:
+            RunError: They are not to be had.
+        """
+        from ..harvest import Spoilt
+        from ..ours import remote
+        from ..poller import ask
+
+        while True:
+            try:
+                return harvest.decode(ask(there, lambda: there.results(self.job_id)))
+            except (remote.RemoteError, Spoilt) as error:
+                self.sleep(harvest.failed(error))
 
     def sleep(self, seconds: float) -> None:
         """Sleep, no longer than there is time.
@@ -108,7 +125,8 @@ class _Patient:
             reason = f"job {self.job_id} is not over after {self._timeout:g} s; it goes on"
             raise RunTimeout("timeout", reason, self.job_id)
 
-    def _say(self, _stage: Any, state: str, detail: str) -> None:
+    def say(self, _stage: Any, state: str, detail: str) -> None:
+        """Tell the user what stands in the way."""
         output.say(f"job {self.job_id}: {state}{f' ({detail})' if detail else ''}")
 
 
@@ -145,17 +163,12 @@ def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
     """The job's result, with what the job cost."""
     from .. import details
     from .. import service as qiskit_service
-    from ..errors import RunError
+    from ..harvest import Harvest
     from ..ours import remote
     from ..result import RunResult
 
     there, job_id = qiskit_service.remote_of(client), patient.job_id
-    text = patient.ask("results", there, lambda: there.results(job_id))
-    try:
-        decoded = qiskit_service.decode(qiskit_service.decoders_for(state.reply), text)
-    except Exception as error:
-        reason = f"the results can't be read: {qiskit_service.describe(error)}; try service.job({job_id!r}).result()"
-        raise RunError("results", reason, job_id) from error
+    decoded = patient.harvest(there, Harvest(job_id, qiskit_service.decoders_for(state.reply), patient.say))
     cost = None
     with contextlib.suppress(remote.RemoteError):
         cost = details.read(state.reply, there.metrics(job_id)).qpu_seconds

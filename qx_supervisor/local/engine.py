@@ -23,6 +23,7 @@ from localqpu.server import Request, Response, Router
 from .english import english
 from .jobs import Jobs, Record, Told, asked
 from .messages import Call, Reply, problem
+from .pages import with_bodies
 from .records import crn
 from .tokens import Tokens
 
@@ -94,9 +95,9 @@ class Engine:
         return record is not None and record.instance != instance
 
     def set_scenario(self, raw: object) -> Reply:
-        """Install a scenario in localqpu's JSON form."""
+        """Install a scenario in localqpu's JSON form, and with the `body` of an answer in `http_faults`."""
         try:
-            scenario = parse_scenario(raw)
+            scenario = parse_scenario(with_bodies(raw))
             ensure_known_backends(scenario, self.backends)
         except ScenarioError as error:
             return problem(400, english(str(error)))

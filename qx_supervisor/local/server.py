@@ -32,6 +32,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from . import control, registry
 from .messages import Call, Reply, problem
+from .pages import page_of
 from .records import JournalEntry, instance_of
 from .state import State
 
@@ -209,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         # Phase "after": the job, say, has been made, and now its answer is late, lost or replaced.
         if ended.wait(fault.delay_seconds):
             return None
-        return _injected(fault) if fault.is_failure else reply
+        return _injected(fault, reply) if fault.is_failure else reply
 
     def _read_body(self) -> bytes | None:
         """The body; None if the client died in the middle of it, or sends it in a form we don't read."""
@@ -238,11 +239,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def _injected(fault: Any) -> Reply | None:
-    """The answer of a fault; None to drop the connection."""
+def _injected(fault: Any, reply: Reply | None = None) -> Reply | None:
+    """The answer of a fault, in place of the true one; None to drop the connection."""
     if fault.drop_connection:
         return None
-    return problem(fault.status, fault.message or "Injected by the scenario.", retry_after=fault.retry_after)
+    page = page_of(fault, reply)
+    return page or problem(fault.status, fault.message or "Injected by the scenario.", retry_after=fault.retry_after)
 
 
 def _tags(body: bytes) -> list[str]:

@@ -20,6 +20,9 @@ LARGE = 200_000
 BARS = 8
 """How many outcomes a histogram shows."""
 
+TROUBLES = ("lost", "limited", "reserved", "retrying", "cancelling", "not protected")
+"""Words of states in which something is not as it should be."""
+
 
 @dataclass
 class View:
@@ -79,7 +82,7 @@ class View:
         """How the state is to look: "good", "bad", "warning" or "plain"."""
         if self.outcome is not None:
             return "good" if isinstance(self.outcome, RunResult) else "bad"
-        if any(word in self.state for word in ("lost", "limited", "retrying", "cancelling", "not protected")):
+        if any(word in self.state for word in TROUBLES):
             return "warning"
         if self.state == "queued" and self.detail:  # why it may wait without end
             return "warning"

@@ -13,10 +13,12 @@
 `adoption`     what a driver that knows nothing of us does
 `connections`  those that a forked child must not share
 `failures`     what the client's errors mean
+`outages`      requests of the client's that nobody answered
+`blame`        whose an exception is, the service's or the program's
 
 Public interfaces of the client are used where there are any. Where there are none, what is used is named here, once,
-against the pinned minor version: the client's REST session (address, token manager, proxies), the three functions
-through which every POST of a job passes, its clients by instance, and the decoders of a job's results.
+against the pinned minor version: the client's REST session (address, token manager, proxies, its requests), the three
+functions through which every POST of a job passes, its clients by instance, and the decoders of a job's results.
 """
 
 from . import accounts, saved
@@ -30,10 +32,22 @@ from .access import (
     server_clock,
 )
 from .adoption import Adopter, be_adopted
+from .blame import is_of_the_service
 from .circuits import check_angles, not_isa, to_isa
-from .failures import describe, is_ambiguous, is_unauthorized, said, status_of
+from .failures import describe, is_ambiguous, is_answered, is_unauthorized, said, status_of, unsent
+from .outages import is_token_outage, noticing, outage
 from .post import TAGS, Submission, submit, unwatch_session, watch_session
-from .primitives import class_of, decode, decoders_for, decoders_of, make_primitive, parts_of, run_local, tags_of
+from .primitives import (
+    class_of,
+    decode,
+    decoders_for,
+    decoders_of,
+    is_result,
+    make_primitive,
+    parts_of,
+    run_local,
+    tags_of,
+)
 from .targets import Guardable, Target, backend_asked_for, find_target, instances_near, what_to_guard
 
 __all__ = [
@@ -58,10 +72,16 @@ __all__ = [
     "find_target",
     "instances_near",
     "is_ambiguous",
+    "is_answered",
+    "is_of_the_service",
+    "is_result",
+    "is_token_outage",
     "is_unauthorized",
     "job_url",
     "make_primitive",
     "not_isa",
+    "noticing",
+    "outage",
     "parts_of",
     "remote_of",
     "run_local",
@@ -72,6 +92,7 @@ __all__ = [
     "submit",
     "tags_of",
     "to_isa",
+    "unsent",
     "unwatch_session",
     "watch_session",
     "what_to_guard",

@@ -126,6 +126,26 @@ def server_clock(client: Any, seconds: float) -> float | None:
     return then.timestamp() + took / 2
 
 
+class NoToken(remote.Transient):
+    """A request has not left, because there is no token for it now."""
+
+
+def need_token(auth: Any) -> None:
+    """See that there is a token, before the client asks for one in its own way.
+
+    For a minute after a failure that way is to wait, and then to present the bare key, which is refused.
+
+    Raises:
+        NoToken: The token service is out of order. Where it refuses, the client hears of that by itself.
+    """
+    try:
+        _authorization(auth)
+    except remote.Transient as error:
+        raise NoToken(str(error), error.status) from None
+    except remote.RemoteError:
+        pass
+
+
 def _authorization(auth: Any) -> str:
     import ibm_cloud_sdk_core
 

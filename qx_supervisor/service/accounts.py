@@ -12,6 +12,7 @@ from ..errors import ConfigError, RunError
 from . import saved
 from .access import address, clients_of
 from .failures import describe
+from .outages import Unreachable, outage
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -53,8 +54,8 @@ def default_service(instance: str | None = None) -> Any:
             except Exception as error:  # noqa: BLE001 - the client raises of many kinds
                 if found := saved.fault():
                     raise ConfigError("config", found) from None
-                if _is_unreachable(error):
-                    raise RunError(
+                if outage(error) is not None:
+                    raise Unreachable(
                         "backend", "IBM Quantum can't be reached; check the network and its proxy, and try again"
                     ) from None
                 raise RunError("auth", f"the saved IBM Quantum account can't be used: {describe(error)}") from None
@@ -83,15 +84,6 @@ def every_service() -> list[Any]:
             services.append(service)
             known |= found
     return services
-
-
-def _is_unreachable(error: BaseException | None) -> bool:
-    """Whether a failure of the client's began with a connection that could not be made, or broke."""
-    import requests
-
-    while error is not None and not isinstance(error, requests.ConnectionError | requests.Timeout):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ours import words
+from .access import NoToken
 
 
 def is_ambiguous(error: BaseException) -> bool:
@@ -12,7 +13,37 @@ def is_ambiguous(error: BaseException) -> bool:
     seen = api_error(error)
     if seen is None:
         return not is_unauthorized(error)
-    return not 400 <= seen.status_code < 500
+    return not 400 <= seen.status_code < 500 or seen.status_code == 408
+
+
+def unsent(error: BaseException | None) -> bool:
+    """Whether a request has certainly not left: the connection could not be made, or there was no token."""
+    from requests import ConnectTimeout
+    from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ProxyError
+
+    while error is not None:
+        if isinstance(error, NoToken | ConnectTimeout | ConnectTimeoutError | NewConnectionError):
+            return True
+        inner: Any = None
+        if isinstance(error, MaxRetryError):
+            inner = error.reason
+        elif isinstance(error, ProxyError):
+            inner = error.original_error
+        elif error.args and isinstance(error.args[0], Exception):  # as `requests` wraps what urllib3 raises
+            inner = error.args[0]
+        error = inner or error.__cause__ or error.__context__
+    return False
+
+
+def is_answered(error: BaseException | None) -> bool:
+    """Whether the service did answer a POST, with an error of its own: else its answer was lost."""
+    from requests.exceptions import RequestException, RetryError
+
+    while error is not None:
+        if isinstance(error, RetryError) or (isinstance(error, RequestException) and error.response is not None):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_unauthorized(error: BaseException) -> bool:

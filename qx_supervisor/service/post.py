@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..ours import remote
 from . import advice
-from .failures import api_error, is_ambiguous
+from .failures import api_error, is_ambiguous, unsent
 from .instances import at_its_instance, noting, submitting_to
 
 
@@ -21,7 +21,7 @@ class Submission(Protocol):
 
     tags: tuple[str, ...]
     max_execution_time: int | None
-    waits_for_rate_limit: bool
+    is_patient: bool
 
     def posting_at(self, client: Any) -> None:
         """Called first, with the official REST client by which the POST will leave: its instance gets the job."""
@@ -30,10 +30,20 @@ class Submission(Protocol):
         """Called before the POST leaves; what it raises keeps the POST from leaving."""
 
     def before_retry(self) -> None:
-        """Called before the client sends the POST once more after a 5xx answer; may raise likewise."""
+        """Called before the client sends once more a POST that may have left; may raise likewise."""
 
-    def rate_limited(self, seconds: float | None) -> None:
-        """Called after a 429, which makes no job; returns when the POST may leave again, or raises."""
+    def put_off(self, status: int, seconds: float | None) -> None:
+        """Called after an answer that puts the POST off, if patient; returns when it may leave again, or raises."""
+
+    def unanswered(self, error: Exception) -> str | None:
+        """Called after a POST that came to no job's id, if patient.
+
+        Returns:
+            The id of the job that it has made all the same; None to send it again.
+
+        Raises:
+            Exception: The error itself, where that is the end.
+        """
 
     def posted(self, job_id: str) -> None:
         """Called with the new job's id, before anything else can go wrong."""
@@ -41,6 +51,10 @@ class Submission(Protocol):
     def after_post(self, *, ambiguous: bool) -> None:
         """Called at the end of it all. Ambiguous: it failed, and may have made a job all the same."""
 
+
+PUT_OFF = (423, 425, 429)
+"""Answers by which no job was made, nor refused for good: the backend is reserved for others, it is too early, or there
+were too many."""
 
 TAGS = 8
 """The most that IBM Quantum allows a job."""
@@ -184,16 +198,22 @@ def _post(submission: Submission, client: Any, program_run: Callable[..., Any], 
         while True:
             try:
                 reply = program_run(**kwargs)
+                job_id = str(reply["id"])
             except Exception as error:
                 refusal = api_error(error)
-                if refusal is None or refusal.status_code != 429 or not submission.waits_for_rate_limit:
+                if not submission.is_patient:
                     ambiguous = is_ambiguous(error)
                     raise
-                submission.rate_limited(_retry_after(refusal))
-            else:
-                submission.posted(str(reply["id"]))
-                ambiguous = False
-                return reply
+                if refusal is not None and refusal.status_code in PUT_OFF:
+                    submission.put_off(refusal.status_code, _retry_after(refusal))
+                    continue
+                found = submission.unanswered(error)
+                if found is None:
+                    continue
+                reply, job_id = {"id": found, "backend": kwargs.get("backend_name")}, found
+            submission.posted(job_id)
+            ambiguous = False
+            return reply
     finally:
         submission.after_post(ambiguous=ambiguous)
 
@@ -201,9 +221,13 @@ def _post(submission: Submission, client: Any, program_run: Callable[..., Any], 
 def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(increment)
     def asking(retry: Any, method: Any = None, url: Any = None, *args: Any, **kwargs: Any) -> Any:
+        submission = _submission.get() if str(method).upper() == "POST" else None
+        error = kwargs.get("error")
+        may_have_left = not isinstance(error, Exception) or not unsent(error)
+        if submission is not None and submission.is_patient and error is not None and may_have_left:
+            raise error  # sent again without a look, it may make a second job
         more = increment(retry, method, url, *args, **kwargs)  # raises where there is to be no other try
-        submission = _submission.get()
-        if submission is not None and str(method).upper() == "POST":
+        if submission is not None and may_have_left:
             submission.before_retry()
         return more
 

@@ -92,3 +92,8 @@ def decode(decoders: Sequence[Any], text: str) -> Any:
         if decoder.is_applicable(decoded):
             decoded = decoder.decode(decoded)
     return decoded
+
+
+def is_result(decoded: Any) -> bool:
+    """Whether decoders have made a result of it, and not handed plain JSON, or a text, on as it is."""
+    return decoded is not None and not isinstance(decoded, str | int | float | list | dict)

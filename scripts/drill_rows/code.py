@@ -72,10 +72,32 @@ for client in ours._api_clients.values():
     client._session.base_url = f"http://127.0.0.1:{ibm.port}/api/v1"
     client._session.proxies = {}
 drive(ours=ours)
-signal.pause()
 """
-"""A driver that needs no proxy, as most don't: only through one does the client send a POST again that was dropped, for
-it takes that for the proxy's trouble."""
+"""A driver that needs no proxy, as most don't: only through one would the client itself send a POST again that was
+dropped, for it takes that for the proxy's trouble."""
+
+IMPATIENT = """
+from qx_supervisor.service import outages
+outages.ANSWER_SECONDS = 1.0
+"""
+"""The lines that have a program wait no minute for the answer to its POST."""
+
+GUARDED = """
+from qiskit_ibm_runtime.executor_sampler import Sampler
+sampler = Sampler(mode=backend())
+sampler.options.environment.job_tags = TAGS
+job = sampler.run([isa], shots=64)
+say("queued", job.job_id())
+result = None
+while result is None:
+    try:
+        with guard(job):
+            result = job.result()
+    except Exception as error:
+        say("caught", type(error).__name__)
+say("result", job.job_id())
+"""
+"""A driver of Qiskit's own, which asks again when the service has failed it."""
 
 PAUSE_AT_INTENT = """
 from qx_supervisor import worker

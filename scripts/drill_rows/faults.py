@@ -27,10 +27,11 @@ NONE_BESIDE = "the result comes; other jobs of the run are cancelled, each by on
 IN_SPITE = "cancelled in spite of it"
 
 
-def _submit(one: Try, fault: Fault) -> None:
+def submit(one: Try, fault: Fault, program: str = code.DRIVE) -> None:
+    """Have the POST go wrong; the driver has its result all the same."""
     with one.lane.alone():
         one.faults({**POST, **fault})
-        driver = one.start()
+        driver = one.start(program)
         kept = one.queued()
         one.faults()
     # Held until then: in the service's hands a job is over in milliseconds, and can't be a duplicate that is cancelled.
@@ -39,19 +40,6 @@ def _submit(one: Try, fault: Fault) -> None:
             one.ibm.wait_job(job, "Cancelled", timeout=DEADLINE)
     with one.let_go():
         driver.end()
-
-
-def _submit_fails(one: Try, fault: Fault) -> None:
-    with one.lane.alone():
-        one.faults({**POST, **fault})
-        driver = one.start(code.DIRECT)
-        when, error, *_ = driver.line("raised ")
-        one.faults()
-    assert error == "SubmitError", error
-    one.seen.gave_up = int(when)
-    for job in one.made():
-        one.ibm.wait_job(job, "Cancelled", timeout=DEADLINE)
-    one.kill()
 
 
 def _poll(one: Try, fault: Fault) -> None:
@@ -133,22 +121,16 @@ def _each(route: str, attempt: Any, expected: str, ways: Iterable[str] = WAYS, *
 
 
 MADE = {"status": 503, "phase": "after", "times": 2}
-DROPPED = {"drop_connection": True}
-LOST = {"drop_connection": True, "phase": "after"}
 
 ROWS = [
-    *_each("submit", _submit, RESULT, ("503 three times", "429 twice, Retry-After 1", "1 s late"), outcome="result"),
+    *_each("submit", submit, RESULT, ("503 three times", "429 twice, Retry-After 1", "1 s late"), outcome="result"),
     Row(
         "submit: 503 twice, each after a job was made",
         NONE_BESIDE,
-        lambda one: _submit(one, MADE),
+        lambda one: submit(one, MADE),
         2,
         outcome="result",
     ),
-    Row("submit: connection dropped, sent again", RESULT, lambda one: _submit(one, DROPPED), outcome="result"),
-    Row("submit: answer lost, sent again", NONE_BESIDE, lambda one: _submit(one, LOST), outcome="result"),
-    Row("submit: connection dropped", "SubmitError; no job", lambda one: _submit_fails(one, DROPPED)),
-    Row("submit: answer lost", f"SubmitError; found by its tag, and {CANCELLED}", lambda one: _submit_fails(one, LOST)),
     Row(
         "SIGKILL while a submission is retried, each try makes a job",
         f"all are {CANCELLED} each",

@@ -1,0 +1,113 @@
+"""The results of a job that is completed: they are billed, so they are asked for until they are there.
+
+Whatever the first answer is - a login page, half a text, a refusal -, the next one may be the results. Only what has
+been wrong for ten minutes is believed. What came all the same, and can't be decoded here, is the user's: the error has
+it, since the results of a private job are given once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import service
+from .errors import RunError, Stage
+from .ours import remote
+from .patience import Patience
+
+RESULTS_SECONDS = 600.0
+"""How long results that are spoilt, or that the service says there are not, are asked for again."""
+
+_PASSING = (401, 403, 407, 451)  # a gateway's words, or about the account, and none on the results
+
+
+class Spoilt(Exception):
+    """What came is no result."""
+
+
+class Harvest:
+    """The results of one job, so far.
+
+    Args:
+        job_id: The job.
+        decoders: What decodes them.
+        say: Tells the user, as `Worker` does.
+    """
+
+    def __init__(self, job_id: str, decoders: Sequence[Any], say: Callable[[Stage, str, str], None]) -> None:
+        self._job_id = job_id
+        self._decoders = decoders
+        self._patience = Patience("results", job_id, say)
+        self._wrong_since: float | None = None
+        self.raw: str | None = None
+
+    def decode(self, text: str) -> Any:
+        """What came, decoded.
+
+        Raises:
+            Spoilt: It is no result.
+        """
+        try:
+            decoded = service.decode(self._decoders, text)
+        except Exception as error:
+            self._keep(text)
+            raise Spoilt(f"they can't be decoded: {service.describe(error)}") from error
+        if not service.is_result(decoded):  # Qiskit hands a text that is no JSON on as it is
+            self._keep(text)
+            raise Spoilt(f"they are no result but {_shown(text)}")
+        self._patience.answered()
+        return decoded
+
+    def failed(self, error: Exception) -> float:
+        """They did not come, or came spoilt.
+
+        Returns:
+            The seconds to wait before they are asked for again.
+
+        Raises:
+            RunError: They have been wrong for ten minutes.
+            Exception: The error itself, where it is neither `Spoilt` nor one of `remote`'s.
+        """
+        if _is_about_them(error):
+            now = time.monotonic()
+            if self._wrong_since is None:
+                self._wrong_since = now
+            if now - self._wrong_since >= RESULTS_SECONDS:
+                raise self._given_up(error) from error
+        return self._patience.spoilt(str(error)) if isinstance(error, Spoilt) else self._patience.failed(error)
+
+    def _given_up(self, error: Exception) -> RunError:
+        again = f"service.job({self._job_id!r}).result()"
+        if self.raw is None:
+            return RunError("results", f"the results can't be read: {error}; try {again} later", self._job_id)
+        later = "json.loads(error.raw, cls=qiskit_ibm_runtime.RuntimeDecoder)"
+        reason = f"the results can't be read: {error}; what came is in error.raw: decode it by {later}, or try {again}"
+        return RunError("results", reason, self._job_id, raw=self.raw)
+
+    def _keep(self, text: str) -> None:
+        """Keep what is most likely to be the results: JSON rather than a page, and of pages the longest."""
+        if text and (self.raw is None or (_is_json(text), len(text)) > (_is_json(self.raw), len(self.raw))):
+            self.raw = text
+
+
+def _is_about_them(error: Exception) -> bool:
+    """Whether it says of the results that they are not to be had, and not only that nobody can be asked."""
+    if isinstance(error, Spoilt):
+        return True
+    if not isinstance(error, remote.RemoteError) or isinstance(error, remote.Transient):
+        return False
+    return error.status not in _PASSING and not isinstance(error, remote.Refused)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _shown(text: str) -> str:
+    words = " ".join(text.split())
+    return f"{words[:60]}…" if len(words) > 60 else words or "nothing"

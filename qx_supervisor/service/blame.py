@@ -1,0 +1,70 @@
+"""Whose an exception is: the network's and the service's, or the program's own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+from types import TracebackType
+
+from ..errors import ConfigError, RunError, RunTimeout, WatcherError
+
+_ASKERS = (
+    "qiskit_ibm_runtime.api",
+    "qiskit_ibm_runtime.decoders",
+    "qiskit_ibm_runtime.json",
+    "qiskit_ibm_runtime.qiskit_runtime_service",
+    "qiskit_ibm_runtime.runtime_job_v2",
+    "ibm_cloud_sdk_core",
+    "requests",
+    "urllib3",
+)
+"""What asks the service, and reads its answers."""
+
+
+def is_of_the_service(error: BaseException) -> bool:
+    """Whether an exception comes of the network or the service, and so says nothing of what the program wants.
+
+    A limit of the program's own (`job.result(timeout=...)`), its own faults, and what it raises itself are its own;
+    what it raises `from` a failure of the service is the service's.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_of_the_service(each) for each in error.exceptions)
+    if not isinstance(error, Exception):
+        return False  # Ctrl-C, sys.exit()
+    if error.__cause__ is not None and is_of_the_service(error.__cause__):
+        return True
+    if isinstance(error, RunError):
+        return not isinstance(error, ConfigError | WatcherError | RunTimeout)
+    return _is_by_its_type(error) or _is_raised_by_an_asker(error)
+
+
+def _is_by_its_type(error: Exception) -> bool:
+    import ibm_cloud_sdk_core
+    import requests
+    import urllib3
+    from qiskit_ibm_runtime.exceptions import IBMError, IBMInputValueError, RuntimeJobFailureError
+
+    network = (ConnectionError, socket.gaierror, socket.herror, ssl.SSLError, http.client.HTTPException)
+    libraries = (requests.RequestException, urllib3.exceptions.HTTPError, ibm_cloud_sdk_core.ApiException)
+    # What the service says of one job is no wish about the others.
+    client = (IBMError, RuntimeJobFailureError)
+    return isinstance(error, (*network, *libraries, *client)) and not isinstance(error, IBMInputValueError)
+
+
+def _is_raised_by_an_asker(error: Exception) -> bool:
+    """Whether it was raised where an answer was read: a page instead of JSON, a field that is not there."""
+    from qiskit.providers import JobTimeoutError
+    from qiskit_ibm_runtime.exceptions import IBMInputValueError
+
+    if isinstance(error, JobTimeoutError | IBMInputValueError):
+        return False  # the program's own limit; its own input
+    asker = ""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] != json.__name__:  # by whom the text was to be read
+            asker = name
+        trace = trace.tb_next
+    return any(asker == each or asker.startswith(f"{each}.") for each in _ASKERS)
