@@ -75,7 +75,7 @@ def refusal(message: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("scenario", "said"),
     [
-        ({"usage": USED_UP}, "the instance has used up its time (612 s of 600 s are used, 0 s are left, its period ends"),
+        ({"usage": USED_UP}, "the instance has used up its time (612 s of 600 s are used, 0 s are left, its period "),
         ({"backends": {BACKEND: {"status": "offline"}}}, "ibm_brisbane is offline"),
         pytest.param({"backends": {BACKEND: {"status": "paused"}}}, "ibm_brisbane is paused", marks=pytest.mark.long),
     ],
