@@ -59,6 +59,7 @@ _LONGEST_POLL = 15.0
 _POLL_SHARE = 0.02  # of the time that a job has taken so far: an hour in the queue is asked after every 15 s
 _DETAILS_PAUSE = 15.0  # between two readings of a queued job's place
 _COST_PATIENCE = 0.3  # seconds that a result waits for the word what it cost
+_LAST_WORDS_TRIES = 3  # to learn why a job failed: that is worth a second, and no more
 _RATE_LIMIT_PAUSE = 12.0  # 5 jobs a minute are allowed: what to wait where the answer does not say
 
 _driver_tag = (0, "")
@@ -661,10 +662,14 @@ class Worker:
         """What a failed job has for results, where the service gives no reason for its failure."""
         if state.reason or state.is_cancelled:
             return ""
-        try:
-            return ask(self._there, lambda: self._there.results(str(self.job_id)))
-        except remote.RemoteError:
-            return ""
+        for _ in range(_LAST_WORDS_TRIES):
+            try:
+                return ask(self._there, lambda: self._there.results(str(self.job_id)))
+            except remote.Transient as error:
+                time.sleep(min(error.retry_after or 0.5, 2.0))
+            except remote.RemoteError:
+                break
+        return ""
 
     def _fetch(self, harvest: Harvest) -> None:
         self._pause_if_stopped()

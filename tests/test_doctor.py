@@ -245,6 +245,16 @@ def test_an_account_file_that_is_damaged(home: Path) -> None:
     assert KEY not in found.text + found.next_step
 
 
+def test_an_account_of_a_channel_that_is_no_more(home: Path) -> None:
+    old = {"channel": "ibm_quantum", "token": KEY, "url": "https://auth.example", "instance": "ibm-q/open/main"}
+    (home / "qiskit-ibm.json").write_text(json.dumps({"default-ibm-quantum": old}))
+    (found,) = account.check()
+    assert found.verdict == "fault"
+    assert found.text.startswith("the saved account 'default-ibm-quantum' is of the channel ibm_quantum, ")
+    assert "save_account(" in found.next_step
+    assert KEY not in found.text + found.next_step
+
+
 @pytest.mark.parametrize(
     ("instance", "shown"),
     [

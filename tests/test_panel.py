@@ -617,8 +617,8 @@ def test_a_job_that_may_wait_without_end_is_seen_to():
     """One of many is ranked first, and what it waits for is said below them all."""
     views = [View() for _ in range(12)]
     for number, view in enumerate(views):
-        detail = "ibm_brisbane is paused" if number == 9 else ""
-        view.see(Status("poll", "queued", f"d{number}", "ibm_brisbane", detail))
+        why = "ibm_brisbane is paused" if number == 9 else ""
+        view.see(Status("poll", "queued", f"d{number}", "ibm_brisbane", why))
     assert [view.tone for view in views].count("warning") == 1
     shown = Console(width=100, file=io.StringIO(), record=True)
     shown.print(table(views, 12))

@@ -136,5 +136,5 @@ def test_the_embedded_service_speaks_english(ibm: local.Service, service: Qiskit
     with pytest.raises(local.ServiceError, match=r"usage: usage.limit_seconds must be a whole number, not 'many'\."):
         ibm.scenario({"usage": {"limit_seconds": "many"}})
     client = service._active_api_client
-    with pytest.raises(RequestsApiError, match=r"Job d0 is Queued, and has no results|Job d0 not found"):
+    with pytest.raises(RequestsApiError, match="Job d0 not found"):
         client.job_results("d0")

@@ -43,9 +43,7 @@ def connect(local: bool, instance: str | None) -> Any:
     try:
         return accounts.default_service(instance)
     except ConfigError as error:
-        if error.reason != accounts.NONE_SAVED:
-            raise
-        raise no_account() from None
+        raise (no_account() if error.reason == accounts.NONE_SAVED else RunError("auth", error.reason)) from None
 
 
 def no_account() -> RunError:
