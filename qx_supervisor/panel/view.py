@@ -79,7 +79,8 @@ class View:
         """How the state is to look: "good", "bad", "warning" or "plain"."""
         if self.outcome is not None:
             return "good" if isinstance(self.outcome, RunResult) else "bad"
-        if any(word in self.state for word in ("lost", "limited", "reserved", "retrying", "cancelling", "not protected")):
+        words = ("lost", "limited", "reserved", "retrying", "cancelling", "not protected")
+        if any(word in self.state for word in words):
             return "warning"
         return "plain"
 
