@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import ibm_cloud_sdk_core
 import pytest
-import requests
 from qiskit_ibm_runtime import QiskitRuntimeService
 from testkit.circuits import BACKEND, ones
 from testkit.drivers import RUN
@@ -679,7 +679,7 @@ def test_a_watcher_without_a_token(
     of_the_driver = access._token
 
     def refuse(manager: Any) -> str:
-        raise requests.ConnectionError("there is no token to hand over")
+        raise ibm_cloud_sdk_core.ApiException(400, message="there is no token to hand over")
 
     running = Running(tokens.service("a key of its own"))
     running().result()

@@ -241,8 +241,9 @@ class Remote:
         """Read a job."""
         reply = self._object(self._request("GET", f"/jobs/{job}", {"exclude_params": "true"}))
         state = JobState.from_reply(reply)
-        # A gateway may say "failed" of itself: only what names the job is about it.
-        if reply.get("id") != job or not state.status:
+        # A gateway may say "failed" of itself: that names no job, and has no state as jobs have one.
+        is_about_it = reply["id"] == job if "id" in reply else isinstance(reply.get("state"), dict)
+        if not is_about_it or not state.status:
             raise Transient(f"the service's answer was not about job {job}", 200)
         return state
 

@@ -35,6 +35,13 @@ def unsent(error: BaseException | None) -> bool:
     return False
 
 
+def is_late(error: Any) -> bool:
+    """Whether it is urllib3's word that an answer did not come in time."""
+    from urllib3.exceptions import ProxyError, ReadTimeoutError
+
+    return isinstance(error.original_error if isinstance(error, ProxyError) else error, ReadTimeoutError | TimeoutError)
+
+
 def is_answered(error: BaseException | None) -> bool:
     """Whether the service did answer a POST, with an error of its own: else its answer was lost."""
     from requests.exceptions import RequestException, RetryError

@@ -11,20 +11,17 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from ..errors import RunError
 from ..ours import remote
 from .access import need_token
 from .failures import unsent
-from .post import HOOKED, hooking, is_hooked
+from .post import HOOKED, hooking, is_hooked, noticed
 
 ANSWER_SECONDS = 60.0
 """How long the answer to the POST of a job may take. The client's own 900 s are a quarter of an hour in which nobody
 notices that a balancer has forgotten the connection; and a job that was made all the same is found by its tag."""
-
-_noticed: ContextVar[list[Exception] | None] = ContextVar("qx_noticed", default=None)
 
 
 class Unreachable(RunError):
@@ -36,11 +33,11 @@ def noticing() -> Iterator[list[Exception]]:
     """Notice what the client's requests in this context have met with, and give each of them an end."""
     _install()
     failures: list[Exception] = []
-    token = _noticed.set(failures)
+    token = noticed.set(failures)
     try:
         yield failures
     finally:
-        _noticed.reset(token)
+        noticed.reset(token)
 
 
 def _install() -> None:
@@ -53,8 +50,8 @@ def _install() -> None:
 
 def _noticed_by(request: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(request)
-    def noticed(session: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        failures = _noticed.get()
+    def noticing_it(session: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        failures = noticed.get()
         if failures is None:
             return request(session, method, url, *args, **kwargs)
         if method.upper() == "POST" and url == "/jobs":
@@ -71,8 +68,8 @@ def _noticed_by(request: Callable[..., Any]) -> Callable[..., Any]:
             failures.append(remote.Transient("the service's answer was no JSON: a login page?"))
         return reply
 
-    setattr(noticed, HOOKED, True)
-    return noticed
+    setattr(noticing_it, HOOKED, True)
+    return noticing_it
 
 
 def _looks_like_json(reply: Any) -> bool:
@@ -81,14 +78,14 @@ def _looks_like_json(reply: Any) -> bool:
     return reply.status_code == 204 or (text[:1] in (b"{", b"[") and text[-1:] in (b"}", b"]"))
 
 
-def outage(error: Exception, noticed: Sequence[Exception] = ()) -> remote.Transient | None:
+def outage(error: Exception, others: Sequence[Exception] = ()) -> remote.Transient | None:
     """What may pass of a failure before the submission; None if it is there to stay.
 
     Args:
         error: What was raised.
-        noticed: What the client's requests had met with until then.
+        others: What the client's requests had met with until then.
     """
-    return next(filter(None, map(_outage, (error, *noticed))), None)
+    return next(filter(None, map(_outage, (error, *others))), None)
 
 
 def _outage(error: BaseException | None) -> remote.Transient | None:

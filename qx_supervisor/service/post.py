@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..ours import remote
 from . import advice
-from .failures import api_error, is_ambiguous, unsent
+from .failures import api_error, is_ambiguous, is_late, unsent
 from .instances import at_its_instance, noting, submitting_to
 
 
@@ -58,6 +58,9 @@ were too many."""
 
 TAGS = 8
 """The most that IBM Quantum allows a job."""
+
+noticed: ContextVar[list[Exception] | None] = ContextVar("qx_noticed", default=None)
+"""What the client's requests have met with, where somebody notices that and asks again by himself: `outages`."""
 
 _submission: ContextVar[Submission | None] = ContextVar("qx_submission", default=None)
 _sessions: dict[str, Submission] = {}
@@ -224,6 +227,8 @@ def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
         submission = _submission.get() if str(method).upper() == "POST" else None
         error = kwargs.get("error")
         may_have_left = not isinstance(error, Exception) or not unsent(error)
+        if noticed.get() is not None and isinstance(error, Exception) and is_late(error):
+            raise error  # half a minute was waited for it: the user is to hear of that before it is asked again
         if submission is not None and submission.is_patient and error is not None and may_have_left:
             raise error  # sent again without a look, it may make a second job
         more = increment(retry, method, url, *args, **kwargs)  # raises where there is to be no other try
