@@ -453,7 +453,7 @@ def test_what_qiskit_raises_is_raised_unchanged(ibm: local.Service, run: Exec) -
     [job] = driver.line("job ")
     lost, duplicate = (made.id for made in ibm.jobs() if made.id not in (retried, job))
     assert ibm.wait_job(duplicate, "Cancelled").cancel_requests == 1
-    assert [ibm.job(each).cancel_requests for each in (lost, retried, job)] == [0, 0, 0]
+    assert [ibm.job(each).cancel_requests for each in (retried, job)] == [0, 0]  # the lost one is looked for by and by
     go_on(driver)
     assert end(driver) == 0
     assert said(driver) == [
