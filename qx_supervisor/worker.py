@@ -424,7 +424,8 @@ class Worker:
                 "submit",
                 lambda: service.submit(primitive, pubs, request.kind, request.shots, self, backend=target.backend),
             )
-            self._decoders = service.decoders_of(job)
+            if self.job_id is not None:
+                self._decoders = service.decoders_of(job)
         except Exception:
             if self.job_id is None:
                 raise
