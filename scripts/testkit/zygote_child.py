@@ -11,6 +11,7 @@ Arguments: the descriptor of the socket; the port of the embedded service, if th
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -31,6 +32,7 @@ import qiskit_ibm_runtime.executor_sampler  # noqa: E402, F401
 import qx_supervisor.local.client  # noqa: E402
 from watcher.place import start_ticks  # noqa: E402
 
+faulthandler.enable()  # a driver that crashes says where
 _control = socket.socket(fileno=int(sys.argv[1]))
 
 
