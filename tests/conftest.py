@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import gc
+import importlib
 import itertools
 import os
 import signal
@@ -31,6 +32,8 @@ from testkit.zygote import Zygote
 
 from qx_supervisor import local
 from qx_supervisor.link import link
+
+guards = importlib.import_module("qx_supervisor.guard")  # the package has a function of that name
 
 if TYPE_CHECKING:
     from qiskit_ibm_runtime import QiskitRuntimeService
@@ -179,6 +182,12 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
         if order["state"] == str(state) and order["pid"] != os.getpid():  # ours stays for the next test
             wait_for_end(process)
     link._deaths.clear()  # of watchers that this test has killed
+    # What is guarded until this process ends would be cancelled then, at a service that is gone.
+    for kept in list(guards._left.values()):
+        kept.release()
+    guards._left.clear()
+    for run in list(link._runs):
+        link.stand_down(run)
     with link._changed:  # a run that was refused at once leaves a watcher that is being started
         assert link._changed.wait_for(lambda: link._process is not None or link._thread is None, DEADLINE)
     for thread in threading.enumerate():
