@@ -100,8 +100,8 @@ class Patience:
         elif not self._is_warned:
             self._is_warned, self._said = True, "refused"
             detail = f"{error}, for {seconds:.0f} s by now; {what_to_do(error)}"
-            self._say(self._stage, "refused, retrying", detail)
             logger.warning("%s: IBM Quantum refuses: %s; it is asked again", self._name(), detail)
+            self._say(self._stage, "refused, retrying", detail)
 
     def _is_news(self, trouble: str) -> bool:
         """Whether the trouble is another one than the last: each is told once, though it may last for hours."""
