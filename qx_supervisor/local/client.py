@@ -18,6 +18,8 @@ from qiskit_ibm_runtime import QiskitRuntimeService
 from .records import INSTANCE, crn
 
 _HOST = "localqpu.test"
+_INSTANCE = crn(INSTANCE)
+"""The CRN of the only instance, where none are named: for who makes a service object in a way of their own."""
 
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 
