@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import os
@@ -10,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,7 @@ from testkit.submissions import (
 )
 
 from qx_supervisor import ConfigError
+from qx_supervisor.canonical import values
 from qx_supervisor.fingerprint import fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore:The SamplerV2 class is deprecated:DeprecationWarning")
@@ -630,3 +634,44 @@ def test_the_package_starts_without_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert not loaded & {"qiskit", "numpy", "qiskit_ibm_runtime"}
+
+
+# Values -----------------------------------------------------------------------------------------------------------
+
+
+def told(value: Any) -> bytes:
+    def refuse(it: Any) -> bytes:
+        raise values.OpaqueError(type(it).__name__)
+
+    return values.encode(value, refuse)
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (1, np.float32(1), 2),
+        (2**60, np.int64(2**60), 2**60 + 1),
+        (float("nan"), np.float32("nan"), 0.0),
+        (Fraction(1, 3), Fraction(2, 6), Fraction(1, 4)),
+        (Decimal("1.5"), Decimal("1.5"), Decimal("1.6")),
+        (1 + 0j, 1, 1j),
+        (1 + 2j, np.complex64(1 + 2j), 2 + 1j),
+        (np.array([1.0, 2.0]), np.array([1 + 0j, 2 + 0j]), np.array([[1.0, 2.0]])),
+        (np.array([2**60]), np.array([2**60], dtype=np.uint64), np.array([2**60 + 1])),
+        (np.array([1j]), np.array([1j], dtype=np.complex64), np.array([2j])),
+        (b"a", bytearray(b"a"), b"b"),
+        (range(3), range(0, 3, 1), range(1, 3)),
+        (datetime.date(2026, 1, 2), datetime.date(2026, 1, 2), datetime.date(2026, 1, 3)),
+        ({1, 2}, frozenset({2, 1}), {1}),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 2, "b": 1}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_that_are_the_same_and_values_that_are_not(one: Any, same: Any, other: Any) -> None:
+    assert told(one) == told(same)
+    assert told(one) != told(other)
+
+
+def test_a_value_that_can_not_be_told() -> None:
+    with pytest.raises(values.OpaqueError):
+        told([object()])
