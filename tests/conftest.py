@@ -6,6 +6,7 @@ end, or for a request in the service's journal.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import gc
 import importlib
@@ -20,6 +21,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import psutil
 import pytest
 from testkit import drivers, last_words
 from testkit.drivers import PRELUDE, Driver
@@ -30,7 +32,7 @@ from testkit.processes import DEADLINE, wait_for_end
 from testkit.watchers import orders
 from testkit.zygote import Zygote
 
-from qx_supervisor import local
+from qx_supervisor import WatcherError, local
 from qx_supervisor.link import link
 
 guards = importlib.import_module("qx_supervisor.guard")  # the package has a function of that name
@@ -171,6 +173,16 @@ def start(write_script: Callable[[str], Path]) -> Iterator[Starter]:
         driver.clear()
 
 
+def end_watcher_at_work() -> None:
+    """End this process's watcher if it still cancels for a test that is over: it would ask in the next one's time."""
+    process = link._process
+    with contextlib.suppress(WatcherError):
+        if process is not None and link.inspect()["runs"]:
+            psutil.Process(process.pid).kill()
+            with link._changed:
+                assert link._changed.wait_for(lambda: link._process is not process, DEADLINE)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(state: Path) -> Iterator[None]:
     """No process, no descriptor and no temporary file is left by a test."""
@@ -188,6 +200,8 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     guards._left.clear()
     for run in list(link._runs):
         link.stand_down(run)
+    end_watcher_at_work()
+    link._deaths.clear()
     with link._changed:  # a run that was refused at once leaves a watcher that is being started
         assert link._changed.wait_for(lambda: link._process is not None or link._thread is None, DEADLINE)
     for thread in threading.enumerate():
