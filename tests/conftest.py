@@ -193,7 +193,6 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     for process, order in list(orders()):
         if order["state"] == str(state) and order["pid"] != os.getpid():  # ours stays for the next test
             wait_for_end(process)
-    link._deaths.clear()  # of watchers that this test has killed
     # What is guarded until this process ends would be cancelled then, at a service that is gone.
     for kept in list(guards._left.values()):
         kept.release()
@@ -201,7 +200,7 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     for run in list(link._runs):
         link.stand_down(run)
     end_watcher_at_work()
-    link._deaths.clear()
+    link._deaths.clear()  # of watchers that were killed
     with link._changed:  # a run that was refused at once leaves a watcher that is being started
         assert link._changed.wait_for(lambda: link._process is not None or link._thread is None, DEADLINE)
     for thread in threading.enumerate():

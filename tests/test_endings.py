@@ -5,15 +5,15 @@ from __future__ import annotations
 import pickle
 import signal
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from qiskit_ibm_runtime import QiskitRuntimeService
-from testkit.circuits import BACKEND, ones
+from testkit.circuits import BACKEND
 from testkit.processes import DEADLINE
+from testkit.runs import Running
 
-from qx_supervisor import JobCancelled, JobFailed, RunError, Status, SubmitError, local, outlook, submit, worker
+from qx_supervisor import JobCancelled, JobFailed, RunError, Status, SubmitError, local, outlook, worker
 from qx_supervisor.endings import ending
 from qx_supervisor.errors import interrupted
 from qx_supervisor.ours import remote
@@ -22,32 +22,6 @@ JOBS = "/api/v1/jobs"
 ONE_JOB = JOBS + "/" + "?" * 20
 RESULTS = JOBS + "/*/results"
 CANCEL = JOBS + "/*/cancel"
-
-Acts = dict[str, Callable[[], Any]]
-
-
-class Running:
-    """A run on the embedded service, whose statuses are kept, and at which something is done."""
-
-    def __init__(self, service: QiskitRuntimeService) -> None:
-        self.service = service
-        self.statuses: list[Status] = []
-
-    def __call__(self, acts: Acts | None = None, **arguments: Any) -> Any:
-        """Begin it. `acts` name a state, at whose first status something is done."""
-        left = dict(acts or {})
-
-        def hear(status: Status) -> None:
-            self.statuses.append(status)
-            if status.state in left:
-                left.pop(status.state)()
-
-        arguments = {"shots": 16, "poll_interval": 0.1, "on_status": hear, **arguments}
-        return submit(ones(), BACKEND, service=self.service, **arguments)
-
-    def states(self) -> list[str]:
-        return [status.state for status in self.statuses]
-
 
 @pytest.fixture
 def running(ibm: local.Service, service: QiskitRuntimeService) -> Running:

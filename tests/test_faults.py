@@ -15,6 +15,7 @@ from qiskit_ibm_runtime import QiskitRuntimeService
 from testkit.circuits import BACKEND, ones
 from testkit.drivers import RUN
 from testkit.processes import wait_for_end
+from testkit.runs import Acts, Running
 
 from qx_supervisor import (
     ConfigError,
@@ -23,13 +24,11 @@ from qx_supervisor import (
     QxError,
     RunError,
     RunTimeout,
-    Status,
     SubmitError,
     harvest,
     local,
     patience,
     run,
-    submit,
     worker,
 )
 from qx_supervisor.link import link
@@ -50,37 +49,8 @@ WAYS_TO_FAIL = [
     {"drop_connection": True},
 ]
 
-Acts = dict[str, Callable[[], Any]]
-
-
 def name_of(way: dict[str, Any]) -> str:
     return "-".join(f"{key}-{value}" for key, value in way.items())
-
-
-class Running:
-    """A run on the embedded service, whose statuses are kept, and at which something is done."""
-
-    def __init__(self, service: QiskitRuntimeService) -> None:
-        self.service = service
-        self.statuses: list[Status] = []
-
-    def __call__(self, acts: Acts | None = None, **arguments: Any) -> Any:
-        """Begin it. `acts` name a state, at whose first status something is done, in the run's own thread."""
-        left = dict(acts or {})
-
-        def hear(status: Status) -> None:
-            self.statuses.append(status)
-            if status.state in left:
-                left.pop(status.state)()
-
-        arguments = {"shots": 16, "poll_interval": 0.1, **arguments}
-        return submit(ones(), BACKEND, service=self.service, on_status=hear, **arguments)
-
-    def states(self) -> list[str]:
-        return [status.state for status in self.statuses]
-
-    def status(self, state: str) -> Status:
-        return next(status for status in self.statuses if status.state == state)
 
 
 @pytest.fixture
