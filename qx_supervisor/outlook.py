@@ -23,6 +23,9 @@ FIRST_LOOK = 2.0
 LOOK_AGAIN = 60.0
 """Seconds between two looks."""
 
+FORGET = 120.0
+"""Seconds after which what was found is no longer told, if no run waited there in between."""
+
 _AT_WORK = ("", "active", "online", "available")
 
 
@@ -39,13 +42,18 @@ class Outlook:
         self._backend = backend
         self._lock = threading.Lock()
         self._due = 0.0
+        self._asked = 0.0
         self._known = ""
 
     def words(self) -> str:
         """Why a job may wait without end, or "". If that was found out long ago, it is found out anew meanwhile."""
+        now = time.monotonic()
         with self._lock:
-            if time.monotonic() >= self._due:
-                self._due = time.monotonic() + LOOK_AGAIN
+            if now - self._asked >= FORGET:  # somebody may have kept it since a run of yesterday
+                self._known = ""
+            self._asked = now
+            if now >= self._due:
+                self._due = now + LOOK_AGAIN
                 with contextlib.suppress(RuntimeError):  # no thread can be had
                     crew.looking.do(self._look)
             return self._known

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pickle
 import signal
 import threading
+import weakref
 from typing import Any
 
 import pytest
 from qiskit_ibm_runtime import QiskitRuntimeService
 from testkit.circuits import BACKEND
-from testkit.processes import DEADLINE
+from testkit.processes import DEADLINE, until
 from testkit.runs import Running
 
 from qx_supervisor import JobCancelled, JobFailed, RunError, Status, SubmitError, local, outlook, worker
+from qx_supervisor import service as qiskit_service
 from qx_supervisor.endings import ending
 from qx_supervisor.errors import interrupted
 from qx_supervisor.ours import remote
@@ -22,6 +24,7 @@ JOBS = "/api/v1/jobs"
 ONE_JOB = JOBS + "/" + "?" * 20
 RESULTS = JOBS + "/*/results"
 CANCEL = JOBS + "/*/cancel"
+
 
 @pytest.fixture
 def running(ibm: local.Service, service: QiskitRuntimeService) -> Running:
@@ -38,6 +41,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What keeps a job in the queue is asked for at once, and again and again."""
     monkeypatch.setattr(worker, "FIRST_LOOK", 0.0)
     monkeypatch.setattr(outlook, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(outlook, "_outlooks", weakref.WeakValueDictionary())  # what a run before this one found
 
 
 def refusal(message: str) -> dict[str, Any]:
@@ -77,6 +81,19 @@ def test_what_keeps_a_job_in_the_queue_is_told(
     ibm.scenario({})
     ibm.hold(None)
     assert job.result().counts == {"1": 16}
+
+
+def test_what_kept_a_job_yesterday_is_not_told(
+    ibm: local.Service, service: QiskitRuntimeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = qiskit_service.remote_of(qiskit_service.clients_of(service)[0])
+    ibm.scenario({"backends": {BACKEND: {"status": "offline"}}})
+    kept = outlook.Outlook(there, BACKEND)
+    until(kept.words, bool)
+    ibm.scenario({})
+    assert kept.words().startswith(f"{BACKEND} is offline")
+    monkeypatch.setattr(outlook, "FORGET", 0.0)
+    assert not kept.words()
 
 
 def test_advice_ends_no_submission(ibm: local.Service, running: Running) -> None:
