@@ -4,7 +4,7 @@ from qx_supervisor import run
 result = run(circuit, "ibm_brisbane", shots=4096)
 """
 
-from . import talk
+from . import logs
 from .errors import (
     ConfigError,
     Interrupted,
@@ -45,4 +45,4 @@ __all__ = [
     "try_run",
 ]
 
-talk.set_up()
+logs.set_up()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from . import local
-from .drill import DrillError, drill
+from .kill_test import KillTestError, kill_a_driver
 from .run import run
 
 
@@ -13,7 +13,7 @@ def show() -> None:
     """Show it.
 
     Raises:
-        DrillError: If the killed driver's job was not cancelled.
+        KillTestError: If the killed driver's job was not cancelled.
     """
     from qiskit import QuantumCircuit
 
@@ -28,10 +28,10 @@ def show() -> None:
         click.echo(f"   counts {result.counts}")
 
         click.echo("\n2. A driver, a script of its own, with its job in the queue.")
-        drilled = drill(ibm, before_kill=lambda pid: click.echo(f"   kill -9 {pid}"))
-    if drilled.status != "Cancelled":
-        raise DrillError(f"job {drilled.job_id} is {drilled.status}")
+        tested = kill_a_driver(ibm, before_kill=lambda pid: click.echo(f"   kill -9 {pid}"))
+    if tested.status != "Cancelled":
+        raise KillTestError(f"job {tested.job_id} is {tested.status}")
     click.echo(
-        f"   job {drilled.job_id} is {drilled.status.lower()}, by {drilled.cancel_requests} request of the watcher's, "
-        f"{drilled.milliseconds:.0f} ms after the kill."
+        f"   job {tested.job_id} is {tested.status.lower()}, by {tested.cancel_requests} request of the watcher's, "
+        f"{tested.milliseconds:.0f} ms after the kill."
     )

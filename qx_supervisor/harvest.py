@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import service
+from .backoff import Backoff
 from .errors import RunError, Stage
 from .ours import remote
-from .patience import Patience
 
 RESULTS_SECONDS = 600.0
 """How long results that are spoilt, or that the service says there are not, are asked for again."""
@@ -39,7 +39,7 @@ class Harvest:
     def __init__(self, job_id: str, decoders: Sequence[Any], say: Callable[[Stage, str, str], None]) -> None:
         self._job_id = job_id
         self._decoders = decoders
-        self._patience = Patience("results", job_id, say)
+        self._patience = Backoff("results", job_id, say)
         self._wrong_since: float | None = None
         self.raw: str | None = None
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from . import detached, settings, shared
+from . import detached, settings, shared_ledger
+from .descriptors import is_writable
 from .errors import WatcherError
-from .ours import FOLDER, ledger, place, protocol
-from .ready import is_writable
+from .ours import FOLDER, host_identity, ledger, protocol
 
 if TYPE_CHECKING:
     from multiprocess.connection import Connection
@@ -77,7 +77,7 @@ class WatcherProcess:
     def kill(self) -> None:
         """End it: it hears nothing any more, and what it knows would be acted upon when this process ends."""
         # Not by the pidfd: a driver that closes all descriptors may have another process's under that number now.
-        if self.start_ticks is not None and place.start_ticks(self.pid) == self.start_ticks:
+        if self.start_ticks is not None and host_identity.start_ticks(self.pid) == self.start_ticks:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
 
@@ -165,7 +165,7 @@ def start(placement: str = "") -> Starting:
     asked = where(placement)
     executable = _interpreter()
     me = os.getpid()
-    ticks = place.start_ticks(me)
+    ticks = host_identity.start_ticks(me)
     if ticks is None:
         raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
     command = [executable, "-I", "-S", str(FOLDER / "boot.py")]
@@ -175,13 +175,13 @@ def start(placement: str = "") -> Starting:
         "path": _package_folders(),
         "state": _state_directory(),
         "sweep_window": sweep_window(),
-        "lease_seconds": shared.lease_seconds(),
+        "lease_seconds": shared_ledger.lease_seconds(),
     }
     try:
         if asked == "systemd":
-            from . import outside  # not needed by most
+            from . import systemd_launch  # not needed by most
 
-            return outside.start(command, order)
+            return systemd_launch.start(command, order)
         return _start_beside(command, order)
     except OSError as error:
         raise WatcherError("config", f"the watcher could not be started: {error}") from None
@@ -189,7 +189,7 @@ def start(placement: str = "") -> Starting:
 
 def _start_beside(command: list[str], order: dict[str, object]) -> _Beside:
     ours, theirs = socket.socketpair()
-    pidfd = place.pidfd_of(os.getpid())
+    pidfd = host_identity.pidfd_of(os.getpid())
     passed: list[int] = []
     try:
         passed.extend(_above_streams(each) for each in (theirs.fileno(), pidfd) if each is not None)
@@ -256,7 +256,7 @@ def _interpreter() -> str:
 def _package_folders() -> list[str]:
     """The folders from which this process has the watcher's packages, in order, each once."""
     folders = []
-    for name in (*_PACKAGES, *shared.packages()):
+    for name in (*_PACKAGES, *shared_ledger.packages()):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise WatcherError("config", f"the watcher needs the package {name}; install qx-supervisor anew")
@@ -282,4 +282,4 @@ def _welcome(connection: Connection) -> WatcherProcess:
     if hello["kind"] != "ack":
         connection.close()
         raise WatcherError("config", f"the watcher could not be started: {hello.get('reason')}")
-    return WatcherProcess(hello["pid"], connection, place.pidfd_of(hello["pid"]), hello.get("start_ticks"))
+    return WatcherProcess(hello["pid"], connection, host_identity.pidfd_of(hello["pid"]), hello.get("start_ticks"))

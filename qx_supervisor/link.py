@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from . import placement, shared
+from . import placement, shared_ledger
 from .errors import WatcherError
 from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
 from .ours import ledger, protocol
@@ -361,9 +361,7 @@ class Link:
                 raise _Died  # the next one has not heard of it
             self._armed.add(account)
 
-    def _ask_armed(
-        self, account: str, source: CredentialsSource, ask: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _ask_armed(self, account: str, source: CredentialsSource, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Ask a watcher that is armed for an account, and the next one if it dies, or was leaving.
 
         Raises:
@@ -503,7 +501,7 @@ class Link:
 
     def _replay(self) -> None:
         """Tell a new watcher every guarded run. Called with the lock held."""
-        if url := shared.url():
+        if url := shared_ledger.url():
             self._tell("ledger", url=url)
         # Nothing is fetched here, and no account passes for armed: the token service may be what is out of order. The
         # watcher asks it by itself, and the next run asks for the account to be armed again.
@@ -616,7 +614,7 @@ def _write_down(guarded: Guarded) -> None:
     whoever reaps would cancel a job that was let go.
     """
     is_over = guarded.posted is not False or not guarded.jobs  # else there may be duplicates, for whoever reaps
-    shared.stand_down(guarded.run, guarded.jobs, is_over=is_over)
+    shared_ledger.stand_down(guarded.run, guarded.jobs, is_over=is_over)
     try:
         with ledger.Ledger.open(ledger.state_directory()) as book:
             for job in guarded.jobs:

@@ -40,7 +40,7 @@ def _package() -> str:
 
 
 if TYPE_CHECKING:
-    from watcher import cancel, ledger, place, protocol, remote, words
+    from watcher import cancel, host_identity, ledger, protocol, remote, service_messages
     from watcher.ledger.postgres import SharedLedger
 else:
     _name = _package()
@@ -48,10 +48,9 @@ else:
     def _module(part: str) -> ModuleType:
         return importlib.import_module(f"{_name}.{part}")
 
-    cancel, ledger, place, protocol, remote, words = map(
-        _module, ("cancel", "ledger", "place", "protocol", "remote", "words")
+    cancel, host_identity, ledger, protocol, remote, service_messages = map(
+        _module, ("cancel", "host_identity", "ledger", "protocol", "remote", "service_messages")
     )
-
 
 
 def shared_ledger() -> type[SharedLedger]:
@@ -60,4 +59,4 @@ def shared_ledger() -> type[SharedLedger]:
     return found
 
 
-__all__ = ["FOLDER", "cancel", "ledger", "place", "protocol", "remote", "shared_ledger", "words"]
+__all__ = ["FOLDER", "cancel", "host_identity", "ledger", "protocol", "remote", "service_messages", "shared_ledger"]

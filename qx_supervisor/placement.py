@@ -85,7 +85,7 @@ def _kill_mode(unit: str, of_user: bool) -> str:
 
 def here() -> str:
     """The advice for this process, or ""."""
-    from .outside import runtime_directory
+    from .systemd_launch import runtime_directory
 
     try:
         cgroup = Path("/proc/self/cgroup").read_text()

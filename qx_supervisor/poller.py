@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .crew import Alarm, asking, clock
 from .ours import cancel, remote
+from .threads import Timer, asking, timers
 
 SHORTEST_INTERVAL = 0.5
 """Seconds between two lists, unless a run asks for shorter ones: the official client asks no more often."""
@@ -61,7 +61,7 @@ class Poller:
         self._tag = tag
         self._lock = threading.Lock()
         self._watched: set[Watched] = set()
-        self._alarm: Alarm | None = None
+        self._alarm: Timer | None = None
         self._alarm_at = math.inf
         self._lists = False
         self._listed_at = -math.inf
@@ -96,7 +96,7 @@ class Poller:
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm_at = due
-            self._alarm = clock.after(max(0.0, due - time.monotonic()), lambda: asking.do(self._work))
+            self._alarm = timers.after(max(0.0, due - time.monotonic()), lambda: asking.do(self._work))
 
     def _work(self) -> None:
         """Do what is due."""

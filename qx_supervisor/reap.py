@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import service as qiskit_service
-from . import shared
+from . import shared_ledger
+from .descriptors import is_readable
 from .errors import QxError
-from .ours import ledger, place, remote
-from .ready import is_readable
+from .ours import host_identity, ledger, remote
 from .resolve import Resolved, resolve
 
 logger = logging.getLogger("qx_supervisor")
@@ -91,9 +91,9 @@ def _wait_for_watchers(book: Any, seconds: float) -> None:
     end = time.monotonic() + seconds
     for row in book.rows(ledger.UNFINISHED) if seconds > 0 else ():
         in_grace = row.key is not None and row.state == "guarded" and row.grace > seconds
-        if in_grace or ledger.judge(row, book.place) != "live" or place.is_running(row.pid, row.start_ticks):
+        if in_grace or ledger.judge(row, book.place) != "live" or host_identity.is_running(row.pid, row.start_ticks):
             continue
-        pidfd = place.pidfd_of(row.watcher_pid)
+        pidfd = host_identity.pidfd_of(row.watcher_pid)
         if pidfd is not None:
             is_readable(pidfd, max(0.0, end - time.monotonic()))
             os.close(pidfd)
@@ -142,7 +142,7 @@ class _Elsewhere:
             QxError: If it can't be asked.
         """
         if self._ledger is None:
-            self._ledger = shared.opened("reaper")
+            self._ledger = shared_ledger.opened("reaper")
         if self._ledger.seize(row.run, row.holder):
             self._seized.add(row.run)
             return "free"
@@ -176,7 +176,7 @@ def _reap(book: Any, clients: list[Any]) -> list[Reaped]:
 
 def _reap_rows(book: Any, clients: list[Any], elsewhere: _Elsewhere) -> list[Reaped]:
     done = []
-    me = place.this_process(book.place)
+    me = host_identity.this_process(book.place)
     by_account = {qiskit_service.address(client): client for client in clients}
     for row in book.rows(ledger.UNFINISHED):
         verdict = ledger.judge(row, book.place)

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from .backoff import REFUSED_SECONDS, Backoff
 from .errors import ConfigError, WatcherError
 from .link import CredentialsSource, Guarded, link
 from .ours import remote
-from .patience import REFUSED_SECONDS, Patience
 from .poller import ask
 
 Say = Callable[[Any, str, str], None]
@@ -197,7 +197,7 @@ class Search:
 
     def _ask(self, question: Callable[[], T]) -> T:
         # Where there may be a job, it is looked for however long that takes; else a refusal is the user's to mend.
-        patience = Patience("submit", None, self.say, believes=None if self.is_in_doubt else REFUSED_SECONDS)
+        patience = Backoff("submit", None, self.say, believes=None if self.is_in_doubt else REFUSED_SECONDS)
         while True:
             try:
                 answer = ask(self.there, question)

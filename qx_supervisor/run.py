@@ -20,11 +20,11 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from typing import Any, Literal, NoReturn
 
-from . import crew, interrupts
+from . import interrupts, threads
+from .descriptors import is_writable
 from .errors import CancelOutcome, ConfigError, Interrupted, QxError, RunError, interrupted
 from .panel import Panel, PanelName, Silent, close_panel, open_panel
 from .panel.plain import write
-from .ready import is_writable
 from .request import Request, check
 from .result import Err, Ok, RunResult
 from .status import Status
@@ -215,7 +215,7 @@ def submit(
         if told.is_shown:
             letters.begin_to_tick()
     try:
-        worker.start(crew.submitting.do)
+        worker.start(threads.submitting.do)
     except RuntimeError as error:
         worker.abandon()
         raise _no_thread(error) from None
@@ -230,7 +230,7 @@ def _say_at_exit() -> None:
 
 def _say_what_ends() -> None:
     """The interpreter ends, and what is in flight with it: a script whose last line is a `submit` would never know."""
-    left = [worker for worker in crew.runs() if isinstance(worker, Worker) and not worker.is_detached]
+    left = [worker for worker in threads.runs() if isinstance(worker, Worker) and not worker.is_detached]
     if not left or "qx_supervisor.adopt" in sys.modules:  # `qx-supervisor exec` says so itself
         return
     with contextlib.suppress(AttributeError, OSError, ValueError):
@@ -369,7 +369,7 @@ class Run:
             # In a forked child that leaves the loop every task is cancelled, and the job is the parent's.
             if not self._detached and os.getpid() == self._process:
                 # The job is cancelled, and confirmed, before the task ends, but not at the cost of a second Ctrl-C.
-                crew.ending.do(end)
+                threads.ending.do(end)
                 await over.wait()
             raise
         finally:
@@ -446,7 +446,7 @@ class _Letters:
         if not self._told.is_over:
             if not self._waiting:  # else somebody takes their time, and hears of the time later
                 self.put(self._told.tick)
-            crew.clock.after(2 * TICK, self.begin_to_tick)  # there may be many
+            threads.timers.after(2 * TICK, self.begin_to_tick)  # there may be many
 
     def put(self, work: Callable[[], object]) -> None:
         """Call something, after everything before it."""
@@ -455,7 +455,7 @@ class _Letters:
             if self._is_read:
                 return
             self._is_read = True
-        crew.telling.do(self._read)
+        threads.telling.do(self._read)
 
     def _read(self) -> None:
         while True:

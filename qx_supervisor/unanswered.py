@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .backoff import Backoff
 from .launch import sweep_window
 from .ours import remote
-from .patience import Patience
 from .poller import ask
 
 LOOK_SECONDS = 30.0
@@ -59,7 +59,7 @@ def find_job(
     Returns:
         The job's id, or "".
     """
-    patience = Patience("submit", None, say)
+    patience = Backoff("submit", None, say)
     until = time.monotonic() + min(LOOK_SECONDS, sweep_window())
     pause = _FIRST_PAUSE
     while True:

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
-from . import crew, details, resume, service
-from .endings import ending
+from . import queue_info, resume, service, threads
+from .backoff import Backoff
 from .errors import (
     CancelOutcome,
     JobCancelled,
@@ -35,12 +35,12 @@ from .errors import (
     WatcherError,
 )
 from .harvest import Harvest, Spoilt
+from .job_errors import ending
 from .launch import sweep_window
 from .link import CredentialsSource, Guarded, link
 from .ours import cancel, protocol, remote
-from .outlook import FIRST_LOOK, Outlook, outlook_of, used_up
-from .patience import Patience
 from .poller import ask, poller_of
+from .queue_blockers import FIRST_LOOK, QueueBlockers, blockers_of, used_up
 from .reap import reap_in_background
 from .request import Request, check_tags
 from .result import RunResult
@@ -132,21 +132,21 @@ class Worker:
         self._announcement: Callable[[], None] = lambda: None
         self._protected = False  # a watcher has acknowledged it
         self._posts = Posts()
-        self._unsent = Patience("submit", None, self._say)
+        self._unsent = Backoff("submit", None, self._say)
         self._final: remote.JobState | None = None  # how the job ended, though the run may have ended before
         self._ended = False
         self._target: service.Target | None = None
-        self._alarm: crew.Alarm | None = None
-        self._patience: Patience | None = None
+        self._alarm: threads.Timer | None = None
+        self._patience: Backoff | None = None
         self._harvest: Harvest | None = None
         self._decoders: Sequence[Any] = ()
         self._leave_poller: Callable[[], None] = lambda: None
         self._watched_since = 0.0
         self._seen = ""
-        self._outlook: Outlook | None = None
+        self._blockers: QueueBlockers | None = None
         self._hopeless = ""
         self._asks_details = asks_details
-        self._details = details.Details()
+        self._details = queue_info.QueueInfo()
         self._details_due = 0.0
         self._cost: Future[None] | None = None
         self._shots = _shots(request)
@@ -176,9 +176,9 @@ class Worker:
             begin: Has another thread do what it is given: transpile and submit. That thread is free when the job's id
                 is known.
         """
-        crew.begin_run(self)
+        threads.begin_run(self)
         if self.request.timeout is not None:
-            self._alarm = crew.ending.after(min(self.request.timeout, threading.TIMEOUT_MAX), self._time_out)
+            self._alarm = threads.ending.after(min(self.request.timeout, threading.TIMEOUT_MAX), self._time_out)
         if _may_be_remote(self.request):
             link.prepare()  # its start overlaps what follows
         # In a copy of the caller's context: what it holds decides, such as the session of a `with Session(...)`.
@@ -243,7 +243,7 @@ class Worker:
             self._abandoned = None  # whatever ends the run now has not begun
             self._phase = "final"
         self._stop.clear()
-        crew.asking.do(self._doing(functools.partial(self._conclude, state)))
+        threads.asking.do(self._doing(functools.partial(self._conclude, state)))
         return True
 
     def hurry(self) -> CancelOutcome:
@@ -334,7 +334,7 @@ class Worker:
             if self._ended:
                 return
             self._ended = True
-        crew.end_run(self)
+        threads.end_run(self)
         if self._alarm is not None:
             self._alarm.cancel()
         self._leave_poller()
@@ -394,7 +394,7 @@ class Worker:
             account = service.account_name(target.client)
             source = functools.partial(service.credentials, target.client)
             if not link.is_armed(account):
-                self._armed = crew.announcing.begin(lambda: link.arm(account, source))
+                self._armed = threads.announcing.begin(lambda: link.arm(account, source))
             if request.key is not None and self._take_up(request.key, account, source):
                 return
         pubs = request.pubs
@@ -443,7 +443,7 @@ class Worker:
 
     def _despite_outages(self, stage: Stage, work: Callable[[], T]) -> T:
         """Do what comes before the POST, again and again while nobody answers: nothing is lost by that."""
-        patience = self._patience = Patience(stage, None, self._say)
+        patience = self._patience = Backoff(stage, None, self._say)
         while True:
             with service.noticing() as noticed:
                 try:
@@ -461,7 +461,7 @@ class Worker:
 
     def _despite_token_outages(self, work: Callable[[], T]) -> T:
         """Ask the watcher for what it needs a token for, again and again while the token service is out of order."""
-        patience = Patience("submit", None, self._say)
+        patience = Backoff("submit", None, self._say)
         while True:
             try:
                 done = work()
@@ -563,7 +563,7 @@ class Worker:
 
     def _watch(self, driver: str) -> None:
         self._watched_since = time.monotonic()
-        self._patience = Patience("poll", self.job_id, self._say)
+        self._patience = Backoff("poll", self.job_id, self._say)
         poller = self._poller = poller_of(self._there, driver)
         watched = poller.watch(str(self.job_id), self._saw, self._missed)
         self._leave_poller = lambda: poller.leave(watched)
@@ -578,11 +578,11 @@ class Worker:
         if state.is_final:
             if self._asks_details and not self._poller.is_crowd:
                 with contextlib.suppress(RuntimeError):  # no thread can be had for it
-                    self._cost = crew.looking.begin(functools.partial(self._read_details, state))
+                    self._cost = threads.looking.begin(functools.partial(self._read_details, state))
             with self._lock:
                 self._phase = "final"
                 self._final = state
-            crew.asking.do(self._doing(functools.partial(self._conclude, state)))
+            threads.asking.do(self._doing(functools.partial(self._conclude, state)))
             return None
         if state.status != self._seen:
             self._seen = state.status
@@ -594,7 +594,7 @@ class Worker:
             if now >= self._details_due:
                 self._details_due = math.inf  # until it is read
                 with contextlib.suppress(RuntimeError):
-                    crew.looking.do(functools.partial(self._read_details, state))
+                    threads.looking.do(functools.partial(self._read_details, state))
         # Noticed late by 2 % at most, and never more often than the official client asks.
         shortest = 0.1 if self._target is not None and self._target.in_session else 0.5
         pause = min(_LONGEST_POLL, max(shortest, _POLL_SHARE * (time.monotonic() - self._watched_since)))
@@ -604,9 +604,9 @@ class Worker:
         """Tell what keeps the job in the queue for longer than others before it would."""
         if time.monotonic() - self._watched_since < FIRST_LOOK or self._target is None:
             return
-        if self._outlook is None:
-            self._outlook = outlook_of(self._there, self._target.name)
-        why = self._outlook.words()
+        if self._blockers is None:
+            self._blockers = blockers_of(self._there, self._target.name)
+        why = self._blockers.words()
         if why != self._hopeless:
             self._hopeless = why
             if why:  # the panel shows it as the state's
@@ -616,7 +616,7 @@ class Worker:
     def _read_details(self, state: remote.JobState) -> None:
         """Read the job's place in the queue and its cost, and tell them where they are news. No failure matters."""
         try:
-            known = details.read(state.reply, self._there.metrics(str(self.job_id)))
+            known = queue_info.read(state.reply, self._there.metrics(str(self.job_id)))
         except remote.RemoteError:
             return
         finally:
@@ -643,7 +643,7 @@ class Worker:
         try:
             return self._patience.failed(error)
         except Exception as failure:  # noqa: BLE001 - the run ends in it
-            crew.ending.do(functools.partial(self._fail, failure))
+            threads.ending.do(functools.partial(self._fail, failure))
             return None
 
     def _conclude(self, state: remote.JobState) -> None:
@@ -677,7 +677,7 @@ class Worker:
         try:
             decoded = harvest.decode(ask(self._there, lambda: self._there.results(str(self.job_id))))
         except (remote.RemoteError, Spoilt) as error:
-            crew.asking.after(harvest.failed(error), self._doing(functools.partial(self._fetch, harvest)))
+            threads.asking.after(harvest.failed(error), self._doing(functools.partial(self._fetch, harvest)))
             return
         assert self._target is not None
         self._stand_down()
@@ -708,7 +708,7 @@ class Worker:
         if self._detached and self.job_id is not None:
             self._end(error)
         elif self._phase == "submitted":  # to cancel it takes a while
-            crew.ending.do(lambda: self.abandon(lambda _: error))
+            threads.ending.do(lambda: self.abandon(lambda _: error))
         else:
             self.abandon(lambda _: error)
 
@@ -852,7 +852,7 @@ class Worker:
                 armed.result()
             link.announce(guarded, source)
 
-        self._announced = crew.announcing.begin(announce)
+        self._announced = threads.announcing.begin(announce)
         self._acknowledged = self._announced.result
 
     def before_retry(self) -> None:
@@ -922,7 +922,7 @@ class Worker:
         self._say("submit", "submitted", "found by its tag: the answer was lost" if self._posts.found else "")
         if gave_up and not is_guarded:
             # The run was abandoned while its id was unknown, and there is no watcher to cancel it.
-            crew.ending.do(lambda: self._cancel(time.monotonic() + cancel.GIVE_UP))
+            threads.ending.do(lambda: self._cancel(time.monotonic() + cancel.GIVE_UP))
 
     def _begin_post(self) -> None:
         # Either `abandon` sees that a POST is under way, or the POST sees that the run was abandoned.

@@ -119,9 +119,7 @@ def _report(folder: str) -> float:
     Returns:
         The part of the lines that ran, in percent.
     """
-    made = coverage.Coverage(
-        data_file=f"{folder}/data", config_file=CONFIGURATION, include=MEASURED, messages=False
-    )
+    made = coverage.Coverage(data_file=f"{folder}/data", config_file=CONFIGURATION, include=MEASURED, messages=False)
     try:
         made.combine([folder])
     except coverage.CoverageException as error:  # pytest was asked to run nothing

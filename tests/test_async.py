@@ -11,7 +11,7 @@ from testkit.drivers import RUN, assert_cancelled_once, end
 from testkit.processes import Process, wait_for_end
 from testkit.watchers import watchers_of
 
-SUBMIT = 'submit(isa(), backend(), shots=64, on_status=tell)'
+SUBMIT = "submit(isa(), backend(), shots=64, on_status=tell)"
 
 TOOLS = """
 import asyncio

@@ -561,9 +561,7 @@ def test_options_of_the_other_primitive(refused: Refused) -> None:
     assert "the options do not fit Sampler" in refused(bell(), options={"resilience_level": 2})
 
 
-@pytest.mark.parametrize(
-    ("tags", "count"), [(["a", "b", "c"], 6), (["a", "b", "c", "d", "e", "f"], 6), (["a"] * 8, 8)]
-)
+@pytest.mark.parametrize(("tags", "count"), [(["a", "b", "c"], 6), (["a", "b", "c", "d", "e", "f"], 6), (["a"] * 8, 8)])
 def test_tags_on_a_primitive_count(refused: Refused, backend: Any, tags: list[str], count: int) -> None:
     sampler = Sampler(mode=backend)
     sampler.options.environment.job_tags = tags

@@ -143,7 +143,7 @@ def test_driver_pipe_tee_ends_with_the_driver(ibm, start, tmp_path):
     log = tmp_path / "log"
 
     def piped(command: list[str]) -> list[str]:
-        return ["bash", "-c", f'{" ".join(command)} | tee {log}']
+        return ["bash", "-c", f"{' '.join(command)} | tee {log}"]
 
     driver: Driver = start(f'say("pid", os.getpid())\n{RUN}', wrap=piped)
     inner = Process(driver.line("pid ")[0])

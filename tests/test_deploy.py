@@ -262,10 +262,13 @@ def test_the_drivers_unit_runs(ibm, programs, state, write_script, end):
         properties = "--property=Result,ActiveState"
         while "deactivating" in (shown := systemd.ctl("show", properties, "qx-driver@vqe")):
             pass  # it reaps
-        assert set(shown.split()) == {
-            "kill": {"Result=signal", "ActiveState=failed"},
-            "stop": {"Result=exit-code", "ActiveState=failed"},  # 143: it did not come to its end
-        }[end]
+        assert (
+            set(shown.split())
+            == {
+                "kill": {"Result=signal", "ActiveState=failed"},
+                "stop": {"Result=exit-code", "ActiveState=failed"},  # 143: it did not come to its end
+            }[end]
+        )
     assert_cancelled_once(ibm, job)
 
 

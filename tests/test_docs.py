@@ -29,7 +29,7 @@ from testkit.pages import BEFORE, BLOCKS, CHECKOUT, COMMAND, DOCS, PAGES, Block,
 from testkit.processes import DEADLINE
 
 import qx_supervisor
-from qx_supervisor import crew, local, worker
+from qx_supervisor import local, threads, worker
 from qx_supervisor.cli import main
 
 pytest_plugins = ["pytester"]
@@ -80,7 +80,7 @@ def test_examples_run(ibm, account, page, pytester):
     for block in PYTHON:
         if block.page == page:
             execute(block, namespace, ibm, pytester)
-    for left in crew.runs():  # what a page let go is not to be submitted in the next test
+    for left in threads.runs():  # what a page let go is not to be submitted in the next test
         left.outcome.exception(DEADLINE)
     assert [job.status for job in ibm.wait_idle() if not job.is_final] == []
 
@@ -104,6 +104,7 @@ def execute(block: Block, namespace: dict[str, Any], ibm: local.Service, pyteste
 
 
 # Command lines ----------------------------------------------------------------------------------------------------
+
 
 def mentions() -> Iterator[tuple[str, list[str]]]:
     """Every use of the command in the documentation: in shell blocks, in other files, and in the text."""

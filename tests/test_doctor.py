@@ -17,7 +17,7 @@ import click
 import pytest
 from testkit.drivers import RUN, kill_both
 
-from qx_supervisor import doctor, drill, local, placement, service
+from qx_supervisor import doctor, kill_test, local, placement, service
 from qx_supervisor.cli import main
 from qx_supervisor.doctor import Finding, account, machine
 
@@ -74,7 +74,7 @@ def test_all_is_well(state: Path) -> None:
 
 def test_every_setting_is_known() -> None:
     """Each QX_ variable that the code reads, and no other."""
-    root = Path(drill.__file__).parent.parent
+    root = Path(kill_test.__file__).parent.parent
     sources = [*root.glob("qx_supervisor/**/*.py"), *root.glob("watcher/**/*.py")]
     read = {name for file in sources for name in re.findall(r'"(QX_[A-Z_]+)"', file.read_text())}
     assert read == set(machine.SETTINGS)
@@ -176,9 +176,7 @@ def test_another_package_in_the_same_folder(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    advice = placement.advice(
-        7, {"SLURM_JOB_ID": "42"}, "0::/slurm/job_42", at_terminal=False, kill_mode=lambda *_: ""
-    )
+    advice = placement.advice(7, {"SLURM_JOB_ID": "42"}, "0::/slurm/job_42", at_terminal=False, kill_mode=lambda *_: "")
     monkeypatch.setattr(placement, "here", lambda: advice)
     found = find("place")
     assert found.verdict == "warning"
@@ -328,9 +326,7 @@ def test_the_command(key: str, ibm: local.Service) -> None:
     assert list(told) == [*NAMES, "account", "service", "clock", "kill -9 drill"]
     assert all(list(found) == ["check", "verdict", "text", "next_step"] for found in told.values())
     text = told["kill -9 drill"]["text"]
-    took = re.fullmatch(
-        r"a driver was killed; (\d+) ms later the service was asked to cancel its job, and did", text
-    )
+    took = re.fullmatch(r"a driver was killed; (\d+) ms later the service was asked to cancel its job, and did", text)
     assert took, text
     assert int(took[1]) < 10_000
     documented = " ".join(re.findall(r"^ +check {2,}(.*?);", command_help("doctor"), re.M | re.S)[0].split())
@@ -357,7 +353,7 @@ def test_without_the_embedded_service(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_drill_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver can't even start."""
-    monkeypatch.setattr(drill, "DRIVER", "raise SystemExit('no room')")
+    monkeypatch.setattr(kill_test, "DRIVER", "raise SystemExit('no room')")
     (found,) = doctor.drill.check()
     assert (found.verdict, found.text) == ("fault", "the driver ended before its job was queued: no room")
 
@@ -365,8 +361,10 @@ def test_a_drill_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_job_that_is_not_cancelled_is_a_fault(ibm: local.Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is nobody to cancel it: the driver runs without a watcher."""
     no_python = "import sys\nsys.executable = '/bin/false'\n"
-    unguarded = drill.DRIVER.replace("import sys\n", no_python, 1).replace("status.watcher,", "2**22,")
-    monkeypatch.setattr(drill, "DRIVER", unguarded.replace('"plain")', '"plain", on_unprotected="warn")'))
-    with pytest.raises(drill.DrillError, match="the killed driver's job was not cancelled: 0 of 1 requests"):
-        drill.drill(ibm, is_quiet=True, before_kill=lambda _: monkeypatch.setattr(drill, "PATIENCE", 0.5))
+    unguarded = kill_test.DRIVER.replace("import sys\n", no_python, 1).replace("status.watcher,", "2**22,")
+    monkeypatch.setattr(kill_test, "DRIVER", unguarded.replace('"plain")', '"plain", on_unprotected="warn")'))
+    with pytest.raises(kill_test.KillTestError, match="the killed driver's job was not cancelled: 0 of 1 requests"):
+        kill_test.kill_a_driver(
+            ibm, is_quiet=True, before_kill=lambda _: monkeypatch.setattr(kill_test, "PATIENCE", 0.5)
+        )
     assert [job.status for job in ibm.jobs()] == ["Queued"]

@@ -25,9 +25,9 @@ from qx_supervisor import (
     RunError,
     RunTimeout,
     SubmitError,
+    backoff,
     harvest,
     local,
-    patience,
     run,
     worker,
 )
@@ -48,6 +48,7 @@ WAYS_TO_FAIL = [
     {"status": 429, "retry_after": 1},
     {"drop_connection": True},
 ]
+
 
 def name_of(way: dict[str, Any]) -> str:
     return "-".join(f"{key}-{value}" for key, value in way.items())
@@ -184,9 +185,7 @@ def test_deleted_by_someone_else(ibm: local.Service, running: Running) -> None:
     """404 is no proof of it: a gateway may say that too. So it is asked again, until the program wants no more."""
     ibm.hold("queued")
     refused = threading.Event()
-    held = running(
-        {"queued": lambda: running.service.delete_job(ibm.jobs()[0].id), "refused, retrying": refused.set}
-    )
+    held = running({"queued": lambda: running.service.delete_job(ibm.jobs()[0].id), "refused, retrying": refused.set})
     assert refused.wait(60)
     told = running.status("refused, retrying")
     assert (told.stage, told.job_id) == ("poll", held.job_id)
@@ -203,7 +202,7 @@ def test_results_that_can_not_be_read_for_good(
     ibm: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(harvest, "RESULTS_SECONDS", 1.0)  # instead of ten minutes
-    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(backoff, "_FIRST_PAUSE", 0.1)
     asked: list[str] = []
     monkeypatch.setattr(remote.Remote, "results", lambda self, job: asked.append(job) or text)
     with pytest.raises(RunError) as caught:
@@ -269,7 +268,7 @@ def test_a_key_that_is_refused_for_good(
     tokens: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That is told, and louder after a while; the job is left as it is, guarded, and its result comes all the same."""
-    monkeypatch.setattr(patience, "REFUSED_SECONDS", 0.0)  # instead of a minute
+    monkeypatch.setattr(backoff, "REFUSED_SECONDS", 0.0)  # instead of a minute
     tokens.hold("running")
     refused = threading.Event()
 
@@ -352,9 +351,7 @@ def test_refused_for_the_key(ibm: local.Service, running: Running, faults: Calla
     assert not ibm.journal(path=CANCEL)
 
 
-def test_refused_for_the_key_before_the_post(
-    ibm: local.Service, running: Running, faults: Callable[..., None]
-) -> None:
+def test_refused_for_the_key_before_the_post(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
     faults("GET", "/api/v1/backends/*/status", {"status": 401})
     with pytest.raises(SubmitError, match="nothing was submitted: IBM Quantum does not accept this account") as caught:
         running().result()
@@ -565,9 +562,7 @@ def test_a_timeout_before_anything_was_submitted(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
-def test_a_backend_that_can_not_be_read(
-    ibm: local.Service, faults: Callable[..., None], status: int
-) -> None:
+def test_a_backend_that_can_not_be_read(ibm: local.Service, faults: Callable[..., None], status: int) -> None:
     """Its name is right, and the message must not say that it is wrong."""
     running = Running(ibm.service())
     faults("GET", "/api/v1/backends/*/configuration", {"status": status, "times": 9})

@@ -33,11 +33,11 @@ except BaseException as error:
 TOOLS = """
 def join():
     # Our threads have done all that they will ever do, but for what the caller does.
-    from qx_supervisor import crew
+    from qx_supervisor import threads
     for thread in threading.enumerate():
         if thread.name.startswith("qx-run"):
             thread.join()
-    for each in (crew.announcing, crew.asking, crew.ending):
+    for each in (threads.announcing, threads.asking, threads.ending):
         with each._changed:
             while each._work or each._idle < each._threads:
                 each._changed.wait(0.01)
@@ -770,13 +770,13 @@ def test_no_confirmation_within_ten_seconds(ibm, fork):
 # Timeouts ---------------------------------------------------------------------------------------------------------
 
 TIMED_OUT = """
-from qx_supervisor import crew
-alarms, after = [], crew.ending.after
+from qx_supervisor import threads
+alarms, after = [], threads.ending.after
 def keep(seconds, work):
     alarms.append(work)
     return after(seconds, work)
-crew.ending.after = keep
-signal.signal(signal.SIGUSR1, lambda *_: crew.ending.do(alarms[0]))  # the time is up when the test says so
+threads.ending.after = keep
+signal.signal(signal.SIGUSR1, lambda *_: threads.ending.do(alarms[0]))  # the time is up when the test says so
 try:
     {run}
 except RunTimeout as error:

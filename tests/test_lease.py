@@ -22,16 +22,16 @@ from testkit.ledgers import A_PLACE, Clock, line, make_row, tell
 
 from qx_supervisor import ConfigError, resume
 from qx_supervisor.link import Guarded
+from watcher.host_identity import HostIdentity, Process, start_ticks, this_process
 from watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Wish, schema
 from watcher.ledger.lease import CLAIM_LEASE_SECONDS, LEASE_SECONDS, contend
-from watcher.place import Place, Process, start_ticks, this_process
 from watcher.protocol import Lease
 from watcher.remote import JobState, RemoteError
 
 Child = Callable[..., subprocess.Popen[str]]
 
-ELSEWHERE = Place("n" * 32, "other", "another boot", 7)
-REBOOTED = Place(A_PLACE.machine, A_PLACE.host, "an earlier boot", 7)
+ELSEWHERE = HostIdentity("n" * 32, "other", "another boot", 7)
+REBOOTED = HostIdentity(A_PLACE.machine, A_PLACE.host, "an earlier boot", 7)
 DRIVER, WATCHER, REAPER = 100, 200, 300
 
 
@@ -66,7 +66,7 @@ def a_wish(holder: str = "h2", *, instances: tuple[str, ...] = (), **values: Any
 # The judgement --------------------------------------------------------------------------------------------------
 
 
-def claimed(place: Place = A_PLACE) -> Process:
+def claimed(place: HostIdentity = A_PLACE) -> Process:
     return Process(place, REAPER, REAPER * 10)
 
 
@@ -91,7 +91,7 @@ ALL = {DRIVER, WATCHER, REAPER}
         ({"place": ELSEWHERE, "lease_until": 1000.0}, ALL, "granted"),
         ({"place": ELSEWHERE, "lease_until": 999.0}, ALL, "granted"),
         ({"place": ELSEWHERE, "lease_until": None}, ALL, "granted"),
-        ({"place": Place(A_PLACE.machine, A_PLACE.host, A_PLACE.boot, 8)}, set(), "held"),
+        ({"place": HostIdentity(A_PLACE.machine, A_PLACE.host, A_PLACE.boot, 8)}, set(), "held"),
         # It let go.
         ({"let_go_at": 990.0}, ALL, "granted"),
         ({"let_go_at": 990.0, "place": ELSEWHERE}, ALL, "granted"),
@@ -401,7 +401,7 @@ def test_the_rows_of_a_first_version_are_kept(state: Path, monkeypatch: pytest.M
 RACER = """
 import json, os, sys
 from watcher.ledger import Ledger, Row, Wish, store
-from watcher.place import Process, this_process, start_ticks
+from watcher.host_identity import Process, this_process, start_ticks
 store.BUSY_SECONDS = 60.0  # the disk may be slow
 with Ledger.open(sys.argv[1]) as ledger:
     me = this_process(ledger.place)
@@ -488,7 +488,7 @@ def test_the_watcher_of_the_dead_and_a_driver_that_comes_back(state: Path, child
 TAKE_AND_DIE = """
 import os, signal, sys
 from watcher.ledger import Ledger, Row, Wish
-from watcher.place import this_process
+from watcher.host_identity import this_process
 ledger = Ledger.open(sys.argv[1])
 me = this_process(ledger.place)
 row = Row(run="r", place=ledger.place, pid=me.pid, start_ticks=me.start_ticks, tag="t", endpoint="e", instance="i",

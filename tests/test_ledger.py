@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from testkit.ledgers import A_PLACE, Clock, line, make_row, tell
 
 import watcher.ledger
-from watcher import place as places
+from watcher import host_identity
+from watcher.host_identity import HostIdentity, Process, is_running, start_ticks, this_host, this_process
 from watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, judge, schema, state_directory, store
 from watcher.ledger import file as files
 from watcher.ledger.row import safe_detail, safe_endpoint
-from watcher.place import Place, Process, here, is_running, start_ticks, this_process
 
 ROOT = Path(watcher.ledger.__file__).parents[2]
 
@@ -81,7 +81,7 @@ def pragma(ledger: Ledger, name: str) -> object:
 
 
 def test_a_place_sees_its_own_processes() -> None:
-    place = here()
+    place = this_host()
     assert place.view_of(place) == "same"
     assert place.boot
     assert place.pid_ns == Path("/proc/self/ns/pid").stat().st_ino
@@ -92,22 +92,22 @@ def test_a_place_sees_its_own_processes() -> None:
     ("mine", "other", "view"),
     [
         (A_PLACE, A_PLACE, "same"),
-        (A_PLACE, Place("m" * 32, "renamed", "boot", 7), "same"),
-        (Place("", "host", "boot", 7), Place("", "host", "boot", 7), "same"),
-        (A_PLACE, Place("m" * 32, "host", "boot", 8), "elsewhere"),
-        (A_PLACE, Place("n" * 32, "host", "boot", 7), "elsewhere"),
-        (A_PLACE, Place("m" * 32, "host", "earlier", 7), "rebooted"),
-        (A_PLACE, Place("m" * 32, "host", "earlier", 8), "rebooted"),
-        (A_PLACE, Place("m" * 32, "host", "earlier", 0), "rebooted"),
-        (A_PLACE, Place("m" * 32, "copy", "earlier", 7), "elsewhere"),
-        (A_PLACE, Place("n" * 32, "host", "earlier", 7), "elsewhere"),
-        (Place("", "host", "boot", 7), Place("", "host", "earlier", 7), "elsewhere"),
-        (Place("m" * 32, "host", "boot", 0), Place("m" * 32, "host", "boot", 0), "elsewhere"),
-        (Place("m" * 32, "host", "", 7), Place("m" * 32, "host", "", 7), "elsewhere"),
-        (A_PLACE, Place("m" * 32, "host", "", 7), "elsewhere"),
+        (A_PLACE, HostIdentity("m" * 32, "renamed", "boot", 7), "same"),
+        (HostIdentity("", "host", "boot", 7), HostIdentity("", "host", "boot", 7), "same"),
+        (A_PLACE, HostIdentity("m" * 32, "host", "boot", 8), "elsewhere"),
+        (A_PLACE, HostIdentity("n" * 32, "host", "boot", 7), "elsewhere"),
+        (A_PLACE, HostIdentity("m" * 32, "host", "earlier", 7), "rebooted"),
+        (A_PLACE, HostIdentity("m" * 32, "host", "earlier", 8), "rebooted"),
+        (A_PLACE, HostIdentity("m" * 32, "host", "earlier", 0), "rebooted"),
+        (A_PLACE, HostIdentity("m" * 32, "copy", "earlier", 7), "elsewhere"),
+        (A_PLACE, HostIdentity("n" * 32, "host", "earlier", 7), "elsewhere"),
+        (HostIdentity("", "host", "boot", 7), HostIdentity("", "host", "earlier", 7), "elsewhere"),
+        (HostIdentity("m" * 32, "host", "boot", 0), HostIdentity("m" * 32, "host", "boot", 0), "elsewhere"),
+        (HostIdentity("m" * 32, "host", "", 7), HostIdentity("m" * 32, "host", "", 7), "elsewhere"),
+        (A_PLACE, HostIdentity("m" * 32, "host", "", 7), "elsewhere"),
     ],
 )
-def test_view(mine: Place, other: Place, view: str) -> None:
+def test_view(mine: HostIdentity, other: HostIdentity, view: str) -> None:
     assert mine.view_of(other) == view
     assert other.view_of(mine) == view
 
@@ -128,14 +128,14 @@ def test_machine_id(contents: list[str | None], machine: str, tmp_path: Path, mo
     for path, content in zip(paths, contents, strict=True):
         if content is not None:
             path.write_bytes(content.encode("latin-1"))
-    monkeypatch.setattr(places, "MACHINE_ID_FILES", tuple(paths))
-    assert here().machine == machine
+    monkeypatch.setattr(host_identity, "MACHINE_ID_FILES", tuple(paths))
+    assert this_host().machine == machine
 
 
 PRINT_PLACE = """
 import dataclasses, json
-from watcher.place import here
-print(json.dumps(dataclasses.asdict(here())), flush=True)
+from watcher.host_identity import this_host
+print(json.dumps(dataclasses.asdict(this_host())), flush=True)
 input()
 """
 
@@ -149,11 +149,11 @@ def unshare(*options: str) -> tuple[str, ...]:
 
 def test_another_pid_namespace_is_elsewhere(child: Callable[..., subprocess.Popen[str]]) -> None:
     prefix = unshare("--pid", "--fork", "--mount-proc", "--kill-child")
-    other = Place(**json.loads(line(child(PRINT_PLACE, prefix=prefix))))
+    other = HostIdentity(**json.loads(line(child(PRINT_PLACE, prefix=prefix))))
     assert other.pid_ns != 0
-    assert here().view_of(other) == "elsewhere"
+    assert this_host().view_of(other) == "elsewhere"
     # Its pid 1 is not the one that runs here.
-    assert judge(make_row(place=other, pid=1, start_ticks=start_ticks(1)), here()) == "elsewhere"
+    assert judge(make_row(place=other, pid=1, start_ticks=start_ticks(1)), this_host()) == "elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_another_pid_namespace_is_elsewhere(child: Callable[..., subprocess.Pope
 def test_where_pids_or_start_times_mislead_nothing_is_judged(
     options: tuple[str, ...], child: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    other = Place(**json.loads(line(child(PRINT_PLACE, prefix=unshare(*options)))))
+    other = HostIdentity(**json.loads(line(child(PRINT_PLACE, prefix=unshare(*options)))))
     assert other.pid_ns == 0
-    assert here().view_of(other) == "elsewhere"
+    assert this_host().view_of(other) == "elsewhere"
     assert other.view_of(other) == "elsewhere"
 
 
@@ -236,7 +236,7 @@ def test_a_process_that_is_hidden_in_proc_counts_as_running(
 ) -> None:
     process = child("print('up', flush=True); input()")
     line(process)
-    monkeypatch.setattr(places, "_stat", lambda _: None)
+    monkeypatch.setattr(host_identity, "_stat", lambda _: None)
     assert is_running(process.pid, 1)
     process.kill()
     process.wait()
@@ -259,17 +259,17 @@ DRIVER, WATCHER = 100, 200
         ({"state": "pending"}, {WATCHER}, "live"),
         ({"watcher_pid": None, "watcher_start_ticks": None}, set(), "orphan"),
         ({"watcher_pid": None, "watcher_start_ticks": None}, {DRIVER}, "live"),
-        ({"place": Place("m" * 32, "host", "boot", 8)}, set(), "elsewhere"),
-        ({"place": Place("n" * 32, "host", "boot", 7)}, set(), "elsewhere"),
-        ({"place": Place("n" * 32, "host", "earlier", 7)}, set(), "elsewhere"),
-        ({"place": Place("m" * 32, "copy", "earlier", 7)}, set(), "elsewhere"),
-        ({"place": Place("m" * 32, "host", "earlier", 7)}, set(), "orphan"),
+        ({"place": HostIdentity("m" * 32, "host", "boot", 8)}, set(), "elsewhere"),
+        ({"place": HostIdentity("n" * 32, "host", "boot", 7)}, set(), "elsewhere"),
+        ({"place": HostIdentity("n" * 32, "host", "earlier", 7)}, set(), "elsewhere"),
+        ({"place": HostIdentity("m" * 32, "copy", "earlier", 7)}, set(), "elsewhere"),
+        ({"place": HostIdentity("m" * 32, "host", "earlier", 7)}, set(), "orphan"),
         # The pids of an earlier boot are others' now.
-        ({"place": Place("m" * 32, "host", "earlier", 7)}, {DRIVER, WATCHER}, "orphan"),
+        ({"place": HostIdentity("m" * 32, "host", "earlier", 7)}, {DRIVER, WATCHER}, "orphan"),
         ({"state": "done"}, set(), "final"),
         ({"state": "cancelled"}, set(), "final"),
         ({"state": "expired"}, set(), "final"),
-        ({"state": "done", "place": Place("n" * 32, "host", "boot", 7)}, set(), "final"),
+        ({"state": "done", "place": HostIdentity("n" * 32, "host", "boot", 7)}, set(), "final"),
     ],
 )
 def test_verdict(values: dict[str, Any], running: set[int], verdict: str) -> None:
@@ -437,12 +437,12 @@ def test_a_file_that_may_not_grow(state: Path, child: Callable[..., subprocess.P
     program = """
 import resource, sys
 from watcher.ledger import Ledger, LedgerError, Row
-from watcher.place import here
+from watcher.host_identity import this_host
 with Ledger.open(sys.argv[1]) as ledger:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
         for number in range(10_000):
-            ledger.intent(Row(run=f"r{number}", place=here(), pid=1, start_ticks=1))
+            ledger.intent(Row(run=f"r{number}", place=this_host(), pid=1, start_ticks=1))
     except LedgerError as error:
         print(error, flush=True)
 """
@@ -530,12 +530,12 @@ def test_a_migration_that_fails_changes_nothing(state: Path, monkeypatch: pytest
 MAKE_AND_WRITE = """
 import os, sys
 from watcher.ledger import Ledger, Row, store
-from watcher.place import here
+from watcher.host_identity import this_host
 store.BUSY_SECONDS = 60.0  # the disk may be slow
 print('ready', flush=True)
 sys.stdin.readline()
 with Ledger.open(sys.argv[1]) as ledger:
-    ledger.intent(Row(run=sys.argv[2], place=here(), pid=os.getpid(), start_ticks=None))
+    ledger.intent(Row(run=sys.argv[2], place=this_host(), pid=os.getpid(), start_ticks=None))
 print('written', flush=True)
 """
 
@@ -652,7 +652,7 @@ def test_a_local_file_has_a_write_ahead_log(ledger: Ledger) -> None:
 
 @pytest.mark.usefixtures("on_network")
 def test_on_a_network_file_system_every_host_has_a_file(state: Path) -> None:
-    first, second = Place("m" * 32, "a/../b c", "boot", 7), Place("m" * 32, "login-1.example", "boot", 7)
+    first, second = HostIdentity("m" * 32, "a/../b c", "boot", 7), HostIdentity("m" * 32, "login-1.example", "boot", 7)
     with Ledger.open(state, first) as one, Ledger.open(state, second) as other:
         assert (one.path.name, other.path.name) == ("ledger-a_.._b_c.db", "ledger-login-1.example.db")
         one.intent(make_row())
@@ -667,10 +667,10 @@ def test_on_a_network_file_system_every_host_has_a_file(state: Path) -> None:
 @pytest.mark.usefixtures("on_network")
 def test_a_container_on_a_network_file_system_has_no_machine(state: Path) -> None:
     container = A_PLACE
-    node = Place("m" * 32, "host", "boot", places.INITIAL_PID_NAMESPACE)
+    node = HostIdentity("m" * 32, "host", "boot", host_identity.INITIAL_PID_NAMESPACE)
     with Ledger.open(state, container) as ledger:
-        assert ledger.place == Place("", "host", "boot", 7)
-        earlier = Place("", "host", "earlier", 7)
+        assert ledger.place == HostIdentity("", "host", "boot", 7)
+        earlier = HostIdentity("", "host", "earlier", 7)
         assert judge(make_row(place=earlier), ledger.place) == "elsewhere"
     with Ledger.open(state, node) as ledger:
         assert ledger.place == node
@@ -885,9 +885,9 @@ def test_no_use_of_it_reads_all_its_rows(ledger: Ledger) -> None:
 WRITE_AND_WAIT = """
 import sys
 from watcher.ledger import Ledger, Row
-from watcher.place import here
+from watcher.host_identity import this_host
 ledger = Ledger.open(sys.argv[1])
-ledger.intent(Row(run="r1", place=here(), pid=1, start_ticks=1, tag="qxs-r1"))
+ledger.intent(Row(run="r1", place=this_host(), pid=1, start_ticks=1, tag="qxs-r1"))
 ledger.job("r1", "j1")
 with ledger.batch():
     ledger.job("r1", "j2")
@@ -918,8 +918,8 @@ def test_an_intent_survives_a_kill_at_any_moment(state: Path, child: Callable[..
     program = """
 import sys
 from watcher.ledger import Ledger, Row
-from watcher.place import here
-ledger, place = Ledger.open(sys.argv[1]), here()
+from watcher.host_identity import this_host
+ledger, place = Ledger.open(sys.argv[1]), this_host()
 for number in range(100_000):
     ledger.intent(Row(run=f"{sys.argv[2]}-{number}", place=place, pid=1, start_ticks=1))
     print(number, flush=True)
@@ -943,7 +943,7 @@ for number in range(100_000):
 CLAIM_ALL = """
 import json, sys
 from watcher.ledger import UNFINISHED, Ledger, store
-from watcher.place import this_process
+from watcher.host_identity import this_process
 store.BUSY_SECONDS = 60.0  # the disk may be slow
 with Ledger.open(sys.argv[1]) as ledger:
     me = this_process(ledger.place)
@@ -1002,10 +1002,10 @@ def test_claims_of_other_places(state: Path) -> None:
             return ledger.claim("r1", me, is_running=lambda *_: True)
 
         ledger._database.execute("UPDATE runs SET claimed_by = 'nonsense'")
-        assert ledger.claim("r1", Process(Place("m" * 32, "host", "earlier", 7), 1, 1))
+        assert ledger.claim("r1", Process(HostIdentity("m" * 32, "host", "earlier", 7), 1, 1))
         assert claim(), "its holder ended with an earlier boot"
         ledger.release("r1", me)
-        assert ledger.claim("r1", Process(Place("n" * 32, "host", "boot", 7), 1, 1))
+        assert ledger.claim("r1", Process(HostIdentity("n" * 32, "host", "boot", 7), 1, 1))
         assert not claim()
         clock.now += store.CLAIM_SECONDS - 1
         assert not claim()

@@ -24,9 +24,7 @@ from testkit.processes import wait_for_end
 from qx_supervisor import local
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "build", "dist", "docs", "scripts", "tests"
-)
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "docs", "scripts", "tests")
 
 
 @dataclass
@@ -153,9 +151,7 @@ run(circuit, "ibm_brisbane", service=service, on_status=tell, panel=None)
 
 
 @pytest.fixture
-def driver(
-    ibm: local.Service, installed: Path, elsewhere: tuple[Path, dict[str, str]]
-) -> Iterator[Driver]:
+def driver(ibm: local.Service, installed: Path, elsewhere: tuple[Path, dict[str, str]]) -> Iterator[Driver]:
     """A script of a user's, beside whose checkout nothing is."""
     folder, environment = elsewhere
     (folder / "driver.py").write_text(DRIVER.format(pid=ibm.pid, port=ibm.port))

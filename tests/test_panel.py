@@ -252,14 +252,10 @@ def test_trouble_is_shown(ibm, terminal):
     assert "✔ done" in shown.text
 
 
-@pytest.mark.parametrize(
-    "environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "a dumb terminal"]
-)
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "a dumb terminal"])
 @pytest.mark.short_only("NO_COLOR")
 def test_terminals_that_get_lines(ibm, terminal, environment):
-    shown = terminal(
-        'run(bell(), "ibm_brisbane", service=service(), shots=16)', environment=environment, columns=200
-    )
+    shown = terminal('run(bell(), "ibm_brisbane", service=service(), shots=16)', environment=environment, columns=200)
     assert shown.end() == 0
     assert b"\x1b" not in shown.raw
     lines = shown.text.splitlines()

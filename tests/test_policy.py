@@ -36,7 +36,7 @@ IN_DOUBT = said("posted", run="r", clean=False)
 CANCELLING = said("cancelling", run="r")
 DONE = said("done", run="r")
 CANCEL = said("cancel", run="r")
-DEATH = p.CallerDied()
+DEATH = p.DriverDied()
 NOTHING = p.SweepEnded("r", ())
 LEASE = {"key": "k", "fingerprint": "f", "grace": 60.0, "holder": "h"}
 KEYED_INTENT = said("intent", run="r", account="a", tag="t", driver="", lease=LEASE)
@@ -952,7 +952,7 @@ class World:
         match move:
             case ("die",):
                 self.alive = False
-                self.tell(p.CallerDied())
+                self.tell(p.DriverDied())
             case ("hang up",):
                 self.connected = False
                 self.tell(p.HungUp())

@@ -12,15 +12,15 @@ import pytest
 from testkit.processes import until
 
 from watcher import record as record_module
+from watcher.driver_process import DriverIdentity
+from watcher.host_identity import start_ticks
 from watcher.ledger import Ledger, store
-from watcher.parent import Identity
-from watcher.place import start_ticks
 from watcher.record import Entry, Record
 
 
 def test_what_fails_for_one_run_costs_no_other_its_end(state: Path) -> None:
     complaints: list[str] = []
-    me = Identity(os.getpid(), start_ticks(os.getpid()) or 0)
+    me = DriverIdentity(os.getpid(), start_ticks(os.getpid()) or 0)
     record = Record(str(state), me, complaints.append)
     record.guard(Entry(run="known", tag="qxs-1", driver="", endpoint="https://x", instance="crn")).result(60)
     record.job("unknown", "job", "")
@@ -38,7 +38,7 @@ def test_what_was_refused_is_written_later(state: Path, monkeypatch: pytest.Monk
     refused = threading.Event()
     monkeypatch.setattr(store, "BUSY_SECONDS", 0)
     monkeypatch.setattr(record_module, "AGAIN", 0.0 if then == "a while later" else 3600.0)
-    me = Identity(os.getpid(), start_ticks(os.getpid()) or 0)
+    me = DriverIdentity(os.getpid(), start_ticks(os.getpid()) or 0)
     record = Record(str(state), me, lambda _: refused.set())
     entry = Entry(run="let go", tag="qxs-1", driver="", endpoint="https://x", instance="crn")
     record.guard(entry).result(60)

@@ -34,9 +34,7 @@ def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QX_LEASE_SECONDS", "1")
 
 
-def keyed(
-    key: str = "step", grace: float = 60, pubs: str = "isa()", **more: Any
-) -> str:
+def keyed(key: str = "step", grace: float = 60, pubs: str = "isa()", **more: Any) -> str:
     """The code of a driver with a key."""
     arguments = {"shots": 64, "key": key, "grace": grace, **more}
     rest = "".join(f", {name}={value!r}" for name, value in arguments.items())
@@ -342,9 +340,7 @@ def test_a_retried_submission_leaves_one_job(ibm, fork):
     assert ibm.job(job).cancel_requests == 0
 
 
-@pytest.mark.parametrize(
-    "other", [{"shots": 65}, {"pubs": "[isa(), isa()]"}, {"optimization_level": 2}], ids=str
-)
+@pytest.mark.parametrize("other", [{"shots": 65}, {"pubs": "[isa(), isa()]"}, {"optimization_level": 2}], ids=str)
 @pytest.mark.short_only("*shots*")
 def test_a_key_that_stands_for_something_else_is_refused(ibm, fork, other):
     job = finish(ibm, fork(keyed()))

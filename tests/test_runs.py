@@ -34,7 +34,7 @@ from testkit.circuits import BACKEND, bell, ones
 from testkit.watchers import watchers_of
 
 from qx_supervisor import Ok, QxError, RunResult, Status, local, run, submit, try_run
-from qx_supervisor.details import Details, read
+from qx_supervisor.queue_info import Details, read
 
 SHOTS = 20
 PLAIN = {"resilience": {"measure_mitigation": False}, "twirling": {"enable_measure": False}}
@@ -223,9 +223,7 @@ def test_an_isa_circuit_is_not_transpiled_again(running: Run, backend: Any) -> N
     assert running.states().count("transpiling") == 1
 
 
-def test_the_transpilers_seed_and_level(
-    ibm: local.Service, running: Run, posts: list[dict[str, Any]]
-) -> None:
+def test_the_transpilers_seed_and_level(ibm: local.Service, running: Run, posts: list[dict[str, Any]]) -> None:
     wide = QuantumCircuit(6)
     for i in range(6):
         for j in range(i):
@@ -541,9 +539,7 @@ def test_a_status_shows_itself(running: Run) -> None:
     assert pickle.loads(pickle.dumps(last)) == last
 
 
-def test_what_on_status_raises_is_logged_and_ends_nothing(
-    running: Run, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_on_status_raises_is_logged_and_ends_nothing(running: Run, caplog: pytest.LogCaptureFixture) -> None:
     def fail(status: Status) -> None:
         raise ValueError("a secret")
 

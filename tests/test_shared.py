@@ -200,9 +200,7 @@ def test_the_steps_of_the_page(
 
 
 @pytest.mark.long
-def test_two_reapers_race(
-    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
-) -> None:
+def test_two_reapers_race(ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]) -> None:
     ibm.hold("queued")
     drivers = [fork(RUN) for _ in range(3)]
     jobs = [driver.queued() for driver in drivers]
@@ -316,9 +314,7 @@ def test_another_account_is_left_alone(
     assert ibm.job(job).cancel_requests == 0
 
 
-def test_metrics(
-    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
-) -> None:
+def test_metrics(ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     ibm.hold("queued")

@@ -13,12 +13,12 @@ import psycopg
 import pytest
 from testkit.postgres import Server
 
+from watcher.host_identity import HostIdentity, Process
 from watcher.ledger import UNFINISHED, LedgerError, Row, Wish
 from watcher.ledger.postgres import Kept, SharedLedger
 from watcher.ledger.postgres import schema as schemas
-from watcher.place import Place, Process
 
-HERE = Place("", "here", "boot-1", 1)
+HERE = HostIdentity("", "here", "boot-1", 1)
 ACCOUNT = ("https://quantum/api", "crn:1")
 LATE = 4e9
 
@@ -32,7 +32,7 @@ def opened(shared_url: str) -> Iterator[Opener]:
     made: list[SharedLedger] = []
 
     def begin(host: str = "here", **how: Any) -> SharedLedger:
-        where = Place("", host, f"boot-{host}", 1)
+        where = HostIdentity("", host, f"boot-{host}", 1)
         made.append(SharedLedger.open(shared_url, **{"place": where, "lease_seconds": 30.0} | how))
         made[-1].renew()
         return made[-1]

@@ -32,10 +32,10 @@ from qx_supervisor import (
     RunTimeout,
     Status,
     SubmitError,
+    backoff,
     guard,
     harvest,
     local,
-    patience,
     run,
     submit,
     unanswered,
@@ -58,8 +58,8 @@ PAGE = {"body": "<html><head><title>Sign in to GuestWifi</title></head></html>"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses that grow to half a minute would be most of a test."""
-    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(patience, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(backoff, "_FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(backoff, "_LONGEST_PAUSE", 0.2)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def is_long(names: Any) -> list[Any]:
 def test_a_refusal_in_flight_ends_nothing_however_long(
     ibm: local.Service, call: Call, faults: Scenario, monkeypatch: pytest.MonkeyPatch, refusal: str
 ) -> None:
-    monkeypatch.setattr(patience, "REFUSED_SECONDS", 0.1)  # it lasts longer than what is believed to be a hiccup
+    monkeypatch.setattr(backoff, "REFUSED_SECONDS", 0.1)  # it lasts longer than what is believed to be a hiccup
     ibm.hold("queued")
     held = call.begin()
     call.until("queued")

@@ -56,9 +56,7 @@ def test_where_it_lives_and_what_it_holds(ibm, fork, state, monkeypatch):
     assert [seen["descriptors"][number] for number in "012"] == ["/dev/null"] * 3
     ours = ("socket:", "anon_inode:[pidfd]", str(state), sys.prefix, sys.base_prefix)  # its threads may load modules
     foreign = {
-        target
-        for number, target in seen["descriptors"].items()
-        if number not in "012" and not target.startswith(ours)
+        target for number, target in seen["descriptors"].items() if number not in "012" and not target.startswith(ours)
     }
     assert foreign <= {""}  # the listing's own descriptor
     sockets = [target for target in seen["descriptors"].values() if target.startswith("socket:")]

@@ -63,7 +63,9 @@ def _prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
         sys.modules[unneeded] = None  # type: ignore[assignment]
     sys.path.extend(path for path in order["path"] if path not in sys.path)
     spec = importlib.util.spec_from_file_location(
-        "watcher", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]  # noqa: PTH118
+        "watcher",
+        os.path.join(folder, "__init__.py"),  # noqa: PTH118
+        submodule_search_locations=[folder],
     )
     package = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     sys.modules["watcher"] = package
@@ -73,15 +75,15 @@ def _prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
 
         return watch
 
-    from watcher import outside
+    from watcher import callback
 
-    caller = outside.call(order)
+    caller = callback.call(order)
     if caller is None:
         os._exit(0)
     order["connection"] = caller.fileno()
     from watcher.loop import watch  # while the caller, which may be busy, comes to answer
 
-    if not outside.take(caller, order):
+    if not callback.take(caller, order):
         os._exit(0)
     _forbid_looks()  # only now: where /proc hides such processes, the caller could not see who calls
     return watch

@@ -30,8 +30,8 @@ from multiprocess.connection import Connection
 from . import policy as p
 from .both import Both
 from .cancel import GIVE_UP, Cancellation, Closing, Crowd, Effort
-from .parent import Identity, Parent
-from .place import start_ticks
+from .driver_process import DriverIdentity, DriverProcess
+from .host_identity import start_ticks
 from .protocol import Credentials, ProtocolError, check_lease, decode_from_caller, encode
 from .record import Entry, Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
@@ -80,7 +80,7 @@ class Watcher:
     """
 
     def __init__(
-        self, connection: Connection, parent: Parent, sweep_window: float, state: str, lease_seconds: float
+        self, connection: Connection, parent: DriverProcess, sweep_window: float, state: str, lease_seconds: float
     ) -> None:
         self._policy = p.Policy(sweep_window)
         self._connection: Connection | None = connection
@@ -202,7 +202,7 @@ class Watcher:
             self._listen()
             if isinstance(self._record, Both):
                 self._record.bury()
-            self._handle(p.CallerDied())
+            self._handle(p.DriverDied())
 
     def _hear(self) -> None:
         while not self._over:
@@ -513,9 +513,7 @@ class Watcher:
 
         self._pool.submit(together)
 
-    def _sweep(
-        self, tags: dict[str, str], remote: Remote, ask: Callable[[], dict[str, tuple[str, ...]]]
-    ) -> None:
+    def _sweep(self, tags: dict[str, str], remote: Remote, ask: Callable[[], dict[str, tuple[str, ...]]]) -> None:
         """List what is unfinished under the tags of some runs, and tell the policy."""
         found: dict[str, tuple[str, ...]] | None = None
         detail, known = "", remote.renewals
@@ -598,7 +596,7 @@ def _is_writable(connection: Connection) -> bool:
 def watch(order: dict[str, Any]) -> None:
     """Watch the caller that an order of `boot` describes, and end the process when nothing is left to do."""
     connection = Connection(order["connection"])
-    parent = Parent(Identity(order["pid"], order["start_ticks"]), order["pidfd"])
+    parent = DriverProcess(DriverIdentity(order["pid"], order["start_ticks"]), order["pidfd"])
     sys.setswitchinterval(0.0005)  # a cancel waits for no other thread's import
     watcher = Watcher(connection, parent, order["sweep_window"], order["state"], order["lease_seconds"])
     signal.signal(signal.SIGTERM, lambda *_: watcher.post(p.Terminated()))

@@ -68,7 +68,7 @@ class HungUp:
 
 
 @dataclass(frozen=True)
-class CallerDied:
+class DriverDied:
     """The caller is dead, and all that it had sent has been received."""
 
 
@@ -164,7 +164,7 @@ Event = (
     Received
     | Malformed
     | HungUp
-    | CallerDied
+    | DriverDied
     | Prepared
     | Claimed
     | Contested
@@ -454,7 +454,7 @@ class Policy:
             case HungUp():
                 self._hung_up = True
                 actions = []
-            case CallerDied():
+            case DriverDied():
                 self.caller_alive = False
                 touched = tuple(self.runs)
                 actions = [action for run in list(self.runs.values()) for action in self._bereave(run)]

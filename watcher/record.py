@@ -16,8 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .parent import Identity
-from .place import Place, Process, start_ticks
+from .driver_process import DriverIdentity
+from .host_identity import HostIdentity, Process, start_ticks
 from .protocol import Lease
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Entry:
     lease: Lease | None = None
     is_shared: bool = False
 
-    def row(self, place: Place, driver: Identity, watcher_start_ticks: int | None) -> Row:
+    def row(self, place: HostIdentity, driver: DriverIdentity, watcher_start_ticks: int | None) -> Row:
         """The row that this watcher writes.
 
         Args:
@@ -100,7 +100,7 @@ class Record:
     """
 
     def __init__(
-        self, directory: str, driver: Identity, complain: Callable[[str], None], lease_seconds: float = 30.0
+        self, directory: str, driver: DriverIdentity, complain: Callable[[str], None], lease_seconds: float = 30.0
     ) -> None:
         self._directory = directory
         self._lease_seconds = lease_seconds

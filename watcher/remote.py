@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import words
+from . import service_messages
 from .protocol import Credentials
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class JobState:
         state = reply.get("state")
         if not isinstance(state, dict):
             state = {}
-        code = words.code(state.get("reason_code") or state.get("reasonCode"))
+        code = service_messages.code(state.get("reason_code") or state.get("reasonCode"))
         return cls(str(state.get("status") or reply.get("status") or ""), str(state.get("reason") or ""), code, reply)
 
     @property
@@ -196,9 +196,7 @@ class Remote:
         renewals: How often the token was renewed.
     """
 
-    def __init__(
-        self, credentials: Credentials, authorization: Callable[[], str], renew: Callable[[], None]
-    ) -> None:
+    def __init__(self, credentials: Credentials, authorization: Callable[[], str], renew: Callable[[], None]) -> None:
         self._endpoint = credentials.endpoint.rstrip("/")
         self._instance = credentials.instance
         self._verify = credentials.verify
@@ -376,7 +374,7 @@ class Remote:
         status = reply.status_code
         if status < 300 or status in accept:
             return reply
-        message = f"{method} {_shape(path)}: {words.answered(status, reply.text)}"
+        message = f"{method} {_shape(path)}: {service_messages.answered(status, reply.text)}"
         if status == 401:
             raise Refused(message, status)
         # A redirect is not the service's: a network's login page, for instance.
@@ -424,7 +422,7 @@ def token_service(error: Any) -> str:
     """What the token service answered, by an `ApiException` of IBM's library."""
     answer = getattr(error, "http_response", None)
     text = answer.text if answer is not None else ""
-    return f"the token service answered {words.status_and_words(error.status_code or 0, text)}"
+    return f"the token service answered {service_messages.status_and_words(error.status_code or 0, text)}"
 
 
 def retry_after(value: str | None) -> float | None:
@@ -464,4 +462,3 @@ def _shape(path: str) -> str:
 
 def _keep_header(request: Any) -> Any:
     return request
-

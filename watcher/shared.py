@@ -19,9 +19,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from . import place as places
-from .parent import Identity
-from .place import Process, start_ticks
+from . import host_identity
+from .driver_process import DriverIdentity
+from .host_identity import Process, start_ticks
 
 if TYPE_CHECKING:
     from .ledger import Row, Ruling, State
@@ -86,7 +86,7 @@ class Shared:
     def __init__(
         self,
         url: str,
-        driver: Identity,
+        driver: DriverIdentity,
         lease_seconds: float,
         tell: Callable[[str, str], None],
         lost: Callable[[str, str, str], None],
@@ -96,7 +96,7 @@ class Shared:
         self._lease_seconds = lease_seconds
         self._tell = tell
         self._lost = lost
-        self._place = replace(places.here(), machine="")
+        self._place = replace(host_identity.this_host(), machine="")
         self._start_ticks = start_ticks(os.getpid())
         self._changed = threading.Condition()
         self._runs: dict[str, _Run] = {}

@@ -54,9 +54,7 @@ not be guarded."""
     help="What a submission does that can't be guarded: raise an error and submit nothing, or submit and say so.",
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="[--] COMMAND...")
-def exec_command(
-    keep_on_exit: bool, on_unprotected: str, ledger_url: str | None, command: tuple[str, ...]
-) -> None:
+def exec_command(keep_on_exit: bool, on_unprotected: str, ledger_url: str | None, command: tuple[str, ...]) -> None:
     """Run any Qiskit program, unchanged, with every job that it submits guarded.
 
     \b

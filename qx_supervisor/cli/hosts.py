@@ -24,7 +24,7 @@ def use(ledger_url: str | None) -> None:
     Raises:
         click.UsageError: If it can't be one, or holds a password.
     """
-    from ..shared import SCHEMES, SETTING
+    from ..shared_ledger import SCHEMES, SETTING
 
     if ledger_url is None:
         return

@@ -82,7 +82,7 @@ def _this_machine(everything: bool, as_json: bool) -> int:
 
 
 def _all_hosts(everything: bool, as_json: bool) -> int:
-    from ..shared import opened
+    from ..shared_ledger import opened
 
     try:
         with opened() as book:

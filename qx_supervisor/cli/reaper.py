@@ -33,9 +33,7 @@ the machine, so --ledger takes no password: libpq finds it in ~/.pgpass."""
     "--metrics", type=click.IntRange(1, 65535), metavar="PORT", help="Serve Prometheus metrics on 127.0.0.1:PORT."
 )
 @debug_option
-def reaper_command(
-    local: bool, instance: str | None, ledger_url: str | None, once: bool, metrics: int | None
-) -> int:
+def reaper_command(local: bool, instance: str | None, ledger_url: str | None, once: bool, metrics: int | None) -> int:
     """Cancel what drivers on any host left behind, by a ledger of many hosts.
 
     It claims runs whose leases have run out, waits their grace, and cancels their jobs, with the accounts that are
@@ -49,7 +47,7 @@ def reaper_command(
     from ..ours import ledger
     from ..reaper import Reaper
     from ..reaper.metrics import serve
-    from ..shared import lease_seconds
+    from ..shared_ledger import lease_seconds
 
     if not os.environ.get("QX_LOG_LEVEL", "").strip():  # else the library writes there already, as it was asked to
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
@@ -58,9 +56,7 @@ def reaper_command(
     except ConfigError:
         raise account.no_account() from None
     remotes = {
-        service.address(client): service.remote_of(client)
-        for each in services
-        for client in service.clients_of(each)
+        service.address(client): service.remote_of(client) for each in services for client in service.clients_of(each)
     }
     worker = Reaper(url, remotes, lease_seconds=lease_seconds(), window=sweep_window())
     end_metrics = serve(worker.counts, metrics) if metrics else None
@@ -79,7 +75,7 @@ def reaper_command(
 
 
 def _url() -> str:
-    from ..shared import SETTING, check_installed, url
+    from ..shared_ledger import SETTING, check_installed, url
 
     found = url()
     if not found:

@@ -70,7 +70,7 @@ def _utc(written: object) -> str | None:
 
 
 def _read(service: Any, job_id: str) -> dict[str, Any]:
-    from .. import details
+    from .. import queue_info
     from .. import service as qiskit_service
     from ..ours import remote
 
@@ -80,7 +80,7 @@ def _read(service: Any, job_id: str) -> dict[str, Any]:
     except remote.RemoteError as error:
         output.say(f"job {job_id}: its place in the queue and its cost can't be read: {error}")
         metrics = {}
-    known = details.read(state.reply, metrics)
+    known = queue_info.read(state.reply, metrics)
     return {
         "job_id": job_id,
         "state": state.status.lower(),

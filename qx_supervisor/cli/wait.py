@@ -70,20 +70,18 @@ class _Patient:
         """Ask for a job of which it is not known yet that there is one."""
         return self.ask("poll", there, question, believes=jobs.UNKNOWN)
 
-    def ask(
-        self, stage: Any, there: remote.Remote, question: Callable[[], T], *, believes: tuple[int, ...] = ()
-    ) -> T:
+    def ask(self, stage: Any, there: remote.Remote, question: Callable[[], T], *, believes: tuple[int, ...] = ()) -> T:
         """Ask, whatever may stand in the way for a while.
 
         Raises:
             RunError: What stands in the way is there to stay.
             RemoteError: The answer has one of the statuses that are believed at once.
         """
+        from ..backoff import REFUSED_SECONDS, Backoff
         from ..ours import remote
-        from ..patience import REFUSED_SECONDS, Patience
         from ..poller import ask
 
-        patience = Patience(stage, self.job_id, self.say, believes=REFUSED_SECONDS if believes else None)
+        patience = Backoff(stage, self.job_id, self.say, believes=REFUSED_SECONDS if believes else None)
         while True:
             try:
                 answer = ask(there, question)
@@ -147,7 +145,7 @@ def _final(patient: _Patient, client: Any, state: remote.JobState) -> remote.Job
 
 def _raise_for(patient: _Patient, client: Any, state: remote.JobState) -> None:
     from .. import service as qiskit_service
-    from ..endings import ending
+    from ..job_errors import ending
     from ..ours import remote
 
     if state.is_completed:
@@ -161,7 +159,7 @@ def _raise_for(patient: _Patient, client: Any, state: remote.JobState) -> None:
 
 def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
     """The job's result, with what the job cost."""
-    from .. import details
+    from .. import queue_info
     from .. import service as qiskit_service
     from ..harvest import Harvest
     from ..ours import remote
@@ -171,5 +169,5 @@ def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
     decoded = patient.harvest(there, Harvest(job_id, qiskit_service.decoders_for(state.reply), patient.say))
     cost = None
     with contextlib.suppress(remote.RemoteError):
-        cost = details.read(state.reply, there.metrics(job_id)).qpu_seconds
+        cost = queue_info.read(state.reply, there.metrics(job_id)).qpu_seconds
     return RunResult(decoded, job_id, str(state.reply.get("backend") or ""), cost)

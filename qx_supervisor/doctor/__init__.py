@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from . import account, drill, hosts, machine
+from . import account, hosts, kill_test, machine
 from .finding import Finding, Verdict
 
 __all__ = ["Finding", "Verdict", "examine"]
@@ -30,4 +30,4 @@ def examine(*, with_drill: bool = True, say: Callable[[str], object] = lambda _:
     yield from account.check()
     if with_drill:
         say("starting a driver and killing it, on an embedded service; that takes some seconds")
-        yield from drill.check()
+        yield from kill_test.check()

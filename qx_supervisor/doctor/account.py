@@ -26,7 +26,7 @@ NO_TAG = "qxs-doctor"
 
 def check() -> Iterator[Finding]:
     """Look at the account, and ask its service."""
-    if found := service.saved.fault():
+    if found := service.saved_accounts.fault():
         text, _, next_step = found.partition("; ")
         yield Finding("account", "fault", text, next_step)
         return

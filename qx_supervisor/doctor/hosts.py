@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from .. import shared
+from .. import shared_ledger
 from ..errors import RunError
 from ..ours import ledger
 from .finding import Finding
@@ -17,15 +17,15 @@ CLOCK = 60.0
 def check() -> Iterator[Finding]:
     """Look whether it can be reached, and what is in it."""
     try:
-        if not shared.url():
+        if not shared_ledger.url():
             return
-        with shared.opened() as book:
+        with shared_ledger.opened() as book:
             version = book.version()
             ahead = time.time() - book.clock()
             census = book.census() if version else []
     except (ledger.LedgerError, RunError) as error:
         reason = error.reason if isinstance(error, RunError) else str(error)
-        next_step = f"check {shared.SETTING} and the way to the database"
+        next_step = f"check {shared_ledger.SETTING} and the way to the database"
         yield Finding("shared ledger", "fault", reason.rstrip("."), next_step)
         return
     if not version:

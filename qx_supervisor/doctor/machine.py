@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import launch, outside, placement, shared
+from .. import launch, placement, shared_ledger, systemd_launch
 from ..errors import WatcherError
 from ..ours import FOLDER, ledger
 from .finding import Finding
@@ -168,16 +168,18 @@ def _exec() -> Finding:
 
 def _placement() -> None:
     if launch.where() == "systemd":
-        outside.check()
+        systemd_launch.check()
 
 
 def _settings() -> Finding:
     inside = {name: value for name, value in os.environ.items() if name.startswith("QX_")}
-    inside = {name: value if name != shared.SETTING else "…" for name, value in inside.items()}  # it holds a password
+    inside = {
+        name: value if name != shared_ledger.SETTING else "…" for name, value in inside.items()
+    }  # it holds a password
     known = [f"{name}={value} ({SETTINGS[name]})" for name, value in inside.items() if name in SETTINGS]
     unknown = sorted(set(inside) - set(SETTINGS))
     text = ", ".join(known) or "none of QX_*"
-    for read in (launch.sweep_window, shared.lease_seconds, _placement):
+    for read in (launch.sweep_window, shared_ledger.lease_seconds, _placement):
         try:
             read()
         except WatcherError as error:

@@ -26,9 +26,7 @@ _NO_PROXY = ("no_proxy", "NO_PROXY")
 _environment_lock = threading.Lock()
 
 
-def connect(
-    port: int, token: str, host: str = "127.0.0.1", *, instance: str | None = INSTANCE
-) -> QiskitRuntimeService:
+def connect(port: int, token: str, host: str = "127.0.0.1", *, instance: str | None = INSTANCE) -> QiskitRuntimeService:
     """Make the service object, for the instance of a name; None for one that uses all.
 
     Another host than the loopback is for tests in which this machine plays several: the service itself listens at the

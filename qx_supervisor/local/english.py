@@ -126,4 +126,6 @@ def english(text: str) -> str:
 def _patterns() -> list[tuple[re.Pattern[str], str]]:
     """The most particular ones first."""
     ranked = sorted(_MESSAGES.items(), key=lambda each: -len(each[0].replace("{}", "")))
-    return [(re.compile("(.*?)".join(map(re.escape, korean.split("{}"))), re.DOTALL), found) for korean, found in ranked]
+    return [
+        (re.compile("(.*?)".join(map(re.escape, korean.split("{}"))), re.DOTALL), found) for korean, found in ranked
+    ]

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlencode
 
+from ..descriptors import is_readable
 from ..errors import QxError
-from ..ready import is_readable
 from . import registry
 from .records import INSTANCE, Job, JournalEntry
 

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..ready import is_writable
+from ..descriptors import is_writable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -1,7 +1,7 @@
 """Qiskit's client for IBM Quantum: the only folder that touches `qiskit_ibm_runtime`.
 
 `accounts`     the accounts that the user has saved
-`saved`        what may be wrong with them
+`saved_accounts`  what may be wrong with them
 `access`       the way to an instance: its credentials, and the service as the watcher's `remote` speaks to it
 `targets`      backends, sessions and batches that are asked for
 `instances`    the instance that is asked for, where a service has several
@@ -21,7 +21,7 @@ against the pinned minor version: the client's REST session (address, token mana
 functions through which every POST of a job passes, its clients by instance, and the decoders of a job's results.
 """
 
-from . import accounts, saved
+from . import accounts, saved_accounts
 from .access import (
     account_name,
     address,
@@ -32,8 +32,8 @@ from .access import (
     server_clock,
 )
 from .adoption import Adopter, be_adopted
-from .blame import is_of_the_service
 from .circuits import check_angles, not_isa, to_isa
+from .error_origin import is_of_the_service
 from .failures import describe, is_ambiguous, is_answered, is_unauthorized, said, status_of, unsent
 from .outages import is_token_outage, noticing, outage
 from .post import TAGS, Submission, submit, unwatch_session, watch_session
@@ -86,7 +86,7 @@ __all__ = [
     "remote_of",
     "run_local",
     "said",
-    "saved",
+    "saved_accounts",
     "server_clock",
     "status_of",
     "submit",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, RunError
-from . import saved
+from . import saved_accounts
 from .access import address, clients_of
 from .failures import describe
 from .outages import Unreachable, outage
@@ -41,7 +41,7 @@ def default_service(instance: str | None = None) -> Any:
     from qiskit_ibm_runtime.accounts import AccountNotFoundError
 
     global _default  # noqa: PLW0603 - one per process, under a lock
-    file = saved.file()
+    file = saved_accounts.file()
     stamp = file.stat().st_mtime_ns if file.exists() else 0
     environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("QISKIT_IBM")))
     made_from = (os.getpid(), stamp, environment, instance)
@@ -50,9 +50,9 @@ def default_service(instance: str | None = None) -> Any:
             try:
                 _default = (made_from, qiskit_ibm_runtime.QiskitRuntimeService(instance=instance))
             except AccountNotFoundError:
-                raise ConfigError("config", saved.fault() or NONE_SAVED) from None
+                raise ConfigError("config", saved_accounts.fault() or NONE_SAVED) from None
             except Exception as error:  # noqa: BLE001 - the client raises of many kinds
-                if found := saved.fault():
+                if found := saved_accounts.fault():
                     raise ConfigError("config", found) from None
                 if outage(error) is not None:
                     raise Unreachable(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ours import words
+from ..ours import service_messages
 from .access import NoToken
 
 
@@ -64,16 +64,16 @@ def describe(error: BaseException) -> str:
     """An error of the client's in one line: what the service answered, if it did, else the client's own words."""
     answer = _answer(error)
     if answer is not None:
-        return words.answered(answer.status_code, answer.text)
+        return service_messages.answered(answer.status_code, answer.text)
     # A QiskitError's str() is a repr.
     message = getattr(error, "message", None)
-    return words.line(message if isinstance(message, str) else str(error))
+    return service_messages.one_line(message if isinstance(message, str) else str(error))
 
 
-def said(error: BaseException) -> words.Said:
+def said(error: BaseException) -> service_messages.ServiceMessage:
     """The service's own message and code in an error of the client's; empty ones where it did not answer."""
     answer = _answer(error)
-    return words.Said() if answer is None else words.said(answer.text)
+    return service_messages.ServiceMessage() if answer is None else service_messages.parse(answer.text)
 
 
 def status_of(error: BaseException) -> int:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from ..ours import remote
-from . import advice
+from . import client_warnings
 from .failures import api_error, is_ambiguous, is_late, unsent
 from .instances import at_its_instance, noting, submitting_to
 
@@ -131,7 +131,7 @@ def install_hooks() -> None:
         for name in ("create_session", "session_details"):
             if not is_hooked(getattr(RuntimeClient, name)):
                 setattr(RuntimeClient, name, _hooked(noting(getattr(RuntimeClient, name))))
-        advice.let_none_end(_advised)
+        client_warnings.let_none_end(_advised)
     hook_services()
 
 

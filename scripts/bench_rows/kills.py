@@ -119,9 +119,7 @@ def kill_to_cancel(ibm: local.Service, folder: Path, tries: int, chance: random.
     return [made, part_of_it]
 
 
-def _kill(
-    ibm: local.Service, folder: Path, code: str, chance: random.Random, *, watched: bool
-) -> tuple[float, float]:
+def _kill(ibm: local.Service, folder: Path, code: str, chance: random.Random, *, watched: bool) -> tuple[float, float]:
     after = ibm.cursor()
     with started(ibm, code, folder) as driver:
         [job] = driver.line()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from qx_supervisor import local
-from qx_supervisor.ours import ledger, place
+from qx_supervisor.ours import host_identity, ledger
 
 from .programs import environment, started
 from .table import OURS, Measure
@@ -78,7 +78,7 @@ def arm(ibm: local.Service, folder: Path, tries: int, variables: dict[str, str] 
 
 def _fill(directory: Path, rows: int) -> None:
     with ledger.Ledger.open(directory) as book, book.batch():
-        here = place.here()
+        here = host_identity.this_host()
         for number in range(rows):
             name = f"old-{number}"
             book.intent(ledger.Row(run=name, place=here, pid=1, start_ticks=1, tag=f"qxs-{name}", endpoint="https://x"))

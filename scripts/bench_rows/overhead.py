@@ -126,9 +126,7 @@ def later_runs(ibm: local.Service, folder: Path, tries: int) -> Measure:
     more = made.median() - made.median(CLIENT)
     made.notes.append(f"one write and fsync(2) in the same folder: {fsync:.2f} ms, median")
     beside = made.median() - made.median(THREAD)
-    return made.judge(
-        f"{more:+.2f} ms; {beside:+.2f} ms against the client in a thread", is_met=more <= 1 + fsync
-    )
+    return made.judge(f"{more:+.2f} ms; {beside:+.2f} ms against the client in a thread", is_met=more <= 1 + fsync)
 
 
 def _later(ibm: local.Service, folder: Path, tries: int) -> dict[str, list[float]]:
@@ -175,9 +173,7 @@ def imports(tries: int) -> list[Measure]:
         both.append(_import("qiskit_ibm_runtime", "qx_supervisor"))
         tick()
     by_itself = Measure("import qx_supervisor", "ms", {OURS: alone}, "≤ 150 ms")
-    on_top = Measure(
-        "import, on top of the official client's", "ms", {CLIENT: client, OURS: both}, "≤ 5 % more"
-    )
+    on_top = Measure("import, on top of the official client's", "ms", {CLIENT: client, OURS: both}, "≤ 5 % more")
     share = on_top.median() / on_top.median(CLIENT) - 1
     return [
         by_itself.judge("", is_met=by_itself.median() <= 150),

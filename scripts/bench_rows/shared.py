@@ -20,7 +20,7 @@ import psutil
 from testkit.postgres import Server
 
 from qx_supervisor import local
-from qx_supervisor.ours import ledger, place, shared_ledger
+from qx_supervisor.ours import host_identity, ledger, shared_ledger
 
 from .ledger import arm
 from .programs import Program, environment, started, tick
@@ -38,11 +38,11 @@ DELAY = 0.02
 
 RENEWS = """
 import json, os, sys, time
-from qx_supervisor.ours import ledger, place, shared_ledger
+from qx_supervisor.ours import ledger, host_identity, shared_ledger
 SharedLedger = shared_ledger()
 from watcher.ledger.postgres import Kept
 drivers, runs = map(int, sys.argv[1:])
-where = place.here()
+where = host_identity.this_host()
 books = [SharedLedger.open(os.environ["QX_LEDGER"], lease_seconds=30.0) for _ in range(drivers)]
 for book in books:
     book.renew()
@@ -216,9 +216,7 @@ def reaped(ibm: local.Service, folder: Path, leases: int, reapers: tuple[int, ..
     return [made, rate]
 
 
-def _reap(
-    ibm: local.Service, folder: Path, server: Server, leases: int, reapers: int
-) -> tuple[float, str, int]:
+def _reap(ibm: local.Service, folder: Path, server: Server, leases: int, reapers: int) -> tuple[float, str, int]:
     """Seconds from the first request to the last; what was busy meanwhile; how many leases were had twice."""
     ibm.reset()
     ibm.hold("queued")
@@ -275,7 +273,7 @@ def _leave_behind(url: str, account: tuple[str, ...], jobs: list[str]) -> None:
             rows = [
                 ledger.Row(
                     run=f"bench-{number}",
-                    place=place.here(),
+                    place=host_identity.this_host(),
                     pid=1,
                     start_ticks=1,
                     tag=f"qxs-bench-{number}",

@@ -37,7 +37,7 @@ class WrongClock:
         self.environment = os.environ | shown
         self.python = folder / "python"
         settings = " ".join(f"{name}='{value}'" for name, value in shown.items())
-        self.python.write_text(f"#!/bin/sh\nexec env {settings} {sys.executable} \"$@\"\n")
+        self.python.write_text(f'#!/bin/sh\nexec env {settings} {sys.executable} "$@"\n')
         self.python.chmod(0o700)
 
     def prelude(self) -> str:

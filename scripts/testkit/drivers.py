@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from watcher.parent import Identity
-from watcher.place import start_ticks
+from watcher.driver_process import DriverIdentity
+from watcher.host_identity import start_ticks
 
 from .processes import DEADLINE, wait_for_end
 from .watchers import wait_for_watchers, watchers_of
@@ -89,7 +89,7 @@ class Driver:
         else:  # a child of ours: until it is waited for nobody else can have its pid
             ticks = start_ticks(self.pid)
             assert ticks is not None
-            self.pidfd, self.identity = os.pidfd_open(self.pid), Identity(self.pid, ticks)
+            self.pidfd, self.identity = os.pidfd_open(self.pid), DriverIdentity(self.pid, ticks)
         self._close = weakref.finalize(self, os.close, self.pidfd)
         self.errors = b""
         self._buffer = b""

@@ -6,15 +6,20 @@ import os
 import subprocess
 from typing import Any
 
+from watcher.host_identity import HostIdentity, start_ticks, this_host
 from watcher.ledger import Row
-from watcher.place import Place, here, start_ticks
 
-A_PLACE = Place("m" * 32, "host", "boot", 7)
+A_PLACE = HostIdentity("m" * 32, "host", "boot", 7)
 
 
 def make_row(run: str = "r1", **values: Any) -> Row:
     """A row of this process's."""
-    given: dict[str, Any] = {"place": here(), "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), **values}
+    given: dict[str, Any] = {
+        "place": this_host(),
+        "pid": os.getpid(),
+        "start_ticks": start_ticks(os.getpid()),
+        **values,
+    }
     return Row(run=run, **given)
 
 

@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar
 
 import psutil
 
-from watcher.parent import Identity
-from watcher.place import start_ticks
+from watcher.driver_process import DriverIdentity
+from watcher.host_identity import start_ticks
 
 DEADLINE = 60.0
 """Seconds for anything to happen: generous, because the machine may be loaded."""
@@ -25,7 +25,7 @@ class Known(Protocol):
     """What is known by pid and start: a `Driver`, a `Process`."""
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> DriverIdentity:
         """Its pid and start."""
 
 
@@ -41,7 +41,7 @@ class Process(psutil.Process):
         ticks = start_ticks(self.pid)
         if ticks is None:
             raise psutil.NoSuchProcess(self.pid)
-        self.identity = Identity(self.pid, ticks)
+        self.identity = DriverIdentity(self.pid, ticks)
 
 
 @contextlib.contextmanager

@@ -74,9 +74,7 @@ class UserSystemd:
         places = {"RUNTIME": str(self.runtime), "NOTIFY_SOCKET": str(self.runtime / "ready")}
         self._process = subprocess.Popen(
             # It ends with the tests, however these end.
-            self.group.wrap(
-                ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--cgroup", "sh", "-c", SCENE]
-            ),
+            self.group.wrap(["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--cgroup", "sh", "-c", SCENE]),
             env={**known, **self.environment, **places},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -88,7 +86,7 @@ class UserSystemd:
 
     def usual(self, command: list[str]) -> list[str]:
         """The same command, where the runtime directory is in its usual place, and no variable names it."""
-        script = f"RUNTIME={self.runtime}\n{USUAL}unset XDG_RUNTIME_DIR DBUS_SESSION_BUS_ADDRESS\nexec \"$@\""
+        script = f'RUNTIME={self.runtime}\n{USUAL}unset XDG_RUNTIME_DIR DBUS_SESSION_BUS_ADDRESS\nexec "$@"'
         return ["unshare", "--mount", "sh", "-c", script, "sh", *command]
 
     def ctl(self, *words: str) -> str:

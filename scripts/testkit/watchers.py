@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 
 from qx_supervisor.ours import FOLDER
+from watcher.driver_process import DriverIdentity
 from watcher.ledger import Ledger, Row
-from watcher.parent import Identity
 
 from .processes import Known, until, wait_for_end
 
@@ -31,7 +31,7 @@ def orders() -> Iterator[tuple[psutil.Process, dict[str, Any]]]:
 
 def is_for(order: dict[str, Any], whose: Known) -> bool:
     """Whether a watcher was started for a process."""
-    return Identity(order["pid"], order["start_ticks"]) == whose.identity
+    return DriverIdentity(order["pid"], order["start_ticks"]) == whose.identity
 
 
 def watchers_of(whose: Known) -> list[psutil.Process]:

@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from watcher.parent import Identity
+from watcher.driver_process import DriverIdentity
 
 from .processes import DEADLINE
 
@@ -33,7 +33,7 @@ class Zygote:
         theirs.close()
         # A child is known by a number of ours: its pid may be another child's as soon as it has ended.
         self._numbers = itertools.count()
-        self._started: dict[int, tuple[Identity, int]] = {}
+        self._started: dict[int, tuple[DriverIdentity, int]] = {}
         self._ended: dict[int, int] = {}
 
     def fork(self, script: Path) -> Forked:
@@ -57,7 +57,7 @@ class Zygote:
         if "ended" in message:
             self._ended[message["ended"]] = message["status"]
         else:
-            identity = Identity(message["pid"], message["start_ticks"])
+            identity = DriverIdentity(message["pid"], message["start_ticks"])
             self._started[message["started"]] = identity, descriptors[0]
 
     def poll(self, number: int) -> int | None:
@@ -89,7 +89,7 @@ class Forked:
     stdin = None
 
     def __init__(
-        self, zygote: Zygote, number: int, identity: Identity, pidfd: int, stdout: Any, stderr: Any
+        self, zygote: Zygote, number: int, identity: DriverIdentity, pidfd: int, stdout: Any, stderr: Any
     ) -> None:
         self._zygote = zygote
         self._number = number

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..place import IsRunning, Place
+from ..host_identity import HostIdentity, IsRunning
 from .row import FINAL, Row
 
 LEASE_SECONDS = 30.0
@@ -72,7 +72,7 @@ class Ruling:
     seconds_left: float = 0.0
 
 
-def contend(row: Row, wish: Wish, place: Place, is_running: IsRunning, now: float) -> Ruling | None:
+def contend(row: Row, wish: Wish, place: HostIdentity, is_running: IsRunning, now: float) -> Ruling | None:
     """Whether a wish for a key is in vain; None if the lease can be had.
 
     Args:
@@ -89,7 +89,7 @@ def contend(row: Row, wish: Wish, place: Place, is_running: IsRunning, now: floa
     if row.state in FINAL:
         return None
 
-    def lives(where: Place, pid: int, start_ticks: int | None) -> bool | None:
+    def lives(where: HostIdentity, pid: int, start_ticks: int | None) -> bool | None:
         match place.view_of(where):
             case "same":
                 return is_running(pid, start_ticks)

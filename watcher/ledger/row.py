@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .. import place as places
-from ..place import IsRunning, Place, Process
+from .. import host_identity
+from ..host_identity import HostIdentity, IsRunning, Process
 
 State = Literal["guarded", "done", "cancelled", "pending", "expired"]
 """What a run has come to.
@@ -70,7 +70,7 @@ class Row:
     """
 
     run: str
-    place: Place
+    place: HostIdentity
     pid: int
     start_ticks: int | None
     watcher_pid: int | None = None
@@ -100,7 +100,7 @@ class Row:
     updated_at: float = 0.0
 
 
-def judge(row: Row, place: Place, is_running: IsRunning = places.is_running) -> Verdict:
+def judge(row: Row, place: HostIdentity, is_running: IsRunning = host_identity.is_running) -> Verdict:
     """What follows for a row, as seen from a place.
 
     Args:

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from .. import place as places
-from ..place import INITIAL_PID_NAMESPACE, IsRunning, Place, Process
+from .. import host_identity
+from ..host_identity import INITIAL_PID_NAMESPACE, HostIdentity, IsRunning, Process
 from . import schema
 from .errors import LedgerError, UnknownRun
 from .file import File, prepare
@@ -56,7 +56,7 @@ class Ledger:
         self,
         database: sqlite3.Connection,
         file: File,
-        place: Place,
+        place: HostIdentity,
         *,
         has_wal: bool,
         clock: Callable[[], float],
@@ -75,7 +75,7 @@ class Ledger:
     def open(
         cls,
         directory: str | os.PathLike[str],
-        place: Place | None = None,
+        place: HostIdentity | None = None,
         *,
         clock: Callable[[], float] = time.time,
         lease_seconds: float = LEASE_SECONDS,
@@ -88,7 +88,7 @@ class Ledger:
             clock: The Unix clock.
             lease_seconds: How long a lease is held without being renewed.
         """
-        place = place or places.here()
+        place = place or host_identity.this_host()
         file = prepare(Path(directory), place.host)
         if not file.is_local and place.pid_ns != INITIAL_PID_NAMESPACE:
             # A container's machine id comes with its image and its host name with its configuration: two machines may
@@ -199,7 +199,7 @@ class Ledger:
 
     # Leases: runs with a key
 
-    def take(self, wish: Wish, *, is_running: IsRunning = places.is_running) -> Ruling:
+    def take(self, wish: Wish, *, is_running: IsRunning = host_identity.is_running) -> Ruling:
         """Take the lease on a key, if it can be had. Durable when it returns.
 
         A row that is there stays the key's: its run's id, tag and jobs are what the new holder goes on with.
@@ -370,7 +370,7 @@ class Ledger:
         found = self._read("SELECT * FROM runs WHERE run = ?", run)
         return found[0] if found else None
 
-    def claim(self, run: str, claimant: Process, *, is_running: IsRunning = places.is_running) -> bool:
+    def claim(self, run: str, claimant: Process, *, is_running: IsRunning = host_identity.is_running) -> bool:
         """Claim an unfinished run for a process: of all that try, one gets it.
 
         The claim of a process that is dead is taken over. One of a process that can't be seen from here counts for
@@ -601,7 +601,7 @@ def _columns(row: Row) -> dict[str, str | float | None]:
 def _row(found: sqlite3.Row, jobs: dict[str, str]) -> Row:
     return Row(
         run=found["run"],
-        place=Place(found["machine"], found["host"], found["boot"], found["pid_ns"]),
+        place=HostIdentity(found["machine"], found["host"], found["boot"], found["pid_ns"]),
         pid=found["pid"],
         start_ticks=found["start_ticks"],
         watcher_pid=found["watcher_pid"],
@@ -641,6 +641,6 @@ def _process(text: str | None) -> Process | None:
         return None
     try:
         found = json.loads(text)
-        return Process(Place(**found["place"]), found["pid"], found["start_ticks"])
+        return Process(HostIdentity(**found["place"]), found["pid"], found["start_ticks"])
     except (ValueError, TypeError, KeyError):
         return None  # a claim that can't be read is nobody's

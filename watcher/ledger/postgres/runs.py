@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ...place import Place, Process
+from ...host_identity import HostIdentity, Process
 from ..row import UNFINISHED, Row, safe_detail, safe_endpoint
 
 RETRY_SECONDS = 60.0
@@ -135,7 +135,7 @@ def held(found: dict[str, Any]) -> Held:
     now, until = found["now"], found["lease_until"] or 0.0
     row = Row(
         run=found["run"],
-        place=Place("", found["host"], found["boot"], found["pid_ns"]),
+        place=HostIdentity("", found["host"], found["boot"], found["pid_ns"]),
         pid=found["pid"],
         start_ticks=found["start_ticks"],
         watcher_pid=found["watcher_pid"],
@@ -219,7 +219,7 @@ def process_of(found: dict[str, Any] | None) -> Process | None:
     """A process that stood in a column."""
     if found is None:
         return None
-    return Process(Place("", found["host"], found["boot"], found["pid_ns"]), found["pid"], found["start_ticks"])
+    return Process(HostIdentity("", found["host"], found["boot"], found["pid_ns"]), found["pid"], found["start_ticks"])
 
 
 def text_of(text: str) -> str:

@@ -57,9 +57,7 @@ SELECT run, epoch FROM written
 """
 
 # The server's own start counts as a renewal: while it was away, nobody could renew.
-LEASE_END: LiteralString = (
-    "greatest(h.lease_until, pg_postmaster_start_time() + h.lease_seconds * interval '1 second')"
-)
+LEASE_END: LiteralString = "greatest(h.lease_until, pg_postmaster_start_time() + h.lease_seconds * interval '1 second')"
 
 # A reaper's own lease on a run that it has put back says nothing: that may be claimed at its time.
 READ: LiteralString = (

@@ -14,8 +14,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, LiteralString
 
-from ... import place as places
-from ...place import IsRunning, Place, Process
+from ... import host_identity
+from ...host_identity import HostIdentity, IsRunning, Process
 from ..errors import LedgerError
 from ..lease import LEASE_SECONDS, Ruling, Wish, contend
 from ..row import UNFINISHED, Row, State, safe_detail, safe_endpoint
@@ -43,7 +43,7 @@ class SharedLedger:
         id: This process's name as a holder: no other process has it, nor had it ever.
     """
 
-    def __init__(self, database: Connection, place: Place, kind: Kind, lease_seconds: float) -> None:
+    def __init__(self, database: Connection, place: HostIdentity, kind: Kind, lease_seconds: float) -> None:
         self.place = place
         self.id = secrets.token_hex(12)
         self.kind = kind
@@ -52,7 +52,7 @@ class SharedLedger:
         self._lock = threading.RLock()
         self._epochs: dict[str, int] = {}  # of what this process has claimed, as a reaper
         self._pid = os.getpid()
-        self._start_ticks = places.start_ticks(self._pid)
+        self._start_ticks = host_identity.start_ticks(self._pid)
 
     @classmethod
     def open(
@@ -61,7 +61,7 @@ class SharedLedger:
         *,
         kind: Kind = "watcher",
         lease_seconds: float = LEASE_SECONDS,
-        place: Place | None = None,
+        place: HostIdentity | None = None,
         identity: str = "",
         may_migrate: bool = True,
     ) -> SharedLedger:
@@ -77,7 +77,7 @@ class SharedLedger:
         """
         # Machine ids get copied with images, host names with configurations, so what an earlier boot has left is not
         # judged by its name here, as on one machine: its lease runs out soon enough.
-        where = replace(place or places.here(), machine="")
+        where = replace(place or host_identity.this_host(), machine="")
         database = connect(url)
         try:
             with translated():
@@ -240,7 +240,7 @@ class SharedLedger:
                 ).rowcount
             )
 
-    def take(self, wish: Wish, *, is_running: IsRunning = places.is_running) -> Ruling:
+    def take(self, wish: Wish, *, is_running: IsRunning = host_identity.is_running) -> Ruling:
         """Take the lease on a key, if it can be had.
 
         A row that is there stays the key's: its run's id, tag and jobs are what the new holder goes on with. The times
@@ -269,7 +269,7 @@ class SharedLedger:
             since = None if known.let_go_at is None else known.let_go_at + ahead
             return Ruling(answer="granted", row=taken, let_go_at=since)
 
-    def enter(self, kept: Kept, *, is_running: IsRunning = places.is_running) -> int | None:
+    def enter(self, kept: Kept, *, is_running: IsRunning = host_identity.is_running) -> int | None:
         """Write a run with a key that was taken while the database was away.
 
         Meanwhile the key may have been taken here too. Then both have it: this run is written without its key, so that
@@ -402,9 +402,7 @@ class SharedLedger:
 
     # A reaper's
 
-    def due(
-        self, accounts: Collection[tuple[str, str]], watching_since: float, before: float, limit: int
-    ) -> list[Row]:
+    def due(self, accounts: Collection[tuple[str, str]], watching_since: float, before: float, limit: int) -> list[Row]:
         """Claim runs that nobody holds any more and whose grace has passed: of all that try, one gets each.
 
         Args:

@@ -13,14 +13,14 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .place import is_running, start_ticks
+from .host_identity import is_running, start_ticks
 
 if TYPE_CHECKING:
     import psutil
 
 
 @dataclass(frozen=True)
-class Identity:
+class DriverIdentity:
     """A process, for as long as the machine is up: a pid alone is used again.
 
     Attributes:
@@ -33,7 +33,7 @@ class Identity:
     start_ticks: int
 
 
-def lives(identity: Identity) -> bool:
+def lives(identity: DriverIdentity) -> bool:
     """The poll: whether psutil sees this very process, alive.
 
     A zombie is dead, though its pid exists; unless other tasks live in it: then only its leading thread has exited,
@@ -62,7 +62,7 @@ def _process(pid: int) -> psutil.Process:
     return psutil.Process(pid)
 
 
-class Parent:
+class DriverProcess:
     """The caller, as the watcher sees it.
 
     Args:
@@ -70,7 +70,7 @@ class Parent:
         pidfd: A pidfd of it, or None where the kernel has none.
     """
 
-    def __init__(self, identity: Identity, pidfd: int | None) -> None:
+    def __init__(self, identity: DriverIdentity, pidfd: int | None) -> None:
         self.identity = identity
         self.pidfd = pidfd
 

@@ -25,7 +25,7 @@ View = Literal["same", "rebooted", "elsewhere"]
 
 
 @dataclass(frozen=True)
-class Place:
+class HostIdentity:
     """Where a process is. A part that is not known is empty, or 0, and then less can be said of its processes.
 
     Attributes:
@@ -40,7 +40,7 @@ class Place:
     boot: str
     pid_ns: int
 
-    def view_of(self, other: Place) -> View:
+    def view_of(self, other: HostIdentity) -> View:
         """What can be said from here of the processes of another place."""
         if not self.boot or not other.boot:
             return "elsewhere"
@@ -54,9 +54,9 @@ class Place:
         return "elsewhere"
 
 
-def here() -> Place:
+def this_host() -> HostIdentity:
     """The place of this process."""
-    return Place(_machine(), os.uname().nodename, _read(BOOT_ID_FILE), _pid_namespace())
+    return HostIdentity(_machine(), os.uname().nodename, _read(BOOT_ID_FILE), _pid_namespace())
 
 
 def _machine() -> str:
@@ -102,14 +102,14 @@ class Process:
         start_ticks: Its start, in clock ticks since boot; None where it could not be read.
     """
 
-    place: Place
+    place: HostIdentity
     pid: int
     start_ticks: int | None
 
 
-def this_process(place: Place | None = None) -> Process:
+def this_process(place: HostIdentity | None = None) -> Process:
     """This process; `place` where that is known already."""
-    return Process(place or here(), os.getpid(), start_ticks(os.getpid()))
+    return Process(place or this_host(), os.getpid(), start_ticks(os.getpid()))
 
 
 IsRunning = Callable[[int, int | None], bool]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .errors import JobCancelled, JobFailed, RunError
-from .ours import remote, words
+from .ours import remote, service_messages
 
 
 def ending(state: remote.JobState, job_id: str, *, text: str, by: str) -> RunError:
@@ -32,7 +32,11 @@ def _failure(state: remote.JobState, job_id: str, text: str) -> JobFailed:
     else:
         whole = text[max(0, text.rfind("Traceback")) :].strip()
         # Of a traceback the last line says what was raised.
-        said = words.said(whole) if whole[:1] in "{[<" else words.Said(words.line(whole.splitlines()[-1]))
+        said = (
+            service_messages.parse(whole)
+            if whole[:1] in "{[<"
+            else service_messages.ServiceMessage(service_messages.one_line(whole.splitlines()[-1]))
+        )
         code = said.code if code is None else code
         message = f"the job failed at IBM Quantum: {said}"
     return JobFailed("job", message, job_id, code=code, service_message=whole)
@@ -43,4 +47,4 @@ def _because(state: remote.JobState) -> str:
     message = state.reason
     if state.solution and state.solution not in message:
         message = f"{message.rstrip('. ')}. {state.solution}" if message else state.solution
-    return str(words.Said(words.line(message), state.code))
+    return str(service_messages.ServiceMessage(service_messages.one_line(message), state.code))

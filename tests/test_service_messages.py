@@ -17,7 +17,7 @@ from testkit.circuits import BACKEND, ones
 
 from qx_supervisor import SubmitError, local, submit
 from qx_supervisor.local.english import english
-from qx_supervisor.ours import words
+from qx_supervisor.ours import service_messages
 
 PAGE = "<!DOCTYPE html><html><head><title>Attention Required!\n | Cloudflare</title></head>" + "<div>&nbsp;</div>" * 200
 
@@ -43,15 +43,15 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("text", "said"), ANSWERS)
 def test_an_answer_in_words(text: str, said: str) -> None:
-    assert words.answered(403, text) == f"the service answered 403: {said}"
+    assert service_messages.answered(403, text) == f"the service answered 403: {said}"
 
 
 def test_no_answer_is_too_long_or_too_open() -> None:
-    told = words.answered(400, "x" * 5000 + "\x1b[2J")
+    told = service_messages.answered(400, "x" * 5000 + "\x1b[2J")
     assert len(told) < 400
     token = "eyJhbGciOi.eyJzdWIi.c2lnbmF0dXJl"
     for text in (f"Bearer {token}", f'{{"message": "the token {token} has expired\\u001b[2J"}}'):
-        told = words.answered(403, text)
+        told = service_messages.answered(403, text)
         assert token not in told
         assert told.isprintable()
 

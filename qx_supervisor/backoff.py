@@ -22,7 +22,7 @@ REFUSED_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
-class Patience:
+class Backoff:
     """What one question of a run has met with so far.
 
     Args:

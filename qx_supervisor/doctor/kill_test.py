@@ -19,17 +19,17 @@ def check() -> Iterator[Finding]:
         )
         return
     from .. import local
-    from ..drill import DrillError, drill
+    from ..kill_test import KillTestError, kill_a_driver
 
     try:
         with local.start(linger=local.LINGER) as ibm:
-            drilled = drill(ibm, is_quiet=True)
-    except (DrillError, local.ServiceError) as error:
+            tested = kill_a_driver(ibm, is_quiet=True)
+    except (KillTestError, local.ServiceError) as error:
         yield Finding("kill -9 drill", "fault", str(error), "look at what qx-supervisor demo shows")
         return
-    if drilled.status != "Cancelled" or drilled.cancel_requests != 1:
-        text = f"the killed driver's job is {drilled.status}, after {drilled.cancel_requests} cancel requests"
+    if tested.status != "Cancelled" or tested.cancel_requests != 1:
+        text = f"the killed driver's job is {tested.status}, after {tested.cancel_requests} cancel requests"
         yield Finding("kill -9 drill", "fault", text, "please report it, with the output of this command")
         return
-    text = f"a driver was killed; {drilled.milliseconds:.0f} ms later the service was asked to cancel its job, and did"
+    text = f"a driver was killed; {tested.milliseconds:.0f} ms later the service was asked to cancel its job, and did"
     yield Finding("kill -9 drill", "ok", text)

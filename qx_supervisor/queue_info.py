@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Details:
+class QueueInfo:
     """What is known; None where it is not told.
 
     Attributes:
@@ -28,7 +28,7 @@ class Details:
     qpu_seconds: float | None = None
 
 
-def read(job: dict[str, Any], metrics: dict[str, Any]) -> Details:
+def read(job: dict[str, Any], metrics: dict[str, Any]) -> QueueInfo:
     """Read the two answers.
 
     Args:
@@ -43,7 +43,7 @@ def read(job: dict[str, Any], metrics: dict[str, Any]) -> Details:
         charged = _number(usage.get("qpu_charge_time_seconds"))
         if charged is None:
             charged = _number(usage.get("quantum_seconds"))
-    return Details(
+    return QueueInfo(
         queue_position=None if position is None else int(position),
         estimated_start=_time(metrics.get("estimated_start_time")),
         qpu_seconds_estimated=_number(job.get("estimated_running_time_seconds")),

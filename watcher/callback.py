@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import Any
 
-from .place import start_ticks
+from .host_identity import start_ticks
 
 
 class NotTheCaller(Exception):

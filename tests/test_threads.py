@@ -1,4 +1,4 @@
-"""A few threads for any amount of work, and alarms."""
+"""A few threads for any amount of work, and timers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import threading
 
 import pytest
 
-from qx_supervisor.crew import Clock, Crew
+from qx_supervisor.threads import ThreadPool, Timers
 
 DEADLINE = 60
 
 
 def test_never_more_than_its_size_at_a_time():
-    crew = Crew("test", 3)
+    pool = ThreadPool("test", 3)
     begun, release = threading.Semaphore(0), threading.Event()
     working = []
 
@@ -24,7 +24,7 @@ def test_never_more_than_its_size_at_a_time():
         assert release.wait(DEADLINE)
         return "done"
 
-    futures = [crew.begin(work) for _ in range(10)]
+    futures = [pool.begin(work) for _ in range(10)]
     for _ in range(3):
         assert begun.acquire(timeout=DEADLINE)
     assert len(working) == 3
@@ -34,25 +34,25 @@ def test_never_more_than_its_size_at_a_time():
 
 
 def test_one_after_the_other_by_the_same_thread():
-    crew = Crew("test", 3)
-    assert len({crew.begin(threading.get_ident).result(DEADLINE) for _ in range(20)}) <= 2
+    pool = ThreadPool("test", 3)
+    assert len({pool.begin(threading.get_ident).result(DEADLINE) for _ in range(20)}) <= 2
 
 
 def test_what_is_raised_is_in_the_future():
     with pytest.raises(ZeroDivisionError):
-        Crew("test", 1).begin(lambda: 1 // 0).result(DEADLINE)
+        ThreadPool("test", 1).begin(lambda: 1 // 0).result(DEADLINE)
 
 
 def test_a_fault_costs_no_thread(caplog):
-    crew = Crew("test", 1)
+    pool = ThreadPool("test", 1)
     with caplog.at_level(logging.ERROR, "qx_supervisor"):
-        crew.do(lambda: 1 // 0)
-        assert crew.begin(lambda: "goes on").result(DEADLINE) == "goes on"
+        pool.do(lambda: 1 // 0)
+        assert pool.begin(lambda: "goes on").result(DEADLINE) == "goes on"
     assert "please report it" in caplog.text
 
 
-def test_alarms_in_their_order():
-    clock, done, over = Clock(), [], threading.Event()
+def test_timers_in_their_order():
+    clock, done, over = Timers(), [], threading.Event()
     clock.after(1.0, lambda: (done.append("third"), over.set()))
     clock.after(0.0, lambda: done.append("first"))
     clock.after(0.01, lambda: done.append("second"))
@@ -60,11 +60,11 @@ def test_alarms_in_their_order():
     assert done == ["first", "second", "third"]
 
 
-def test_a_cancelled_alarm_does_nothing_and_is_not_kept():
-    clock, done, over = Clock(), [], threading.Event()
+def test_a_cancelled_timer_does_nothing_and_is_not_kept():
+    clock, done, over = Timers(), [], threading.Event()
     for _ in range(1000):
         clock.after(3600, lambda: done.append("never")).cancel()
-    assert len(clock._alarms) < 100
+    assert len(clock._timers) < 100
     clock.after(0.0, over.set)
     assert over.wait(DEADLINE)
     assert done == []
@@ -72,17 +72,17 @@ def test_a_cancelled_alarm_does_nothing_and_is_not_kept():
 
 def test_a_forked_child_has_threads_of_its_own():
     """The parent's are not there, and what they were to do is the parent's."""
-    from qx_supervisor import crew
+    from qx_supervisor import threads
 
     release = threading.Event()
     reader, writer = os.pipe()
-    busy = [crew.ending.begin(lambda: release.wait(DEADLINE)) for _ in range(6)]
+    busy = [threads.ending.begin(lambda: release.wait(DEADLINE)) for _ in range(6)]
     child = os.fork()
     if not child:
         try:
-            crew.ending.begin(lambda: os.write(writer, b"crew ")).result(DEADLINE)
+            threads.ending.begin(lambda: os.write(writer, b"crew ")).result(DEADLINE)
             over = threading.Event()
-            crew.clock.after(0.0, over.set)
+            threads.timers.after(0.0, over.set)
             os.write(writer, b"clock" if over.wait(DEADLINE) else b"")
         finally:
             os._exit(0)

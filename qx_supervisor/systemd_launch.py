@@ -25,7 +25,7 @@ from pathlib import Path
 
 from . import detached
 from .errors import WatcherError
-from .ours import place
+from .ours import host_identity
 
 LOOK_SECONDS = 1.0
 """After so long without a call it is asked whether the unit runs at all."""
@@ -163,9 +163,7 @@ def start(command: list[str], order: dict[str, object]) -> Called:
         listener.bind(str(address))
         listener.listen()
         told = [*command, json.dumps(order | {"address": str(address)})]
-        child = detached.spawn(
-            [tool, *_properties(name, known), "--", *_literal(told)], known, errors=subprocess.PIPE
-        )
+        child = detached.spawn([tool, *_properties(name, known), "--", *_literal(told)], known, errors=subprocess.PIPE)
         return Called(listener, address, f"{name}.service", child, known)
     except OSError:
         listener.close()
@@ -195,7 +193,7 @@ def _literal(command: list[str]) -> list[str]:
 def _give(theirs: socket.socket) -> None:
     """Give the watcher what a child would have inherited."""
     message = json.dumps(detached.environment()).encode()
-    pidfd = place.pidfd_of(os.getpid())
+    pidfd = host_identity.pidfd_of(os.getpid())
     passed = [] if pidfd is None else [pidfd]
     try:
         with contextlib.suppress(OSError):  # it has ended, and may have said why

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from watcher import parent
-from watcher.parent import Identity, Parent, lives
-from watcher.place import start_ticks
+from watcher import driver_process
+from watcher.driver_process import DriverIdentity, DriverProcess, lives
+from watcher.host_identity import start_ticks
 
 DEADLINE = 60.0
 
@@ -42,7 +42,7 @@ class Child:
         self.pid = self.process.pid
         ticks = start_ticks(self.pid)
         assert ticks is not None
-        self.identity = Identity(self.pid, ticks)
+        self.identity = DriverIdentity(self.pid, ticks)
         self.pidfd = os.pidfd_open(self.pid)
 
     def line(self) -> str:
@@ -91,9 +91,9 @@ def child(bear: Bearer) -> Child:
     return bear("import os; os.read(0, 1)")
 
 
-def both(child: Child) -> list[Parent]:
+def both(child: Child) -> list[DriverProcess]:
     """With a pidfd, and without."""
-    return [Parent(child.identity, child.pidfd), Parent(child.identity, None)]
+    return [DriverProcess(child.identity, child.pidfd), DriverProcess(child.identity, None)]
 
 
 def wait_for_state(pid: int, *states: str) -> None:
@@ -125,7 +125,7 @@ def test_a_pidfd_is_readable_at_a_death_and_not_before(child):
     assert not select.select([child.pidfd], [], [], 0)[0]
     child.go_on()
     child.wait_for_death()
-    assert Parent(child.identity, child.pidfd).is_dead()
+    assert DriverProcess(child.identity, child.pidfd).is_dead()
 
 
 def test_a_stopped_process_lives(child):
@@ -142,7 +142,7 @@ def test_a_stopped_process_lives(child):
 def test_another_start_is_another_process(child):
     assert lives(child.identity)
     for ticks in (child.identity.start_ticks - 1, child.identity.start_ticks + 1, 0):
-        assert not lives(Identity(child.pid, ticks))
+        assert not lives(DriverIdentity(child.pid, ticks))
 
 
 def test_a_pid_that_is_really_used_again(tmp_path):
@@ -152,8 +152,8 @@ def test_a_pid_that_is_really_used_again(tmp_path):
         """
 import os, signal, sys
 sys.path[:0] = sys.argv[1:]
-from watcher.parent import Identity, Parent, lives
-from watcher.place import start_ticks
+from watcher.driver_process import DriverIdentity, DriverProcess, lives
+from watcher.host_identity import start_ticks
 
 def bear():
     pid = os.fork()
@@ -166,7 +166,7 @@ def bury(pid):
     os.waitpid(pid, 0)
 
 pid, ticks = bear()
-identity, pidfd = Identity(pid, ticks), os.pidfd_open(pid)
+identity, pidfd = DriverIdentity(pid, ticks), os.pidfd_open(pid)
 assert lives(identity)
 bury(pid)
 assert not lives(identity)
@@ -178,15 +178,15 @@ while True:
     if later != ticks:
         break
     bury(again)  # in the same hundredth of a second
-assert lives(Identity(again, later))
-for seen in (Parent(identity, pidfd), Parent(identity, None)):
+assert lives(DriverIdentity(again, later))
+for seen in (DriverProcess(identity, pidfd), DriverProcess(identity, None)):
     assert seen.is_dead()
     assert seen.poll_finds_dead()
 bury(again)
 print("all well")
 """
     )
-    folders = [str(Path(parent.__file__).parent.parent), str(Path(psutil.__file__).parent.parent)]
+    folders = [str(Path(driver_process.__file__).parent.parent), str(Path(psutil.__file__).parent.parent)]
     alone = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if os.geteuid():
         alone.insert(1, "--map-root-user")
@@ -269,7 +269,7 @@ def test_what_cannot_be_seen_is_not_called_dead(child, monkeypatch, error):
 
 
 def test_a_start_that_cannot_be_read_is_no_other_start(child, monkeypatch):
-    monkeypatch.setattr(parent, "start_ticks", lambda pid: None)
+    monkeypatch.setattr(driver_process, "start_ticks", lambda pid: None)
     assert lives(child.identity)
 
 
@@ -280,7 +280,7 @@ def test_hidden_from_proc_and_there(child, monkeypatch):
         raise psutil.NoSuchProcess(child.pid)
 
     monkeypatch.setattr(psutil.Process, "status", hide)
-    monkeypatch.setattr("watcher.place._stat", lambda path: None)
+    monkeypatch.setattr("watcher.host_identity._stat", lambda path: None)
     assert lives(child.identity)
     child.process.kill()
     child.reap()
@@ -291,8 +291,8 @@ def test_hidden_from_proc_and_there(child, monkeypatch):
 
 
 def test_beside_a_pidfd_the_poll_is_not_believed(child, monkeypatch):
-    monkeypatch.setattr(parent, "lives", lambda identity: False)
-    seen = Parent(child.identity, child.pidfd)
+    monkeypatch.setattr(driver_process, "lives", lambda identity: False)
+    seen = DriverProcess(child.identity, child.pidfd)
     assert not seen.poll_finds_dead()
     assert not seen.is_dead()
     child.process.kill()
@@ -303,7 +303,7 @@ def test_beside_a_pidfd_the_poll_is_not_believed(child, monkeypatch):
 def test_a_pidfd_that_is_none_any_more_leaves_it_to_the_poll(child):
     closed = os.pidfd_open(child.pid)
     os.close(closed)
-    seen = Parent(child.identity, closed)
+    seen = DriverProcess(child.identity, closed)
     assert not seen.is_dead()
     assert seen.pidfd is None
     assert not seen.poll_finds_dead()
@@ -316,7 +316,7 @@ def test_a_pidfd_that_never_becomes_readable(child, monkeypatch):
     """As in a sandbox that lets pidfds be opened and signalled, and no more."""
     reader, writer = os.pipe()
     try:
-        seen = Parent(child.identity, reader)
+        seen = DriverProcess(child.identity, reader)
         monkeypatch.setattr(signal, "pidfd_send_signal", lambda pidfd, number: os.kill(child.pid, number))
         assert not seen.poll_finds_dead()
         child.process.kill()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qx_supervisor.ready import is_readable, is_writable
+from qx_supervisor.descriptors import is_readable, is_writable
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from testkit.watchers import is_for, orders, wait_until_written, watchers_of
 
 needs_cgroups = pytest.mark.skipif(where() is None, reason="no version 2 of control groups can be written to here")
 
+
 @pytest.fixture(scope="module")
 def systemd() -> Iterator[units.UserSystemd]:
     if units.why_not():
@@ -133,9 +134,7 @@ def as_unit(ibm, outside, write_script, tmp_path) -> Iterator[tuple[str, Process
     os.mkfifo(output)
     given = [f"--setenv={each}={os.environ[each]}" for each in names]
     properties = [f"StandardOutput=file:{output}", "TimeoutStopSec=1s", "KillMode=control-group"]
-    subprocess.run(
-        [*outside.wrap(name, *properties)[:-1], *given, "--", sys.executable, str(script)], check=True
-    )
+    subprocess.run([*outside.wrap(name, *properties)[:-1], *given, "--", sys.executable, str(script)], check=True)
     with output.open() as lines:
         for line in lines:
             if line.startswith("queued "):

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .descriptors import is_readable
 from .errors import QxError
 from .local import Service
-from .ready import is_readable
 
 PATIENCE = 60.0
 """Seconds for the driver to come so far that it can be killed, and for all that follows."""
@@ -37,12 +37,12 @@ run(circuit, "ibm_brisbane", service=service, on_status=tell, panel="plain")
 """
 
 
-class DrillError(QxError):
+class KillTestError(QxError):
     """The drill did not come to its end."""
 
 
 @dataclass(frozen=True)
-class Drilled:
+class KillTest:
     """What became of a killed driver's job.
 
     Attributes:
@@ -58,7 +58,9 @@ class Drilled:
     milliseconds: float
 
 
-def drill(ibm: Service, *, is_quiet: bool = False, before_kill: Callable[[int], None] = lambda _: None) -> Drilled:
+def kill_a_driver(
+    ibm: Service, *, is_quiet: bool = False, before_kill: Callable[[int], None] = lambda _: None
+) -> KillTest:
     """Start a driver, kill it while its job is in the queue, and wait for what its watcher does.
 
     Args:
@@ -67,7 +69,7 @@ def drill(ibm: Service, *, is_quiet: bool = False, before_kill: Callable[[int], 
         before_kill: Called with the driver's pid before it is killed.
 
     Raises:
-        DrillError: If the driver did not start, or its job was not cancelled.
+        KillTestError: If the driver did not start, or its job was not cancelled.
     """
     ibm.hold("queued")
     command = [sys.executable, "-c", DRIVER, str(ibm.pid), str(ibm.port)]
@@ -86,10 +88,10 @@ def drill(ibm: Service, *, is_quiet: bool = False, before_kill: Callable[[int], 
         request = ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel", timeout=PATIENCE)[0]
         ended = ibm.wait_job(job, timeout=PATIENCE)
     except TimeoutError as error:
-        raise DrillError(f"the killed driver's job was not cancelled: {error}") from None
+        raise KillTestError(f"the killed driver's job was not cancelled: {error}") from None
     _wait_for_end(watcher)  # it confirms the cancel and looks for duplicates; the service stays for that
     requests = ibm.job(job).cancel_requests
-    return Drilled(job, ended.status, requests, (request.arrived - killed) / 1e6)
+    return KillTest(job, ended.status, requests, (request.arrived - killed) / 1e6)
 
 
 def _queued(driver: subprocess.Popen[str]) -> tuple[int, str]:
@@ -100,7 +102,7 @@ def _queued(driver: subprocess.Popen[str]) -> tuple[int, str]:
         if state == "queued":
             return int(watcher), job
     said = driver.stderr.read().strip().splitlines() if driver.stderr is not None else []
-    raise DrillError(f"the driver ended before its job was queued{f': {said[-1]}' if said else ''}")
+    raise KillTestError(f"the driver ended before its job was queued{f': {said[-1]}' if said else ''}")
 
 
 def _wait_for_end(pid: int) -> None:

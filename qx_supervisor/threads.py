@@ -1,6 +1,6 @@
-"""A few threads for any number of runs, and the alarms that wake them.
+"""A few threads for any number of runs, and the timers that wake them.
 
-Work that is handed to a crew is done by so many threads at most; they come when there is work and go when there is
+Work that is handed to a pool is done by so many threads at most; they come when there is work and go when there is
 none. They are daemons: the pools of `concurrent.futures` are waited for when a program ends, and a queue of a thousand
 submissions would keep it from ending.
 """
@@ -28,7 +28,7 @@ Work = Callable[[], object]
 T = TypeVar("T")
 
 
-class Crew:
+class ThreadPool:
     """Some threads.
 
     Args:
@@ -90,9 +90,9 @@ class Crew:
         self.do(done)
         return future
 
-    def after(self, seconds: float, work: Work) -> Alarm:
+    def after(self, seconds: float, work: Work) -> Timer:
         """Have it done after so many seconds."""
-        return clock.after(seconds, lambda: self.do(work))
+        return timers.after(seconds, lambda: self.do(work))
 
     def _serve(self) -> None:
         while True:
@@ -111,7 +111,7 @@ class Crew:
             del work  # what it holds need not wait for the next
 
 
-class Alarm:
+class Timer:
     """Something to be done later, unless it is cancelled."""
 
     __slots__ = ("work",)
@@ -124,8 +124,8 @@ class Alarm:
         self.work = None
 
 
-class Clock:
-    """A thread that does what is due. It must be quick: a crew takes what is not."""
+class Timers:
+    """A thread that does what is due. It must be quick: a pool takes what is not."""
 
     def __init__(self) -> None:
         self.forget()
@@ -133,25 +133,25 @@ class Clock:
     def forget(self) -> None:
         """In a forked child: begin anew."""
         self._changed = threading.Condition()
-        self._alarms: list[tuple[float, int, Alarm]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
         self._tidy_at = 64
 
-    def after(self, seconds: float, work: Work) -> Alarm:
+    def after(self, seconds: float, work: Work) -> Timer:
         """Do something after so many seconds."""
-        alarm = Alarm(work)
+        timer = Timer(work)
         with self._changed:
-            if len(self._alarms) >= self._tidy_at:  # the timeouts of runs that are over
-                self._alarms = [each for each in self._alarms if each[2].work is not None]
-                heapq.heapify(self._alarms)
-                self._tidy_at = max(64, 2 * len(self._alarms))
-            heapq.heappush(self._alarms, (time.monotonic() + seconds, next(self._numbers), alarm))
+            if len(self._timers) >= self._tidy_at:  # the timeouts of runs that are over
+                self._timers = [each for each in self._timers if each[2].work is not None]
+                heapq.heapify(self._timers)
+                self._tidy_at = max(64, 2 * len(self._timers))
+            heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), timer))
             if self._thread is None:
                 self._add()
-            elif self._alarms[0][2] is alarm:
+            elif self._timers[0][2] is timer:
                 self._changed.notify()
-        return alarm
+        return timer
 
     def keep_one(self) -> None:
         """Have the thread, which stays for as long as there are runs."""
@@ -167,18 +167,18 @@ class Clock:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while self._alarms and self._alarms[0][2].work is None:
-                    heapq.heappop(self._alarms)
-                if not self._alarms:
-                    if not self._changed.wait(IDLE_SECONDS) and not self._alarms and not _runs:
+                while self._timers and self._timers[0][2].work is None:
+                    heapq.heappop(self._timers)
+                if not self._timers:
+                    if not self._changed.wait(IDLE_SECONDS) and not self._timers and not _runs:
                         self._thread = None
                         return
                     continue
-                left = self._alarms[0][0] - time.monotonic()
+                left = self._timers[0][0] - time.monotonic()
                 if left > 0:
                     self._changed.wait(min(left, threading.TIMEOUT_MAX))
                     continue
-                work = heapq.heappop(self._alarms)[2].work
+                work = heapq.heappop(self._timers)[2].work
             if work is not None:
                 _do(work)
             del work
@@ -192,13 +192,15 @@ def _do(work: Work) -> None:
             logger.exception("a fault in qx_supervisor, which goes on; please report it")
 
 
-clock = Clock()
-announcing = Crew("qx-announce", 4)  # waits for the watcher's word, while others prepare what is to be submitted
-submitting = Crew("qx-submit", 4)  # transpiles and submits; four POSTs on their way are as many as a minute allows
-asking = Crew("qx-ask", 4)  # reads states and fetches results, over as many connections
-ending = Crew("qx-end", 4)  # cancels and confirms
-looking = Crew("qx-look", 2)  # asks for what is shown beside the state: nobody waits for it
-telling = Crew("qx-tell", 16)  # calls `on_status` functions, which may take their time
+timers = Timers()
+announcing = ThreadPool("qx-announce", 4)  # waits for the watcher's word, while others prepare what is to be submitted
+submitting = ThreadPool(
+    "qx-submit", 4
+)  # transpiles and submits; four POSTs on their way are as many as a minute allows
+asking = ThreadPool("qx-ask", 4)  # reads states and fetches results, over as many connections
+ending = ThreadPool("qx-end", 4)  # cancels and confirms
+looking = ThreadPool("qx-look", 2)  # asks for what is shown beside the state: nobody waits for it
+telling = ThreadPool("qx-tell", 16)  # calls `on_status` functions, which may take their time
 
 
 _runs: set[object] = set()
@@ -212,7 +214,7 @@ def begin_run(run: object) -> None:
     Raises:
         RuntimeError: No thread can be started.
     """
-    for each in (clock, asking, ending):
+    for each in (timers, asking, ending):
         each.keep_one()
     _runs.add(run)
 
@@ -229,7 +231,7 @@ def end_run(run: object) -> None:
 
 def _forget_all() -> None:
     _runs.clear()
-    for each in (clock, announcing, submitting, asking, ending, looking, telling):
+    for each in (timers, announcing, submitting, asking, ending, looking, telling):
         each.forget()
 
 

@@ -14,8 +14,8 @@ import time
 import weakref
 from typing import Any
 
-from . import crew
-from .ours import remote, words
+from . import threads
+from .ours import remote, service_messages
 
 FIRST_LOOK = 2.0
 """Seconds in the queue after which it is asked first: a job that is run at once is not worth it."""
@@ -29,7 +29,7 @@ FORGET = 120.0
 _AT_WORK = ("", "active", "online", "available")
 
 
-class Outlook:
+class QueueBlockers:
     """What is known of one backend and its instance. Safe to use from any thread.
 
     Args:
@@ -55,7 +55,7 @@ class Outlook:
             if now >= self._due:
                 self._due = now + LOOK_AGAIN
                 with contextlib.suppress(RuntimeError):  # no thread can be had
-                    crew.looking.do(self._look)
+                    threads.looking.do(self._look)
             return self._known
 
     def _look(self) -> None:
@@ -74,8 +74,8 @@ class Outlook:
 
 def away(backend: str, status: dict[str, Any]) -> str:
     """Why a backend takes no jobs out of its queue, by its status as the service tells it; or ""."""
-    word = words.line(str(status.get("status") or ""))
-    message = words.line(str(status.get("message") or ""))
+    word = service_messages.one_line(str(status.get("status") or ""))
+    message = service_messages.one_line(str(status.get("message") or ""))
     if status.get("state") is False:
         said = f"{backend} is offline" + ("" if word.lower() in (*_AT_WORK, "offline") else f" ({word})")
     elif word.lower() not in _AT_WORK:
@@ -111,21 +111,21 @@ def _number(value: Any) -> float | None:
     return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
 
 
-_outlooks: weakref.WeakValueDictionary[tuple[int, str], Outlook] = weakref.WeakValueDictionary()
+_known_blockers: weakref.WeakValueDictionary[tuple[int, str], QueueBlockers] = weakref.WeakValueDictionary()
 _making = threading.Lock()
 
 
-def outlook_of(there: remote.Remote, backend: str) -> Outlook:
+def blockers_of(there: remote.Remote, backend: str) -> QueueBlockers:
     """The one of a backend and its instance; there is one as long as anybody has it."""
     with _making:
-        known = _outlooks.get((id(there), backend))
+        known = _known_blockers.get((id(there), backend))
         if known is None:
-            known = _outlooks[id(there), backend] = Outlook(there, backend)
+            known = _known_blockers[id(there), backend] = QueueBlockers(there, backend)
         return known
 
 
 def _begin_anew() -> None:
-    _outlooks.clear()
+    _known_blockers.clear()
     _making._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001
 
 

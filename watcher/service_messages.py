@@ -25,7 +25,7 @@ _SECRET = re.compile(r"(?i:bearer|apikey)[\s:=]+\S+|eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
 @dataclass(frozen=True)
-class Said:
+class ServiceMessage:
     """What an answer says.
 
     Attributes:
@@ -42,7 +42,7 @@ class Said:
         return f"{self.message} (code {self.code})" if self.message else f"code {self.code}"
 
 
-def said(text: str) -> Said:
+def parse(text: str) -> ServiceMessage:
     """Read an answer's text, of whatever form it is."""
     text = text.strip()
     if text[:1] in ("{", "[", '"'):
@@ -52,12 +52,12 @@ def said(text: str) -> Said:
             pass  # it is cut off, or only looks like JSON
     if re.search(r"<(!doctype|html|head|body|title|h1)\b", text[:4000], re.IGNORECASE):
         found = _TITLES.search(text[:20000])
-        title = line(html.unescape(_TAG.sub(" ", found[1] or found[2] or ""))) if found else ""
-        return Said(title or "a page of HTML, and not of the service's interface")
-    return Said(line(text))
+        title = one_line(html.unescape(_TAG.sub(" ", found[1] or found[2] or ""))) if found else ""
+        return ServiceMessage(title or "a page of HTML, and not of the service's interface")
+    return ServiceMessage(one_line(text))
 
 
-def line(text: str) -> str:
+def one_line(text: str) -> str:
     """A text in one line of bearable length, without what commands a terminal or is like a token."""
     text = _ESCAPED.sub(_characters, text[: 20 * LONGEST])
     text = " ".join(_SECRET.sub("…", text).split())
@@ -79,7 +79,7 @@ def answered(status: int, text: str) -> str:
 
 def status_and_words(status: int, text: str) -> str:
     """An answer's status, and what it says."""
-    found = said(text)
+    found = parse(text)
     what = found.message if found.code == status else str(found)
     if not what:
         try:
@@ -94,17 +94,17 @@ def code(value: Any) -> int | str | None:
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
     if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdigit() else line(value)
+        return int(value) if value.isascii() and value.isdigit() else one_line(value)
     return value
 
 
-def _of_json(value: Any) -> Said:
+def _of_json(value: Any) -> ServiceMessage:
     errors = value.get("errors") or value.get("error") if isinstance(value, dict) else value
     if isinstance(errors, list) and errors:
         errors = errors[0]
     for each in (errors, value):
         if isinstance(each, str):
-            return Said(line(each), code(value.get("code")) if isinstance(value, dict) else None)
+            return ServiceMessage(one_line(each), code(value.get("code")) if isinstance(value, dict) else None)
         if isinstance(each, dict):
             message = next((each[name] for name in _MESSAGES if isinstance(each.get(name), str) and each[name]), "")
             number = next((found for name in _CODES if (found := code(each.get(name))) is not None), None)
@@ -112,5 +112,5 @@ def _of_json(value: Any) -> Said:
             if message and isinstance(solution, str) and solution and solution not in message:
                 message = f"{message.rstrip('. ')}. {solution}"
             if message or number is not None:
-                return Said(line(message), number)
-    return Said(line(json.dumps(value, ensure_ascii=False)) if value else "")
+                return ServiceMessage(one_line(message), number)
+    return ServiceMessage(one_line(json.dumps(value, ensure_ascii=False)) if value else "")

@@ -14,10 +14,10 @@ from testkit.circuits import BACKEND
 from testkit.processes import DEADLINE, until
 from testkit.runs import Running
 
-from qx_supervisor import JobCancelled, JobFailed, RunError, Status, SubmitError, local, outlook, worker
+from qx_supervisor import JobCancelled, JobFailed, RunError, Status, SubmitError, local, queue_blockers, worker
 from qx_supervisor import service as qiskit_service
-from qx_supervisor.endings import ending
 from qx_supervisor.errors import interrupted
+from qx_supervisor.job_errors import ending
 from qx_supervisor.ours import remote
 
 JOBS = "/api/v1/jobs"
@@ -40,8 +40,10 @@ USED_UP = {"limit_seconds": 600, "consumed_seconds": 612}
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What keeps a job in the queue is asked for at once, and again and again."""
     monkeypatch.setattr(worker, "FIRST_LOOK", 0.0)
-    monkeypatch.setattr(outlook, "LOOK_AGAIN", 0.05)
-    monkeypatch.setattr(outlook, "_outlooks", weakref.WeakValueDictionary())  # what a run before this one found
+    monkeypatch.setattr(queue_blockers, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(
+        queue_blockers, "_known_blockers", weakref.WeakValueDictionary()
+    )  # what a run before this one found
 
 
 def refusal(message: str) -> dict[str, Any]:
@@ -88,11 +90,11 @@ def test_what_kept_a_job_yesterday_is_not_told(
 ) -> None:
     there = qiskit_service.remote_of(qiskit_service.clients_of(service)[0])
     ibm.scenario({"backends": {BACKEND: {"status": "offline"}}})
-    kept = outlook.Outlook(there, BACKEND)
+    kept = queue_blockers.QueueBlockers(there, BACKEND)
     until(kept.words, bool)
     ibm.scenario({})
     assert kept.words().startswith(f"{BACKEND} is offline")
-    monkeypatch.setattr(outlook, "FORGET", 0.0)
+    monkeypatch.setattr(queue_blockers, "FORGET", 0.0)
     assert not kept.words()
 
 

@@ -50,7 +50,4 @@ def fault() -> str:
         return ""
     name, channel = next(iter(old.items()))
     of = f"of the channel {channel}, which IBM Quantum has no more" if channel else "of no channel"
-    return (
-        f"the saved account {name!r} is {of}; make an API key at quantum.cloud.ibm.com, "
-        f"and save it: {_SAVE_ANEW}"
-    )
+    return f"the saved account {name!r} is {of}; make an API key at quantum.cloud.ibm.com, and save it: {_SAVE_ANEW}"
