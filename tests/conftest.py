@@ -185,8 +185,9 @@ def end_watcher_at_work() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(state: Path) -> Iterator[None]:
-    """No process, no descriptor and no temporary file is left by a test."""
+    """No process, no descriptor and no temporary file is left by a test, and no other test's module is taken away."""
     drivers.made.clear()
+    modules = sys.modules.keys() - ()
     open_before = descriptors()
     before = children()
     yield
@@ -214,6 +215,8 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
         gc.collect()  # a handle of the service that is in a cycle, as what an example defines, closes its pidfd then
     assert descriptors() - kept <= open_before, "descriptors left behind"
     assert not list(Path("/tmp").glob(f"qx-*-{os.getpid()}*"))
+    # Imported anew, its classes would be others than those that modules around it know.
+    assert modules <= sys.modules.keys()
 
 
 @pytest.fixture(autouse=True)

@@ -12,21 +12,23 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 
+def bench(*arguments: str) -> str:
+    """What it prints."""
+    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.long
 def test_a_short_bench(tmp_path):
     """It is checked that each figure is measured; how good they are depends on the machine, and is not."""
     figures = tmp_path / "figures.json"
     chosen = ["kill", "run", "later", "import", "flight", "death", "ledger"]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--tries", "2", "--only", *chosen, "--json", str(figures)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    shown = bench("--tries", "2", "--only", *chosen, "--json", str(figures))
     measures = {each["name"]: each for each in json.loads(figures.read_text())}
     for each in measures.values():
         assert all(values for values in each["values"].values()), each
-        assert f"| {each['name']} | qx_supervisor |" in done.stdout
+        assert f"| {each['name']} | qx_supervisor |" in shown
     kill = measures["kill -9 → cancel request"]["values"]
     assert {whose: len(values) for whose, values in kill.items()} == {"bare": 1, "textbook": 1, "qx_supervisor": 2}
     assert all(value > 0 for values in kill.values() for value in values)
@@ -41,12 +43,11 @@ def postgres_is_missing() -> bool:
 @pytest.mark.long
 def test_a_short_bench_of_the_shared_ledger(tmp_path):
     figures = tmp_path / "figures.json"
-    asked = [sys.executable, str(SCRIPT), "--tries", "2", "--only", "arming", "renewals", "reapers"]
-    done = subprocess.run([*asked, "--json", str(figures)], stdout=subprocess.PIPE, text=True, check=True)
+    shown = bench("--tries", "2", "--only", "arming", "renewals", "reapers", "--json", str(figures))
     measures = {each["name"]: each for each in json.loads(figures.read_text())}
     for each in measures.values():
         assert all(value > 0 for values in each["values"].values() for value in values), each
-        assert f"| {each['name']} | qx_supervisor |" in done.stdout
+        assert f"| {each['name']} | qx_supervisor |" in shown
     assert {name.partition(",")[0] for name in measures} == {
         "arming a run",
         "renewals per second",

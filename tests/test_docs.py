@@ -32,8 +32,6 @@ import qx_supervisor
 from qx_supervisor import local, threads, worker
 from qx_supervisor.cli import main
 
-pytest_plugins = ["pytester"]
-
 # What needs an engine is run by `engines/test_examples.py`, where that engine is installed.
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.page.name != "engines.md"]
 
@@ -73,27 +71,42 @@ def account(ibm: local.Service, service: Any, tmp_path: Path, monkeypatch: pytes
     return saved
 
 
+class Heard:
+    """Which tests have passed."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self.passed.append(report.nodeid.rpartition("::")[2])
+
+
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=lambda page: page.name)
 @pytest.mark.long
-def test_examples_run(ibm, account, page, pytester):
+def test_examples_run(ibm, account, page, tmp_path):
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in PYTHON:
         if block.page == page:
-            execute(block, namespace, ibm, pytester)
+            execute(block, namespace, ibm, tmp_path)
     for left in threads.runs():  # what a page let go is not to be submitted in the next test
         left.outcome.exception(DEADLINE)
     assert [job.status for job in ibm.wait_idle() if not job.is_final] == []
 
 
-def execute(block: Block, namespace: dict[str, Any], ibm: local.Service, pytester: pytest.Pytester) -> None:
+def execute(block: Block, namespace: dict[str, Any], ibm: local.Service, folder: Path) -> None:
     if '__name__ == "__main__"' in block.code:
-        program = pytester.path / f"example_{block.line}.py"
+        program = folder / f"example_{block.line}.py"
         program.write_text(BEFORE.format(pid=ibm.pid, port=ibm.port) + block.code)
         assert_runs(program)
     elif re.search(r"^def test_", block.code, re.MULTILINE):
-        pytester.makepyfile(block.code)
-        outcomes = pytester.runpytest_inprocess("-p", "no:cacheprovider").parseoutcomes()
-        assert outcomes == {"passed": len(re.findall(r"^def test_", block.code, re.MULTILINE))}
+        # Not by pytest's own `pytester`: at its end it takes back all imports, also those of other tests' modules.
+        tests = folder / f"test_example_{block.line}.py"
+        tests.write_text(block.code)
+        heard = Heard()
+        options = ["-p", "no:cacheprovider", "--import-mode", "importlib", "--rootdir", str(folder)]
+        assert pytest.main([*options, str(tests)], plugins=[heard]) == 0
+        assert heard.passed == re.findall(r"^def (test_\w+)", block.code, re.MULTILINE)
     else:
         # Tracebacks name the page and its line.
         code = compile("\n" * (block.line - 1) + block.code, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

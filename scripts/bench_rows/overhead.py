@@ -137,7 +137,6 @@ def _later(ibm: local.Service, folder: Path, tries: int) -> dict[str, list[float
         for _, whose in itertools.product(range(tries), (OURS, CLIENT, THREAD)):
             values[whose].append(_call_to_post(ibm, driver))
     ibm.hold(None)
-    ibm.reset()
     return values
 
 
