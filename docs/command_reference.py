@@ -1,4 +1,4 @@
-"""The directive `command-reference`: what `qx-supervisor --help` says, and every command's own `--help`."""
+"""The directive `command-reference`: the output of `--help` for `qx-supervisor` and each of its commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH = 90
 
 
 def contexts(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
-    """A command's context and those of all commands below it, depth first."""
+    """Yield a command's context and those of its subcommands, depth first."""
     context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     yield context
     if isinstance(command, click.Group):
@@ -28,10 +28,10 @@ def contexts(command: click.Command, name: str, parent: click.Context | None = N
 
 
 class CommandReference(SphinxDirective):
-    """A section for each command."""
+    """Adds a section for each command."""
 
     def run(self) -> list[nodes.Node]:
-        """Make them."""
+        """Return the sections."""
         made: list[nodes.Node] = []
         for context in contexts(main, NAME):
             identifier = nodes.make_id(context.command_path)
@@ -44,6 +44,6 @@ class CommandReference(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register it."""
+    """Register the directive."""
     app.add_directive("command-reference", CommandReference)
     return {"parallel_read_safe": True}

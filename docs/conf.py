@@ -43,8 +43,8 @@ autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
-# What a signature names and other projects document, which a build does not fetch; and the names of ours that stand for
-# a few words, which the text beside them lists.
+# Names in signatures that other projects document (the build fetches no inventories), and our own type aliases, whose
+# values the text beside them lists.
 nitpick_ignore_regex = [
     ("py:class", r"(collections\.abc|types)\.\w+"),
     ("py:class", "PrimitiveResult|QiskitRuntimeService|PubResult"),
@@ -56,10 +56,10 @@ CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 def prepare(_app: Sphinx, _what: str, _name: str, _of: object, _options: object, lines: list[str]) -> None:
-    """Make of a docstring what Sphinx expects.
+    """Adapt a docstring to Sphinx.
 
-    The docstrings say `name` for code, as comments do. And they leave types to the signatures, while Napoleon takes
-    what stands before a colon in the first line below `Returns:` for one.
+    Our docstrings write `name` for code, as comments do. They also leave types to the signatures, but Napoleon would
+    take text before a colon in the first line below `Returns:` for a type.
     """
     lines[:] = [CODE.sub(r"``\1``", line) for line in lines]
     for i, line in enumerate(lines):
@@ -69,5 +69,5 @@ def prepare(_app: Sphinx, _what: str, _name: str, _of: object, _options: object,
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx; before Napoleon has the docstrings."""
+    """Called by Sphinx. The priority puts `prepare` before Napoleon."""
     app.connect("autodoc-process-docstring", prepare, priority=100)

@@ -184,13 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     print(
         f"{today}; {machine()}; {everything.tries} tries in {seconds:.0f} s, {lanes} at a time, seed {options.seed}.\n"
-        f"After a POST without an answer the watchers sweep for {WINDOW:g} s here instead of 120; no delay that the "
-        "drill makes is longer.\n"
+        f"The watchers' sweep window is {WINDOW:g} s here instead of 120; no delay in the drill is longer.\n"
     )
     print(table(results))
     if everything.deaths:
         median = statistics.median(everything.deaths)
-        print(f"\nOf each time, what the kernel takes to end a killed driver: {median:.1f} ms in the median.")
+        print(f"\nEach time includes what the kernel needs to end a killed driver: {median:.1f} ms in the median.")
     if options.json:
         options.json.write_text(json.dumps(_report(results, today, seconds, options), indent=1))
     return 0 if all(totals.is_good for _, totals, _ in results) else 1

@@ -1,15 +1,15 @@
-"""The command `qx-supervisor`. Results go to stdout, talk to stderr.
+"""The command `qx-supervisor`. Results go to stdout, messages to stderr.
 
-`group`    commands that are imported when they are asked for
-`exits`    how a command ends: exit codes, sentences for errors, a real death by the signal
+`group`    commands that are imported on demand
+`exits`    how a command ends: exit codes, errors as sentences, death by a signal
 `output`   lines and JSON objects on stdout, which may be closed at any time
-`account`  whose jobs: the saved account, or the embedded service
+`account`  which account: the saved one, or the embedded service's
 `files`    circuits from OpenQASM and QPY files
-`results`  what a run came to, as a table or as JSON
-`jobs`     jobs that are named by their ids
-`hosts`    the ledger of many hosts
+`results`  a job's result as a table or as JSON
+`jobs`     jobs that the user names by their ids
+`hosts`    the shared ledger
 
-Each other module is one command. None imports Qiskit before it is called: `--help` and completion are to be quick.
+Each other module is one command. None imports Qiskit before it is called, so that `--help` and completion are quick.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "qx-supervisor"
 
 
 class Commands(LazyGroup):
-    """All commands, and how each of them ends."""
+    """All commands; each ends the process with its exit code or signal."""
 
     places: ClassVar[dict[str, str]] = {
         "run": "run:run_command",
@@ -52,7 +52,7 @@ class Commands(LazyGroup):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Carry out a command line, and end the process as that ends."""
+        """Run a command line, and exit with its status."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         words = list(sys.argv[1:] if args is None else args)
@@ -69,10 +69,10 @@ EPILOG = """\b
 Exit codes:
   0  done
   1  the job failed, or the command did
-  2  usage: a bad file or option, no such backend or job
+  2  usage error: a bad file or option, no such backend or job
   3  the job was cancelled, though not by this command
-  4  authentication: no account, or one that is not accepted
-  5  the --timeout passed
+  4  authentication: no account, or it is not accepted
+  5  the --timeout expired
   6  a cancel could not be confirmed
 After Ctrl-C, SIGTERM and SIGHUP the command dies of that signal."""
 
@@ -81,4 +81,4 @@ After Ctrl-C, SIGTERM and SIGHUP the command dies of that signal."""
 @click.version_option(package_name=NAME)
 @debug_option
 def main() -> None:
-    """Jobs on IBM Quantum that do not outlive the program that submitted them."""
+    """Run jobs on IBM Quantum, and cancel them when the program that submitted them dies."""

@@ -1,4 +1,4 @@
-"""Whose jobs a command is about: those of the saved account, or of the embedded service."""
+"""Which account a command uses: the saved one, or the embedded service's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NO_SERVICE = "no embedded service is running; start one with: qx-supervisor loca
 
 def account_options(command: Command) -> Command:
     """Add `--local` and `--instance` to a command."""
-    instance = click.option("--instance", metavar="CRN", help="An instance of the account other than the saved one.")
-    here = click.option("--local", is_flag=True, help="The embedded service on this machine, instead of the account.")
+    instance = click.option("--instance", metavar="CRN", help="Use this instance instead of the saved one.")
+    here = click.option("--local", is_flag=True, help="Use this machine's embedded service, not the account.")
     return instance(here(command))
 
 
 def connect(local: bool, instance: str | None) -> Any:
-    """The service of a command's options.
+    """Return the service that a command's options select.
 
     Raises:
         click.UsageError: If the options contradict each other.
@@ -47,7 +47,7 @@ def connect(local: bool, instance: str | None) -> Any:
 
 
 def no_account() -> RunError:
-    """What to say where no account is saved."""
+    """The error for a missing account."""
     return RunError(
         "auth",
         "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., instance=...), or "
@@ -56,7 +56,7 @@ def no_account() -> RunError:
 
 
 def check(local: bool, instance: str | None) -> None:
-    """Refuse options that contradict each other.
+    """Refuse contradictory options.
 
     Raises:
         click.UsageError: If they do.
@@ -66,7 +66,7 @@ def check(local: bool, instance: str | None) -> None:
 
 
 def find() -> Service | None:
-    """The registered embedded service, if one runs."""
+    """Return the registered embedded service, or None if none is running."""
     from .. import local
 
     return local.find()
@@ -77,10 +77,10 @@ def start(*, lingers: bool = False, **settings: Any) -> Service:
 
     Args:
         lingers: Whether it ends by itself once nobody needs it.
-        **settings: As `local.start` takes them.
+        **settings: Passed on to `local.start`.
 
     Raises:
-        ConfigError: If what it needs is not installed, or it can't be started as asked.
+        ConfigError: If a dependency is missing, or it can't be started with these settings.
     """
     from .. import local
 

@@ -22,7 +22,7 @@ EPILOG = """\b
   job_id   the job's id
   outcome  "cancelled", "finished" (it was final already, or finished
            all the same), "gone" (there is no such job), "unconfirmed"
-  detail   what stood in the way, or an empty string"""
+  detail   what went wrong, or an empty string"""
 
 
 @click.command("cancel", epilog=EPILOG)
@@ -34,12 +34,12 @@ EPILOG = """\b
     metavar="SECONDS",
     default=60.0,
     show_default="60",
-    help="How long to try, for each job.",
+    help="Give up on a job after this time.",
 )
 @json_option
 @debug_option
 def cancel_command(ids: tuple[str, ...], local: bool, instance: str | None, timeout: float, as_json: bool) -> int:
-    """Cancel jobs, and wait until that is confirmed.
+    """Cancel jobs, and wait for confirmation.
 
     The exit code is 6 if a cancel could not be confirmed, and 2 if there is no such job.
     """

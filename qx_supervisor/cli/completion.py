@@ -20,7 +20,7 @@ For fish, once:
 @debug_option
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
-    """Print a shell's completion of this command."""
+    """Print the completion script for a shell."""
     from . import NAME
 
     found = get_completion_class(shell)

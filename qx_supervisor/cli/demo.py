@@ -10,7 +10,10 @@ from .group import debug_option
 @click.command("demo")
 @debug_option
 def demo_command() -> None:
-    """Run a circuit, then kill a driver and see its job cancelled; on this machine alone."""
+    """Run a circuit, then kill a driver and watch the clean-up.
+
+    Everything happens on this machine; no account is needed.
+    """
     from ..demo import show
     from ..errors import ConfigError
 

@@ -11,24 +11,25 @@ EPILOG = """\b
 --json prints an object for each check:
   check      versions, pidfd, state directory, guarded runs, place,
              exec, settings, shared ledger, account, service, clock,
-             kill -9 drill; not all everywhere
+             kill -9 drill; some only where they apply
   verdict    "ok", "warning" or "fault"
   text       what was found
   next_step  what to do, or an empty string"""
 
 
 @click.command("doctor", epilog=EPILOG)
-@click.option("--no-drill", is_flag=True, help="Kill no driver.")
+@click.option("--no-drill", is_flag=True, help="Skip the kill test.")
 @hosts.ledger_option
 @json_option
 @debug_option
 def doctor_command(no_drill: bool, ledger_url: str | None, as_json: bool) -> int:
-    """Check whether all is as it must be on this machine, and say what to do.
+    """Check the installation, this machine and the account.
 
-    The last check starts a driver on an embedded service of its own, kills it with SIGKILL, and measures how long it
-    takes until its job is cancelled. Nothing is submitted to IBM Quantum, and no key is shown.
+    Each line says what was found, and what to do about it. The last check starts a driver on an embedded service of its
+    own, kills it with SIGKILL, and measures how long it takes until its job is cancelled. Nothing is submitted to IBM
+    Quantum, and no API key is shown.
 
-    The exit code is 1 if something is at fault; a warning is no fault.
+    The exit code is 1 if there is a fault; warnings do not count.
     """
     hosts.use(ledger_url)
     from ..doctor import examine

@@ -1,4 +1,4 @@
-"""`qx-supervisor exec`: any driver, not a line of it changed, with every job that it submits guarded."""
+"""`qx-supervisor exec`: run an unchanged program and guard every job that it submits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from . import hosts
 from .group import debug_option
 
 INJECTED = Path(__file__).resolve().parent.parent / "injected"
-"""What Python imports a `sitecustomize` from, at its start."""
+"""The folder from which Python imports our `sitecustomize` when it starts."""
 
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*t?")
 _TAKES_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
 _LEADERS = {"env", "nohup", "nice", "ionice", "time", "timeout", "setsid", "stdbuf", "taskset", "chrt", "numactl"}
-_SHEBANG = 256  # bytes, as the kernel reads
+_SHEBANG = 256  # bytes of the first line that the kernel reads
 
 
 class NotExecutable(click.ClickException):
@@ -37,34 +37,34 @@ class NotFound(click.ClickException):
 
 
 EPILOG = """\b
-The exit code is the program's. Where the program does not start it is 127 if
-there is no such command, 126 if it is no program, and 2 if its jobs could
-not be guarded."""
+The exit code is the program's. If the program does not start, it is 127 if
+there is no such command, 126 if the file is not executable, and 2 if its jobs
+could not be guarded."""
 
 
 @click.command("exec", epilog=EPILOG, context_settings={"allow_interspersed_args": False}, no_args_is_help=True)
 @debug_option
 @hosts.ledger_option
-@click.option("--keep-on-exit", is_flag=True, help="Spare the unfinished jobs of a process that ends with status 0.")
+@click.option("--keep-on-exit", is_flag=True, help="Keep the unfinished jobs of a process that exits with status 0.")
 @click.option(
     "--on-unprotected",
     type=click.Choice(["raise", "warn"]),
     default="raise",
     show_default=True,
-    help="What a submission does that can't be guarded: raise an error and submit nothing, or submit and say so.",
+    help="If a submission can't be guarded: raise an error and submit nothing, or submit and warn.",
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="[--] COMMAND...")
 def exec_command(keep_on_exit: bool, on_unprotected: str, ledger_url: str | None, command: tuple[str, ...]) -> None:
-    """Run any Qiskit program, unchanged, with every job that it submits guarded.
+    """Run a Qiskit program unchanged, and guard its jobs.
 
     \b
       qx-supervisor exec -- python driver.py --shots 4096
       qx-supervisor exec -- jupyter lab
 
-    The program takes this process's place: pid, signals and exit code are its own. Its jobs and those of its child
-    processes are cancelled when the process that submitted them ends, whatever ends it, and named if it can still
-    speak. Not for python -I, -E and -S.
-    """  # noqa: D301 - click's mark for a paragraph that is not to be wrapped
+    The program replaces this process: it has the same pid, gets the signals, and sets the exit code. When a process
+    ends, for whatever reason, the unfinished jobs that it submitted are cancelled. This includes child processes. A
+    process that ends by itself names these jobs on stderr. Does not work with python -I, -E or -S.
+    """  # noqa: D301 - click's mark for a paragraph that must not be wrapped
     hosts.use(ledger_url)
     program = _find(command[0])
     option = unguardable(command) or _in_shebang(program)
@@ -77,13 +77,13 @@ def exec_command(keep_on_exit: bool, on_unprotected: str, ledger_url: str | None
         raise click.ClickException(
             f"PYTHONPATH can't hold {INJECTED}; install qx-supervisor in a folder without a colon"
         )
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would go on to the program
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the program would inherit that
         signal.signal(number, signal.SIG_DFL)
     its_environment = environment(os.environ, keep_on_exit=keep_on_exit, on_unprotected=on_unprotected)
     try:
-        os.execve(program, command, its_environment)  # noqa: S606 - what the user names
+        os.execve(program, command, its_environment)  # noqa: S606 - the user's own command
     except OSError as error:
-        if error.errno == errno.ENOEXEC:  # a shell would take it for a script of its own
+        if error.errno == errno.ENOEXEC:  # a shell would run it as a shell script
             reason = f"{command[0]} is no program; name what runs it: qx-supervisor exec -- python {command[0]}"
         else:
             reason = f"{command[0]} can't be started: {error.strerror}"
@@ -91,20 +91,20 @@ def exec_command(keep_on_exit: bool, on_unprotected: str, ledger_url: str | None
 
 
 def environment(base: os._Environ[str] | dict[str, str], *, keep_on_exit: bool, on_unprotected: str) -> dict[str, str]:
-    """The environment of the program, in which each Python finds our `sitecustomize` first."""
+    """Return the program's environment, in which each Python finds our `sitecustomize` first."""
     made = {**base, "QX_ON_UNPROTECTED": on_unprotected}
     others = [entry for entry in base.get("PYTHONPATH", "").split(os.pathsep) if entry != str(INJECTED)]
-    # An empty PYTHONPATH is none, but an empty entry in it is the working directory.
+    # An empty PYTHONPATH means none, but an empty entry in it means the working directory.
     made["PYTHONPATH"] = os.pathsep.join([str(INJECTED), *(others if any(others) else [])])
-    made.pop("QX_KEEP_ON_EXIT", None)  # another exec's, further up
+    made.pop("QX_KEEP_ON_EXIT", None)  # it belongs to an outer `exec`
     if keep_on_exit:
         made["QX_KEEP_ON_EXIT"] = "1"
-    made.setdefault("QX_LOG_LEVEL", "WARNING")  # the program does not know what it would have to listen to
+    made.setdefault("QX_LOG_LEVEL", "WARNING")  # the program does not configure our logger
     return made
 
 
 def unguardable(command: Sequence[str]) -> str:
-    """The option of Python's that keeps our `sitecustomize` out, such as "-I", or ""."""
+    """Return the Python option that disables our `sitecustomize`, such as "-I", or ""."""
     words = list(command)
     if Path(words[0]).name in _LEADERS:
         while words and not _is_python(words[0]):
@@ -133,7 +133,7 @@ def _is_python(word: str) -> bool:
 
 
 def _in_shebang(program: str) -> str:
-    """What the first line of a script says of its Python."""
+    """Return such an option from a script's shebang line, or ""."""
     try:
         with Path(program).open("rb") as file:
             first = file.read(_SHEBANG).partition(b"\n")[0]

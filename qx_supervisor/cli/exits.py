@@ -25,26 +25,26 @@ AUTH = 4
 TIMEOUT = 5
 UNCONFIRMED = 6
 
-_NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2: its message is the help
+_NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2: its message is the help text
 
 tracebacks = False
 """Whether `--debug` was given."""
 
 
 class UnknownJob(QxError):
-    """There is no such job, or what was given can't be a job's id."""
+    """There is no such job, or the argument can't be a job's id."""
 
 
 def conclude(work: Callable[[], object]) -> int:
-    """Do a command's work, and say how it ended.
+    """Run a command, report an error, and return the exit code.
 
     Args:
-        work: Returns the exit code, or anything else for 0.
+        work: The command. It returns the exit code, or anything else for 0.
 
     Returns:
-        The exit code. A command that was ended by a signal does not return: it dies of it.
+        The exit code. After a signal this function does not return: the process dies of the signal.
     """
-    global tracebacks  # noqa: PLW0603 - set by an option, wherever on the line that stands
+    global tracebacks  # noqa: PLW0603 - set by an option, which may stand anywhere on the command line
     tracebacks = False
     try:
         code = work()
@@ -56,16 +56,16 @@ def conclude(work: Callable[[], object]) -> int:
         die(error.signum)
     except (KeyboardInterrupt, click.Abort):
         die(signal.SIGINT)
-    except Exception as error:  # noqa: BLE001 - an error is a sentence, whatever it is
+    except Exception as error:  # noqa: BLE001 - every error is reported as a sentence
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            output.close()  # whoever read it has had enough
+            output.close()  # the reader has closed the pipe
             return DONE
         _tell(error)
         return code_of(error)
 
 
 def code_of(error: BaseException) -> int:
-    """The exit code that an error stands for."""
+    """Return the exit code for an error."""
     match error:
         case click.ClickException():
             return error.exit_code
@@ -81,14 +81,14 @@ def code_of(error: BaseException) -> int:
 
 
 def die(number: int) -> NoReturn:
-    """Die of a signal, so that a shell's loop stops as it should."""
+    """Die of a signal, so that a loop in a shell stops."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
     signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # process 1 of a container can't be ended so
+    os._exit(128 + number)  # the signal does not end process 1 of a container
 
 
 def _tell(error: BaseException) -> None:

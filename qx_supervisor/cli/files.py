@@ -1,4 +1,4 @@
-"""Circuits from files: OpenQASM 2 and 3, and QPY. What a file is, its first bytes say, and not its name."""
+"""Circuits from files: OpenQASM 2 and 3, and QPY. The first bytes decide the format, not the file name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def read(file: str, *, measure_all: bool) -> list[Any]:
 
     Args:
         file: Its path, or "-" for standard input.
-        measure_all: Whether all qubits are measured of a circuit that measures nothing.
+        measure_all: Whether to measure all qubits of a circuit that measures nothing.
 
     Raises:
-        ConfigError: If the file can't be read, or holds no circuit that can be run.
+        ConfigError: If the file can't be read, or contains no circuit that can be run.
     """
     from ..pubs import measures
 
@@ -36,7 +36,7 @@ def read(file: str, *, measure_all: bool) -> list[Any]:
             which = f" (number {i})" if len(circuits) > 1 else ""
             if not measure_all:
                 raise _refuse(file, f"the circuit measures nothing{which}; add measurements, or --measure-all")
-            # Into the bits that it declares, if they are as many.
+            # Into the declared bits, if there is one per qubit.
             circuit.measure_all(add_bits=circuit.num_clbits != circuit.num_qubits)
     return circuits
 
@@ -77,7 +77,7 @@ def _qpy(data: bytes, file: str) -> list[Any]:
 
     try:
         found = qpy.load(io.BytesIO(data))
-    except Exception as error:  # noqa: BLE001 - a damaged file raises of many kinds
+    except Exception as error:  # noqa: BLE001 - a damaged file raises many types
         raise _refuse(file, f"the QPY file can't be read: {_one_line(error)}; write it anew with qpy.dump") from None
     circuits = [item for item in found if isinstance(item, QuantumCircuit)]
     if not circuits:
@@ -90,7 +90,7 @@ def _qasm2(text: str, file: str) -> Any:
 
     folder = "." if file == "-" else str(Path(file).parent)
     try:
-        # With the gates that Qiskit's earlier exporters took for granted.
+        # With the gates that Qiskit's earlier exporters did not define.
         return qasm2.loads(text, include_path=(folder,), custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
     except qasm2.QASM2ParseError as error:
         raise _refuse(file, f"the OpenQASM 2 can't be read: {_one_line(error)}") from None
@@ -101,7 +101,7 @@ def _qasm3(text: str, file: str) -> Any:
 
     try:
         return qasm3.loads(text)
-    except Exception as error:  # noqa: BLE001 - the parser raises of many kinds
+    except Exception as error:  # noqa: BLE001 - the parser raises many types
         raise _refuse(file, f"the OpenQASM 3 can't be read: {_one_line(error)}") from None
 
 

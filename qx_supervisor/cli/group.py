@@ -1,4 +1,4 @@
-"""A group of commands that are imported when they are asked for."""
+"""A group of commands that are imported on demand."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from . import exits
 
 
 class LazyGroup(click.Group):
-    """Commands by name, each with the place of its object: "module:name" in this package.
+    """Commands by name, each with its location in this package as "module:name".
 
-    `--help` imports them all, for their first lines; so none imports Qiskit before it is called.
+    `--help` imports them all for their summaries, so no command may import Qiskit before it is called.
     """
 
     places: ClassVar[dict[str, str]] = {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order in which they are shown."""
+        """Return the names in the order in which they are shown."""
         return [*self.places, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name."""
+        """Return the command of this name."""
         place = self.places.get(cmd_name)
         if place is None:
             return super().get_command(ctx, cmd_name)
@@ -40,6 +40,6 @@ def _remember(_context: click.Context, _parameter: click.Parameter, value: bool)
 debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, callback=_remember, help="Show the traceback of an error."
 )
-"""For every command: it may stand before its name or after it."""
+"""For every command: it may stand before or after the command's name."""
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")

@@ -1,4 +1,4 @@
-"""Jobs that are named by their ids."""
+"""Jobs that the user names by their ids."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..watcher import ledger, remote
 from .exits import UnknownJob
 
 UNKNOWN = (400, 404)
-"""The statuses of an answer that says that there is no such job."""
+"""HTTP statuses that mean that there is no such job."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,127}")
 
 
 def check(job_id: str) -> None:
-    """Refuse what can't be a job's id, before it becomes a part of an address.
+    """Refuse what can't be a job's id, before it becomes part of a URL.
 
     Raises:
         UnknownJob: If it can't be one.
@@ -33,7 +33,7 @@ def check(job_id: str) -> None:
 
 
 def unknown(job_id: str) -> UnknownJob:
-    """For an id that the service does not know."""
+    """The error for an id that the service does not know."""
     return UnknownJob(f"there is no job {job_id} in this account; check the id, or give its --instance")
 
 
@@ -43,14 +43,14 @@ def find(service: Any, job_id: str, ask: Callable[..., Any] = ask) -> tuple[Any,
     Args:
         service: The account's service.
         job_id: The job's id.
-        ask: Puts a question to an instance, as `poller.ask` does.
+        ask: Sends a request to an instance, as `poller.ask` does.
 
     Returns:
         The REST client of its instance, and its state.
 
     Raises:
-        UnknownJob: If there is none of this id.
-        RemoteError: If the service can't be asked.
+        UnknownJob: If there is no job with this id.
+        RemoteError: If the request fails.
     """
     for client in qiskit_service.clients_of(service):
         there = qiskit_service.remote_of(client)
@@ -63,7 +63,7 @@ def find(service: Any, job_id: str, ask: Callable[..., Any] = ask) -> tuple[Any,
 
 
 def completions(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The ids that the ledger knows, for the shell's completion."""
+    """Return the ids in the ledger, for shell completion."""
     try:
         with ledger.Ledger.open(ledger.state_directory()) as book:
             known = [job for row in book.rows(None) for job in row.jobs]

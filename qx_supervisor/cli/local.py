@@ -18,22 +18,22 @@ FIELDS = """\b
 
 @click.group("local")
 def local_command() -> None:
-    """The embedded IBM Quantum service, for trying things out.
+    """Start and stop the embedded IBM Quantum service.
 
-    Commands with --local speak to it, and programs by qx_supervisor.local.find().service(). No request leaves this
-    machine.
+    Use it with the --local option of other commands, and with qx_supervisor.local.find().service() in programs. No
+    request leaves this machine.
     """
 
 
 @local_command.command(epilog=FIELDS)
-@click.option("--port", default=0, help="Port on 127.0.0.1; 0 takes a free one.")
-@click.option("--backend", "backends", metavar="NAME", multiple=True, help="A backend that it offers; several times.")
+@click.option("--port", default=0, help="Port on 127.0.0.1; 0 selects a free one.")
+@click.option("--backend", "backends", metavar="NAME", multiple=True, help="A backend to offer; can be repeated.")
 @json_option
 @debug_option
 def start(port: int, backends: tuple[str, ...], as_json: bool) -> None:
-    """Start it, to run until it is stopped, and print its address.
+    """Start the service and print its address. It runs until it is stopped.
 
-    If one runs already, it is left as it is.
+    If one is running already, nothing changes.
     """
     running = account.find()
     if running is None:
@@ -50,7 +50,7 @@ def start(port: int, backends: tuple[str, ...], as_json: bool) -> None:
 @local_command.command()
 @debug_option
 def stop() -> None:
-    """Stop it; its jobs are gone then."""
+    """Stop the service. Its jobs are lost."""
     running = account.find()
     if running is None:
         raise QxError(account.NO_SERVICE)
@@ -61,7 +61,7 @@ def stop() -> None:
 @json_option
 @debug_option
 def status(as_json: bool) -> None:
-    """Say where it runs."""
+    """Print the address and the pid of the running service."""
     running = account.find()
     if running is None:
         raise QxError(account.NO_SERVICE)

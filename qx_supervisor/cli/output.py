@@ -1,4 +1,4 @@
-"""What commands write: results to stdout, a line at a time, and talk to stderr."""
+"""What commands write: results to stdout, one per line, and messages to stderr."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import click
 def line(text: str = "") -> None:
     """Write a line of a result.
 
-    Where stdout is closed, as by `| head`, this and all that follows is written to nowhere: the command goes on to its
-    end, and its exit code says how that was.
+    If stdout is closed, as by `| head`, this and all further output is discarded. The command still runs to its end,
+    and sets its exit code.
     """
     try:
         click.echo(text)
@@ -33,7 +33,7 @@ def record(**fields: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Say something on stderr."""
+    """Write a message to stderr."""
     try:
         click.echo(f"qx-supervisor: {text}", err=True)
     except OSError:
@@ -41,21 +41,21 @@ def say(text: str) -> None:
 
 
 def time_of(seconds: float | None) -> str | None:
-    """A time in seconds since the epoch, in the form that all results have it: 2026-01-31T12:00:00Z."""
+    """Format a time in seconds since the epoch as all results have it: 2026-01-31T12:00:00Z."""
     if seconds is None:
         return None
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def close() -> None:
-    """Let whatever is still to be written to stdout go to nowhere."""
+    """Discard everything that is still to be written to stdout."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: it knows neither arrays nor what is no number."""
+    """Convert to what JSON can represent: lists for arrays, null for NaN and infinity."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):

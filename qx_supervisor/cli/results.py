@@ -1,4 +1,4 @@
-"""What a job came to, as people and programs read it."""
+"""A job's result as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FIELDS = """\b
   backend      where it ran
   state        "done"
   index        number of the circuit in the job, from 0
-  name         the circuit's name, or null where that is not known
-  qpu_seconds  QPU time charged, or null while that is not known
+  name         the circuit's name, or null if unknown
+  qpu_seconds  QPU time charged, or null while unknown
   shots, counts
-               for a sampler: how often it was executed, and
+               for a sampler: the number of executions, and
                {bit string: count}
   expectation_values, standard_errors
                for an estimator: nested lists in the PUB's shape
-and where there is no result, one object:
+and, if there is no result, one object:
   job_id       the job's id, or null if there is none
   state        "failed", "cancelled", "timeout", "interrupted", "error"
-  stage        where: config, auth, backend, transpile, submit, poll,
-               timeout, job or results; null where it is none of these
+  stage        where it failed: config, auth, backend, transpile, submit,
+               poll, timeout, job or results; null if none of these
   reason       why, in a sentence"""
-"""For the help of the commands that print results."""
+"""Part of the help of commands that print results."""
 
 
 def show(result: RunResult, names: Sequence[str | None], *, as_json: bool) -> None:
@@ -37,11 +37,11 @@ def show(result: RunResult, names: Sequence[str | None], *, as_json: bool) -> No
     Args:
         result: The result.
         names: The circuits' names.
-        as_json: As JSON objects, or as a table.
+        as_json: Print JSON objects instead of a table.
     """
     try:
         found = [_values(result, index) for index in range(len(names))]
-    except (AttributeError, TypeError) as error:  # of another program, or of a kind that has no counts
+    except (AttributeError, TypeError) as error:  # another program's job, or a kind of result without counts
         output.say(f"job {result.job_id} is done; its result can't be printed here: {error}")
         found = [{}] * len(names)
     for index, (values, name) in enumerate(zip(found, names, strict=True)):
@@ -89,11 +89,11 @@ def _table(values: dict[str, Any]) -> None:
 
 
 def show_failure(error: QxError | Interrupted | KeyboardInterrupt, job_id: str | None = None) -> None:
-    """Print, as JSON, what there is instead of a result.
+    """Print an error as JSON, in place of a result.
 
     Args:
         error: How it ended.
-        job_id: The job that was asked for, where the error names none.
+        job_id: The requested job, used if the error names none.
     """
     match error:
         case Interrupted() | KeyboardInterrupt():

@@ -15,31 +15,31 @@ from .results import FIELDS
 
 @click.command("run", epilog=FIELDS)
 @click.argument("file", type=click.Path(allow_dash=True))
-@click.option("--backend", metavar="NAME", help="The backend; by default the least busy that is wide enough.")
-@click.option("--shots", type=int, help="How often each circuit is executed.")
+@click.option("--backend", metavar="NAME", help="The backend. Default: the least busy one that is wide enough.")
+@click.option("--shots", type=int, help="Number of executions of each circuit.")
 @account.account_options
 @json_option
-@click.option("--timeout", type=float, metavar="SECONDS", help="Cancel the job when so many seconds have passed.")
-@click.option("--tag", "tags", multiple=True, help="A tag for the job; may be given up to five times.")
-@click.option("--measure-all", is_flag=True, help="Measure all qubits of a circuit that measures nothing.")
-@click.option("--optimization-level", type=click.IntRange(0, 3), default=1, show_default=True, help="The transpiler's.")
-@click.option("--seed", type=int, help="The transpiler's seed.")
-@click.option("--max-execution-time", type=int, metavar="SECONDS", help="QPU time after which IBM ends the job itself.")
-@click.option("--key", metavar="NAME", help="A name by which the job is taken up again if this command is killed.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Cancel the job after this time.")
+@click.option("--tag", "tags", multiple=True, help="A tag for the job; can be repeated up to five times.")
+@click.option("--measure-all", is_flag=True, help="Measure all qubits of circuits without measurements.")
+@click.option("--optimization-level", type=click.IntRange(0, 3), default=1, show_default=True, help="For transpiling.")
+@click.option("--seed", type=int, help="A seed for the transpiler.")
+@click.option("--max-execution-time", type=int, metavar="SECONDS", help="QPU time after which IBM ends the job.")
+@click.option("--key", metavar="NAME", help="Continue with the job of this name if the command is repeated.")
 @click.option(
     "--grace",
     type=float,
     default=0.0,
     metavar="SECONDS",
-    help="How long the job with a key is left alone for that; then the watcher cancels it.",
+    help="With --key: wait this long for a repeated command before the watcher cancels.",
 )
-@click.option("--keep-on-sigterm", is_flag=True, help="On SIGTERM leave the job to its grace, and don't cancel it.")
+@click.option("--keep-on-sigterm", is_flag=True, help="With --key: on SIGTERM, start the grace period; don't cancel.")
 @click.option(
     "--panel",
     type=click.Choice(["auto", "plain", "none"]),
     default="auto",
     show_default=True,
-    help="How the job's state is shown on stderr.",
+    help="How to show the job's state on stderr.",
 )
 @hosts.ledger_option
 @debug_option
@@ -64,15 +64,15 @@ def run_command(  # noqa: PLR0917 - click passes by name
 ) -> None:
     """Run the circuits of FILE and print the counts.
 
-    FILE is OpenQASM 2, OpenQASM 3 or QPY, or - for standard input. The circuits of a QPY file run as one job.
+    FILE contains OpenQASM 2, OpenQASM 3 or QPY; - means standard input. The circuits of a QPY file run as one job.
 
     Whatever ends this command, the job is cancelled: by the command itself after Ctrl-C, SIGTERM, SIGHUP and --timeout,
-    and by its watcher after everything else.
+    otherwise by its watcher.
 
-    With --key a command that is given again takes its job up: it is waited for, or its result fetched, and nothing is
-    submitted twice.
+    With --key, if this command is killed and you repeat it, it continues with the same job: it waits for it, or fetches
+    its result, and submits nothing again.
 
-    With --local it runs on the embedded service: the one that is running, or one for this run alone.
+    With --local the job runs on the embedded service: the one that is running, or a new one for this run alone.
     """
     account.check(local, instance)
     hosts.use(ledger_url)
@@ -97,7 +97,7 @@ def run_command(  # noqa: PLR0917 - click passes by name
                 key=key,
                 grace=grace,
                 keep_on_sigterm=keep_on_sigterm,
-                # The results are on stdout, so the panel need not show them.
+                # The results go to stdout, so the panel need not show them.
                 panel=None if panel == "none" else open_panel(panel, interruptible=True, results=False),  # type: ignore[arg-type]
             )
     except (RunError, Interrupted) as error:
@@ -117,7 +117,7 @@ def _service(local: bool, instance: str | None, backend: str | None) -> Iterator
         yield running.service()
         return
     output.say("no embedded service is running, so one is started for this run")
-    # After a kill it is needed still, by the watcher: to be asked for the cancel, and whether that worked.
+    # After a kill the watcher still needs it, to cancel the job and to confirm that.
     started = account.start(lingers=True, **({"backends": [backend]} if backend else {}))
     yield started.service()
-    started.stop()  # not where the run ended otherwise: the watcher may be at work
+    started.stop()  # not if the run raised: the watcher may be using it

@@ -11,7 +11,7 @@ from . import account, jobs, output
 from .group import debug_option, json_option
 
 EPILOG = """\b
---json prints an object for each job; what is not known is null:
+--json prints an object for each job; unknown values are null:
   job_id           the job's id
   state            "queued", "running", "completed", "failed",
                    "cancelled" or "cancelled - ran too long"
@@ -21,7 +21,7 @@ EPILOG = """\b
   queue_position   its place in the queue, 1 for the next
   estimated_start  when it is expected to start
   qpu_seconds_estimated
-                   QPU time that it is expected to take
+                   expected QPU time
   qpu_seconds      QPU time charged, null while that is pending
   tags             its tags
   url              its page"""
@@ -33,7 +33,7 @@ EPILOG = """\b
 @json_option
 @debug_option
 def status_command(ids: tuple[str, ...], local: bool, instance: str | None, as_json: bool) -> None:
-    """Show what is known of jobs."""
+    """Show the state, queue position and cost of jobs."""
     for job_id in ids:
         jobs.check(job_id)
     service = account.connect(local, instance)
@@ -61,7 +61,7 @@ def status_command(ids: tuple[str, ...], local: bool, instance: str | None, as_j
 
 
 def _utc(written: object) -> str | None:
-    """A time as the service writes it, in the form that all results have."""
+    """Convert a time from the service's format to that of all results."""
     try:
         found = datetime.datetime.fromisoformat(str(written))
     except ValueError:

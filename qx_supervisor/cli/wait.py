@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHORTEST_LOOK, LONGEST_LOOK, LOOK_SHARE = 0.5, 15.0, 0.02
-"""Between two readings of the state: as `run` does, late by 2 % of the wait at most."""
+"""Seconds between polls of the state; as in `run`, they add at most 2 % to the wait."""
 
 
 @click.command("wait", epilog=FIELDS)
 @click.argument("job_id", metavar="ID", shell_complete=jobs.completions)
 @account.account_options
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer; the job goes on.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer; the job continues.")
 @json_option
 @debug_option
 def wait_command(job_id: str, local: bool, instance: str | None, timeout: float | None, as_json: bool) -> None:
-    """Wait for a job's end, and print its result.
+    """Wait until a job ends, and print its result.
 
-    The job is somebody else's: neither Ctrl-C here nor --timeout cancels it. The exit code says how it ended. Of a job
-    whose result is neither counts nor expectation values, only that it is done is said.
+    Neither Ctrl-C nor --timeout cancels the job. The exit code says how it ended. If the result has neither counts nor
+    expectation values, the command only reports that the job is done.
     """
     from ..errors import QxError
     from . import results
@@ -58,7 +58,7 @@ def wait_command(job_id: str, local: bool, instance: str | None, timeout: float 
 
 
 class _Patient:
-    """Asks, and asks again, until there is an answer or the time is up."""
+    """Repeats requests until there is an answer or the time is up."""
 
     def __init__(self, job_id: str, timeout: float | None, end: float | None) -> None:
         self.job_id = job_id
@@ -67,15 +67,15 @@ class _Patient:
         self._end = end
 
     def ask_first(self, there: remote.Remote, question: Callable[[], T]) -> T:
-        """Ask for a job of which it is not known yet that there is one."""
+        """Send a request for a job that may not exist."""
         return self.ask("poll", there, question, believes=jobs.UNKNOWN)
 
     def ask(self, stage: Any, there: remote.Remote, question: Callable[[], T], *, believes: tuple[int, ...] = ()) -> T:
-        """Ask, whatever may stand in the way for a while.
+        """Send a request, and repeat it through outages.
 
         Raises:
-            RunError: What stands in the way is there to stay.
-            RemoteError: The answer has one of the statuses that are believed at once.
+            RunError: The obstacle is permanent.
+            RemoteError: The answer has one of the statuses in `believes`, which are not retried.
         """
         from ..backoff import REFUSED_SECONDS, Backoff
         from ..poller import ask
@@ -94,10 +94,10 @@ class _Patient:
                 return answer
 
     def harvest(self, there: remote.Remote, harvest: Harvest) -> Any:
-        """Ask for the job's results, until they are there.
+        """Request the job's results until they arrive.
 
         Raises:
-            RunError: They are not to be had.
+            RunError: They can't be obtained.
         """
         from ..harvest import Spoilt
         from ..poller import ask
@@ -110,7 +110,7 @@ class _Patient:
                 self.sleep(harvest.failed(error))
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, no longer than there is time.
+        """Sleep, at most until the time is up.
 
         Raises:
             RunTimeout: If the time is up.
@@ -124,7 +124,7 @@ class _Patient:
             raise RunTimeout("timeout", reason, self.job_id)
 
     def say(self, _stage: Any, state: str, detail: str) -> None:
-        """Tell the user what stands in the way."""
+        """Tell the user about an obstacle."""
         output.say(f"job {self.job_id}: {state}{f' ({detail})' if detail else ''}")
 
 
@@ -151,14 +151,14 @@ def _raise_for(patient: _Patient, client: Any, state: remote.JobState) -> None:
     if state.is_completed:
         return
     text = ""
-    if not state.reason and not state.is_cancelled:  # it may be in the results
+    if not state.reason and not state.is_cancelled:  # the reason may be in the results
         with contextlib.suppress(remote.RemoteError):
             text = qiskit_service.remote_of(client).results(patient.job_id)
     raise ending(state, patient.job_id, text=text, by="")
 
 
 def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
-    """The job's result, with what the job cost."""
+    """Fetch the job's result and its cost."""
     from .. import queue_info
     from .. import service as qiskit_service
     from ..harvest import Harvest
