@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from . import html, pub_results
 from .errors import RunError
 
 if TYPE_CHECKING:
@@ -59,13 +60,10 @@ class RunResult:
         return f"RunResult({_pubs(len(self))}, job_id={self.job_id!r}, backend={self.backend!r})"
 
     def _repr_html_(self) -> str:
-        from . import html
-        from .panel.notebook import results
-
         rows = [("job", html.link("", self.job_id)), ("backend", html.text(self.backend))]
         if self.qpu_seconds is not None:
             rows.append(("QPU", html.text(f"{self.qpu_seconds:g} s charged")))
-        return html.card("good", html.text(f"RunResult of {_pubs(len(self))}"), rows, results(self))
+        return html.card("good", html.text(f"RunResult of {_pubs(len(self))}"), rows, pub_results.as_html(self))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -85,7 +83,7 @@ class RunResult:
         Raises:
             AttributeError: For an estimator's result, and for measurements that are not bits.
         """
-        return self._each(counts_of)
+        return self._each(pub_results.counts_of)
 
     @property
     def expectation_values(self) -> Any:
@@ -119,25 +117,8 @@ def _pubs(number: int) -> str:
     return "1 PUB" if number == 1 else f"{number} PUBs"
 
 
-def is_estimate(pub: PubResult) -> bool:
-    """Whether a PUB's result is an estimator's; a sampler's register may have any name, "evs" too."""
-    return "evs" in pub.data and "stds" in pub.data and not hasattr(pub.data["evs"], "get_counts")
-
-
-def counts_of(pub: PubResult) -> dict[str, int]:
-    """How often each bit string was measured in a PUB; raises as `RunResult.counts` does."""
-    if not hasattr(pub, "join_data") or is_estimate(pub):
-        raise AttributeError("an estimator's result has no counts; see expectation_values")
-    # A register without bits has nothing to count, and Qiskit can't join it to the others.
-    names = [name for name in pub.data if getattr(pub.data[name], "num_bits", 1)]
-    joined: Any = pub.join_data(names) if names else None
-    if not hasattr(joined, "get_counts"):
-        raise AttributeError("this result holds no bits to count; see result[0].data")
-    return dict(joined.get_counts())
-
-
 def _field(pub: PubResult, name: str, asked: str) -> Any:
-    if not is_estimate(pub):
+    if not pub_results.is_estimate(pub):
         raise AttributeError(f"a sampler's result has no {asked}; see counts")
     return pub.data[name]
 

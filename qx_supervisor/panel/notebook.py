@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .. import html
+from .. import html, pub_results
 from ..result import RunResult
 from ..status import Status
 from . import notices
 from .plain import write
-from .view import View, histogram, values
+from .view import View
 
 SHORTEST_PAUSE = 0.5
 """Seconds between two updates, but for those that bring news: each of them is kept by whoever records the kernel."""
@@ -87,16 +87,8 @@ def as_html(view: View) -> str:
         rows.append(("QPU", html.text(view.cost())))
     if view.reason():
         rows.append(("reason", html.text(view.reason())))
-    more = results(view.outcome) if isinstance(view.outcome, RunResult) and view.shows_results else ""
+    more = pub_results.as_html(view.outcome) if isinstance(view.outcome, RunResult) and view.shows_results else ""
     return html.card(view.tone, title, rows, more)
-
-
-def results(result: RunResult) -> str:
-    """Counts or expectation values, as HTML."""
-    bars, more = histogram(result)
-    if bars:
-        return html.bars([(bar.name, bar.length, f"{bar.count}  ({100 * bar.share:.1f} %)") for bar in bars], more)
-    return "".join(f"<div>{html.text(line)}</div>" for line in values(result))
 
 
 def as_text(view: View) -> str:

@@ -11,12 +11,13 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from ..pub_results import expectation_lines, histogram
 from ..result import RunResult
 from ..status import Status
 from . import notices
 from .plain import Plain
 from .screen import screen
-from .view import BARS, View, duration, histogram, values
+from .view import View, duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -224,7 +225,7 @@ def _results(result: RunResult) -> list[RenderableType]:
             drawn = Bar(1.0, 0.0, bar.length, width=_BAR_WIDTH, color="cyan")
             made.add_row(Text(f"  {_short(bar.name)}"), drawn, str(bar.count), f"{100 * bar.share:.1f} %")
         rows.append(made)
-    rows.extend(Text(f"  {line}") for line in values(result)[: BARS + 1])
+    rows.extend(Text(f"  {line}") for line in expectation_lines(result))
     if more:
         rows.append(Text(f"  {more}", style="dim"))
     return rows

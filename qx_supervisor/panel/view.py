@@ -5,20 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import Interrupted, RunError
-from ..result import RunResult, counts_of
+from ..result import RunResult
 from ..status import Status
-
-if TYPE_CHECKING:
-    from qiskit.primitives import PubResult
-
-LARGE = 200_000
-"""Shots, of all parameter sets, beyond which no histogram is made."""
-
-BARS = 8
-"""How many outcomes a histogram shows."""
 
 TROUBLES = ("lost", "limited", "reserved", "retrying", "cancelling", "not protected")
 """Words of states in which something is not as it should be."""
@@ -187,71 +178,6 @@ def printable(text: str) -> str:
 
 def _words(status: Status) -> tuple[Any, ...]:
     return (status.stage, status.state, status.detail, status.job_id, status.watcher)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One outcome in a histogram.
-
-    Attributes:
-        name: The bit string, or what the bar stands for.
-        count: How often it was measured.
-        share: Of all shots, 0 to 1.
-        length: Of the longest bar, 0 to 1.
-    """
-
-    name: str
-    count: int
-    share: float
-    length: float
-
-
-def histogram(result: RunResult) -> tuple[list[Bar], str]:
-    """The most frequent outcomes of a sampler's first PUB, and what is not shown, in words.
-
-    Returns:
-        No bars for what is no sampler's result.
-    """
-    try:
-        counts = {} if _is_large(result[0]) else counts_of(result[0])
-    except Exception:  # noqa: BLE001 - an estimator's result, or bits in a form of the user's own
-        return [], ""
-    more = f"PUB 0 of {len(result)}" if len(result) > 1 else ""
-    total, longest = sum(counts.values()), max(counts.values(), default=0)
-    if not total:
-        return [], more
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    bars = [Bar(name, n, n / total, n / longest) for name, n in ranked[:BARS]]
-    if len(ranked) > BARS:
-        rest = total - sum(bar.count for bar in bars)
-        others = f"{len(ranked) - BARS} other outcomes, {100 * rest / total:.1f} %"
-        more = f"{others} ({more})" if more else others
-    return sorted(bars, key=lambda bar: bar.name), more
-
-
-def _is_large(pub: PubResult) -> bool:
-    """Whether to count its bits takes longer than a person who waits for the result would want."""
-    return sum(int(getattr(each, "num_shots", 0)) * int(getattr(each, "size", 1)) for each in pub.data.values()) > LARGE
-
-
-def values(result: RunResult) -> list[str]:
-    """An estimator's first expectation values with their standard errors, in words."""
-    import numpy as np
-
-    try:
-        found, errors = result.expectation_values, result.standard_errors
-    except Exception:  # noqa: BLE001 - a sampler's result
-        return []
-    pairs = zip(found, errors, strict=False) if isinstance(found, list) else [(found, errors)]
-    said = []
-    for pub, (value, error) in enumerate(pairs):
-        for index, each in np.ndenumerate(np.asarray(value)):
-            place = f"[{pub}]" if len(result) > 1 else ""
-            place += f"[{', '.join(map(str, index))}]" if index else ""
-            said.append(f"⟨O{place}⟩ = {each:.6g} ± {np.asarray(error)[index]:.2g}")
-            if len(said) > BARS:
-                return [*said[:BARS], "…"]
-    return said
 
 
 def duration(length: float) -> str:
