@@ -36,7 +36,7 @@ def terminal(write_script: Callable[[str], Path]) -> Iterator[Callable[..., Term
 
     def start(code: str, *, patience: float = DEADLINE, **more: object) -> Terminal:
         # The panel's thread may not have its turn for half a second.
-        patient = f"import qx_supervisor.panel.screen\nqx_supervisor.panel.screen.PATIENCE = {patience}\n"
+        patient = f"import qx_supervisor.panel.screen\nqx_supervisor.panel.screen.SETTLE_TIMEOUT = {patience}\n"
         script = write_script(patient + textwrap.dedent(code))
         made.append(Terminal([sys.executable, str(script)], **more))
         return made[-1]
