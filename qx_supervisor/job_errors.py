@@ -17,8 +17,8 @@ def ending(state: remote.JobState, job_id: str, *, text: str, by: str) -> RunErr
     """
     if not state.is_cancelled or state.ran_too_long:
         return _failure(state, job_id, text)
-    why = _because(state)
-    message = f"the job was cancelled{by}{f': {why}' if why else ''}"
+    reason = _reason(state)
+    message = f"the job was cancelled{by}{f': {reason}' if reason else ''}"
     return JobCancelled("job", message, job_id, code=state.code, service_message=state.reason)
 
 
@@ -26,9 +26,9 @@ def _failure(state: remote.JobState, job_id: str, text: str) -> JobFailed:
     code, whole = state.code, state.reason
     if state.ran_too_long:
         code = remote.RAN_TOO_LONG if code is None else code
-        message = f"the job ran longer than its maximum execution time: {_because(state) or state.status}"
+        message = f"the job ran longer than its maximum execution time: {_reason(state) or state.status}"
     elif state.reason or not text.strip():
-        message = f"the job failed at IBM Quantum: {_because(state) or state.status}"
+        message = f"the job failed at IBM Quantum: {_reason(state) or state.status}"
     else:
         whole = text[max(0, text.rfind("Traceback")) :].strip()
         # The last line of a traceback has the exception.
@@ -42,7 +42,7 @@ def _failure(state: remote.JobState, job_id: str, text: str) -> JobFailed:
     return JobFailed("job", message, job_id, code=code, service_message=whole)
 
 
-def _because(state: remote.JobState) -> str:
+def _reason(state: remote.JobState) -> str:
     """The service's reason, with its solution and its code."""
     message = state.reason
     if state.solution and state.solution not in message:

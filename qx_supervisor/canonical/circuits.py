@@ -383,7 +383,6 @@ def _modifier(modifier: Any) -> bytes:
 
 
 def _layout(circuit: QuantumCircuit) -> bytes:
-    """The transpiler's layout."""
     layout = circuit.layout
     if layout is None:
         return b"-"

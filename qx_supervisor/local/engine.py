@@ -274,7 +274,6 @@ def _in_english(response: Any) -> Reply:
 
 
 def _message(body: dict[str, Any]) -> str:
-    """The message in an error of localqpu's."""
     errors = body.get("errors")
     first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else body
     return str(first.get("message") or first.get("errorMessage") or "")

@@ -352,7 +352,6 @@ class Jobs:
         self._end(record, "Cancelled", "The job was cancelled on request.", _CANCELLED_CODE)
 
     def _end(self, record: Record, status: str, reason: str | None, reason_code: int | None) -> None:
-        """Make a job final."""
         record.status, record.reason, record.reason_code = status, reason, reason_code
         record.ended_at, record.ended = utc_now_iso(), time.monotonic_ns()
         record.params = {}  # circuits are large, and records are kept

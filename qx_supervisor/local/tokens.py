@@ -80,5 +80,5 @@ class Tokens:
 
 
 def _base64(raw: bytes) -> bytes:
-    """Base64 in the URL alphabet, without padding, as a JWT has it."""
+    # In the URL alphabet and without padding, as in a JWT.
     return base64.urlsafe_b64encode(raw).rstrip(b"=")

@@ -85,7 +85,6 @@ def check_angles(pubs: Sequence[Any], target: Target) -> None:
 
 
 def _with_circuit(pub: Any, circuit: Any, kind: str) -> Any:
-    """The same PUB with a transpiled circuit."""
     from qiskit.primitives.containers.bindings_array import BindingsArray
     from qiskit.primitives.containers.estimator_pub import EstimatorPub
     from qiskit.primitives.containers.sampler_pub import SamplerPub

@@ -50,7 +50,6 @@ def check_computes_here(backend: Any, primitive: Any = None) -> None:
 
 
 def _class_with_run(backend: Any) -> type:
-    """The class that defines the `run` of a backend."""
     return next((base for base in type(backend).__mro__ if _runs(base)), object)
 
 
