@@ -180,12 +180,9 @@ class Circuits:
                 continue
             operation = instruction.operation
             clbits: Iterable[Any] = instruction.clbits
-            plain = getattr(operation, "base_class", None) in _PLAIN
-            flow = not plain and isinstance(operation, ControlFlowOp)
+            flow = isinstance(operation, ControlFlowOp)
             try:
-                if plain:
-                    pieces.append(_plain(operation))
-                elif flow:
+                if flow:
                     pieces.append(self._control_flow(instruction, operation, scope))
                 else:
                     pieces.append(self.operation(operation, scope))
