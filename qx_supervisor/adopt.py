@@ -1,13 +1,12 @@
-"""A driver that knows nothing of us, guarded: the inside of `qx-supervisor exec`.
+"""Guards a driver that uses Qiskit alone, under `qx-supervisor exec`.
 
-Every job that the driver submits through Qiskit is announced to a watcher before its POST leaves, and stood down when
-the driver's own requests show that it is final. A session that the driver opens, and does not close, is closed when
-the driver is dead. Its jobs are guarded one by one: what a child has submitted to it goes on while the child lives.
-What Qiskit returns and raises is returned and raised unchanged; only that, where there are several instances, a job is
-always at the one that was asked for.
+Each job that the driver submits through Qiskit is announced to a watcher before its POST is sent, and stood down when
+the driver's own requests show that it is final. A session that the driver opened and did not close is closed after its
+death. Its jobs are guarded one by one: a child's jobs in it go on while the child lives. Qiskit returns and raises what
+it always does, except that with several instances a job always goes to the requested one.
 
-At the end of the process the jobs that are left are named, and left to the watcher: it cancels them when the process is
-dead. Nothing is handed over before that, because a callback of the program's own may still wait for one of them.
+At its end the process names the unfinished jobs, which the watcher cancels when the process is dead. Nothing is handed
+over earlier, because an exit callback of the program may still wait for a job.
 """
 
 from __future__ import annotations
@@ -31,39 +30,39 @@ from .worker import driver_tag
 logger = logging.getLogger("qx_supervisor")
 
 EXIT_SECONDS = 1.0
-"""How long the end of the interpreter waits for a watcher that is being started anew, or is told to stand down."""
+"""Seconds that the interpreter's end waits for a watcher that is being restarted, or is told to stand down."""
 
 KEEP_ON_EXIT = "QX_KEEP_ON_EXIT"
 ON_UNPROTECTED = "QX_ON_UNPROTECTED"
-"""What `qx-supervisor exec` was told, for every process of the tree."""
+"""The options of `qx-supervisor exec`, for every process of the tree."""
 
 
 class Adopter:
-    """What `service` tells of a driver's requests, in whatever thread the driver makes them."""
+    """Guards the jobs and sessions of a driver. `service` calls it in the thread that makes the request."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
-        self._jobs: dict[str, Guarded] = {}  # those that are not known to be final
-        self._session_of: dict[str, str] = {}  # theirs
-        self._sessions: dict[str, Guarded] = {}  # those that are open
-        self._given_up: set[str] = set()  # jobs that the driver has cancelled itself
+    def _reset(self) -> None:
+        self._jobs: dict[str, Guarded] = {}  # not known to be final
+        self._session_of: dict[str, str] = {}  # of these jobs
+        self._sessions: dict[str, Guarded] = {}  # open ones
+        self._cancelled: set[str] = set()  # jobs that the driver itself has cancelled
 
     def forget(self) -> None:
-        """In a forked child: what is guarded is the parent's. A thread that is not here may have held the lock."""
+        """In a forked child: forget the parent's jobs. A thread of the parent's may have held the lock."""
         self._lock = threading.Lock()
-        self._begin()
+        self._reset()
 
     def submission(
         self, client: Any, tags: int, session_id: str, keeper: service.Submission | None
     ) -> service.Submission:
-        """For the POST of a job that has so many tags."""
+        """Guard the POST of a job that has n tags of its own."""
         return Submission(self, client, tags, session_id, keeper)
 
     def adopt(self, job_id: str, session_id: str, guarded: Guarded) -> None:
-        """A job's id is known."""
+        """Guard a job whose id is known."""
         with self._lock:
             self._jobs[job_id] = guarded
             self._session_of[job_id] = session_id
@@ -74,27 +73,27 @@ class Adopter:
             self.deleted(job_id)
 
     def cancelling(self, job_id: str) -> None:
-        """The driver asks for the cancel by itself; should it die, the watcher looks before it asks again."""
+        """The driver is about to cancel a job: if it dies, the watcher reads the state before it cancels again."""
         guarded = self._jobs.get(job_id)
         if guarded is not None:
             link.cancelling(guarded.run)
 
     def cancelled(self, job_id: str) -> None:
-        """It was asked for; the job stays guarded until it is seen to be final."""
+        """The cancel was accepted; the job stays guarded until the driver sees that it is final."""
         if job_id in self._jobs:
-            self._given_up.add(job_id)
+            self._cancelled.add(job_id)
 
     def deleted(self, job_id: str) -> None:
-        """Nothing is left of a job to guard."""
+        """Stand down for a job that is final or deleted."""
         with self._lock:
             guarded = self._jobs.pop(job_id, None)
             self._session_of.pop(job_id, None)
-            self._given_up.discard(job_id)
+            self._cancelled.discard(job_id)
         if guarded is not None:
             link.stand_down(guarded.run)
 
     def opening(self, client: Any) -> None:
-        """A session is about to be opened: not without a watcher."""
+        """The driver is about to open a session, for which it needs a watcher."""
         try:
             link.arm(account_of(client), source_of(client))
         except WatcherError as error:
@@ -104,7 +103,7 @@ class Adopter:
         """The driver has opened a session."""
         run = uuid.uuid4().hex
         tag = f"qxs-{run}"
-        guarded = Guarded(run, account_of(client), tag, report=_hear, session=session_id, opened=True)
+        guarded = Guarded(run, account_of(client), tag, report=_log_report, session=session_id, opened=True)
         with self._lock:
             self._sessions[session_id] = guarded
         try:
@@ -124,64 +123,64 @@ class Adopter:
         if guarded is not None:
             link.stand_down(guarded.run)
 
-    # The end of the interpreter: no lock, and no wait that is longer than a second
+    # The end of the interpreter: without locks, and without a wait longer than a second
 
     def end(self) -> None:
-        """Name what is left, and leave it to the watcher, or let it go."""
-        left = link.all_guarded()
-        if not left:
+        """Name what is unfinished, for the watcher to cancel, or stand down after exit status 0."""
+        unfinished = link.all_guarded()
+        if not unfinished:
             return
         why = ""
         if os.environ.get(KEEP_ON_EXIT):
             status, why = exit_status.status()
             if status == 0:
-                left = self._let_go(left)
+                unfinished = self._keep(unfinished)
             why = f" ({why})"
-        jobs = self._jobs_of(left)
-        sessions = [guarded.session for guarded in left if guarded.opened]
-        if left and not _is_watched(left[-1]):
+        jobs = self._jobs_of(unfinished)
+        sessions = [guarded.session for guarded in unfinished if guarded.opened]
+        if unfinished and not _is_watched(unfinished[-1]):
             named = ", ".join(jobs + sessions) or "what was submitted last"
-            say(f"no watcher is there, so this may go on: {named}; run `qx-supervisor reap`")
+            say(f"there is no watcher, so this may go on: {named}; run `qx-supervisor reap`")
             return
         if jobs:
-            say(f"cancelling {_many(jobs, 'unfinished job')}{why}: {', '.join(jobs)}")
+            say(f"cancelling {_count(jobs, 'unfinished job')}{why}: {', '.join(jobs)}")
         if sessions:
-            say(f"closing {_many(sessions, 'open session')}{why}: {', '.join(sessions)}")
-        if any(not guarded.jobs and not guarded.session for guarded in left):
+            say(f"closing {_count(sessions, 'open session')}{why}: {', '.join(sessions)}")
+        if any(not guarded.jobs and not guarded.session for guarded in unfinished):
             say("a submission got no answer; a job that it may have made is looked for, and cancelled")
 
-    def _jobs_of(self, left: list[Guarded]) -> list[str]:
-        # One job may be guarded twice, by `guard` too.
-        jobs = dict.fromkeys(job for guarded in left for job in guarded.jobs)
-        return [job for job in jobs if job not in self._given_up]
+    def _jobs_of(self, runs: list[Guarded]) -> list[str]:
+        # `guard` may guard a job too.
+        jobs = dict.fromkeys(job for guarded in runs for job in guarded.jobs)
+        return [job for job in jobs if job not in self._cancelled]
 
-    def _let_go(self, left: list[Guarded]) -> list[Guarded]:
-        """Stand down; returns what there was no time for, and what nobody holds."""
+    def _keep(self, unfinished: list[Guarded]) -> list[Guarded]:
+        """Stand down; returns what is guarded still: submissions without an id, and what there was no time for."""
         end = time.monotonic() + EXIT_SECONDS
-        gone = []
-        for guarded in left:
+        kept = []
+        for guarded in unfinished:
             if (guarded.jobs or guarded.session) and time.monotonic() < end:
                 link.stand_down(guarded.run)
-                gone.append(guarded)
-        jobs = self._jobs_of(gone)
+                kept.append(guarded)
+        jobs = self._jobs_of(kept)
         if jobs:
-            say(f"left {_many(jobs, 'unfinished job')} to go on: {', '.join(jobs)}")
-        return [guarded for guarded in left if guarded not in gone]
+            say(f"left {_count(jobs, 'unfinished job')} to go on: {', '.join(jobs)}")
+        return [guarded for guarded in unfinished if guarded not in kept]
 
 
 class Submission:
-    """One POST of the driver's: a `service.Submission`.
+    """A POST of the driver's, as a `service.Submission`.
 
     Args:
-        adopter: Who is told the job's id.
+        adopter: Guards the job once its id is known.
         client: The official REST client.
-        tags: How many tags the job has.
+        tags: The number of the job's own tags.
         session_id: Its session, or "".
-        keeper: What else is to be told, or None.
+        keeper: The submission of `guard` that is called too, or None.
     """
 
     max_execution_time: int | None = None
-    is_patient = False  # what Qiskit raises, it raises here too
+    is_patient = False  # an error is raised at once, as by Qiskit
 
     def __init__(
         self, adopter: Adopter, client: Any, tags: int, session_id: str, keeper: service.Submission | None
@@ -189,24 +188,24 @@ class Submission:
         run = uuid.uuid4().hex
         tag = f"qxs-{run}"
         others = keeper.tags if keeper is not None else ()
-        # A job that has all eight by itself is known by its id alone, and not at all until that has come.
+        # If the job's own tags take all eight places, it can't be found before its id is known.
         room = max(0, service.TAGS - tags - len(others))
-        own = (tag, driver_tag())[:room]
-        self.tags: tuple[str, ...] = (*others, *own)
+        own_tags = (tag, driver_tag())[:room]
+        self.tags: tuple[str, ...] = (*others, *own_tags)
         self._adopter = adopter
         self._client = client
         self._session_id = session_id
         self._keeper = keeper
         self._retried = self._is_known = False
-        self._guarded = Guarded(run, account_of(client), tag, report=_hear, driver="".join(own[1:]))
+        self._guarded = Guarded(run, account_of(client), tag, report=_log_report, driver="".join(own_tags[1:]))
 
     def posting_at(self, client: Any) -> None:
-        """It is made for this very client."""
+        """The POST is sent by this client."""
         if self._keeper is not None:
             self._keeper.posting_at(client)
 
     def before_post(self) -> None:
-        """The watcher acknowledges the intent before the POST leaves."""
+        """Wait for the watcher's acknowledgement of the intent."""
         try:
             link.announce(self._guarded, source_of(self._client))
         except WatcherError as error:
@@ -220,7 +219,7 @@ class Submission:
             self._keeper.before_post()
 
     def before_retry(self) -> None:
-        """It is sent once more, which may make a second job."""
+        """The POST is sent again, which may create a duplicate."""
         self._retried = True
         if self._keeper is not None:
             self._keeper.before_retry()
@@ -232,7 +231,7 @@ class Submission:
         """Not called."""
 
     def posted(self, job_id: str) -> None:
-        """Its answer came."""
+        """The answer has the job's id."""
         self._is_known = True
         link.job(self._guarded.run, job_id)
         link.posted(self._guarded.run, clean=not self._retried)
@@ -242,72 +241,72 @@ class Submission:
         reap_in_background(self._client)
 
     def after_post(self, *, ambiguous: bool) -> None:
-        """It is over, with an answer or without."""
+        """The POST has ended, with or without an answer."""
         if self._keeper is not None:
             self._keeper.after_post(ambiguous=ambiguous)
         if self._is_known:
             return
         if ambiguous or self._retried:
-            # There may be a job, which the driver may find by a tag of its own: it is swept for when the driver ends.
+            # There may be a job, which the driver may find by its own tags, so the sweep waits for the driver's end.
             link.posted(self._guarded.run, clean=False)
         else:
             link.stand_down(self._guarded.run)
 
 
 def account_of(client: Any) -> str:
-    """The name under which the client's service is armed."""
+    """The name by which the watcher knows the client's account."""
     return service.account_name(client)
 
 
 def source_of(client: Any) -> CredentialsSource:
-    """Gives the client's credentials."""
+    """A function that returns the client's credentials."""
     return functools.partial(service.credentials, client)
 
 
 def is_submitted_unprotected() -> bool:
-    """Whether a job that can't be guarded is submitted all the same."""
+    """Whether a job that can't be guarded is submitted anyway."""
     return os.environ.get(ON_UNPROTECTED) == "warn"
 
 
-def unprotected(said: str, error: WatcherError) -> None:
-    """Refuse what can't be guarded, or warn.
+def unprotected(consequence: str, error: WatcherError) -> None:
+    """Refuse what can't be guarded, or warn, depending on `--on-unprotected`.
 
     Raises:
-        WatcherError: That is not wanted.
+        WatcherError: It is refused.
     """
     if is_submitted_unprotected():
         say(f"what follows is not guarded: {error.reason}")
         return
     raise WatcherError(
         "submit",
-        f"{said}, because it can't be guarded: {error.reason}; `qx-supervisor exec --on-unprotected warn` goes on all "
-        "the same",
+        f"{consequence}, because it can't be guarded: {error.reason}; "
+        "`qx-supervisor exec --on-unprotected warn` goes on all the same",
     ) from None
 
 
 def say(text: str) -> None:
-    """Say something on stderr."""
+    """Write a message to stderr, if possible."""
     try:
         sys.stderr.write(f"qx-supervisor: {text}\n")
         sys.stderr.flush()
     except (AttributeError, OSError, ValueError):
-        pass  # none, or closed
+        pass  # no stderr, or a closed one
 
 
-def _many(things: list[str], name: str) -> str:
+def _count(things: list[str], name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _is_watched(guarded: Guarded) -> bool:
-    """Whether a watcher knows of it: one that has just died is followed by another."""
+    """Whether a watcher guards a run. Waits briefly, as a watcher that has died is replaced."""
     end = time.monotonic() + EXIT_SECONDS
     while not (known := link.is_guarded(guarded.run)) and time.monotonic() < end:
         time.sleep(0.01)
     return known
 
 
-def _hear(report: dict[str, Any]) -> None:
-    """The watcher reports of a job while the driver lives: a duplicate that a retried POST made is cancelled."""
+def _log_report(report: dict[str, Any]) -> None:
+    """Log the watcher's report of a cancelled duplicate."""
     logger.info("job %s: %s", report["job"] or "-", report["event"])
 
 
@@ -316,15 +315,15 @@ os.register_at_fork(after_in_child=_adopter.forget)
 
 
 def install() -> None:
-    """Begin. Called when Qiskit's client has been loaded, or loaded anew."""
+    """Install the hooks. Called when Qiskit's client has been loaded or reloaded."""
     service.be_adopted(_adopter)
     if os.environ.get(KEEP_ON_EXIT):
         exit_status.watch()
 
 
 def at_exit() -> None:
-    """The interpreter is about to end, and the program's own callbacks have been called."""
+    """Called at the end of the interpreter, after the program's own exit callbacks."""
     try:
         _adopter.end()
-    except Exception:  # what is guarded is guarded
+    except Exception:  # the watcher does its work all the same
         logger.exception("a fault in qx_supervisor; please report it")

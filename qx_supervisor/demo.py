@@ -1,4 +1,4 @@
-"""The demonstration: a run to its result, then a driver that is killed and its job that is cancelled."""
+"""The demonstration: a run with its result, then a killed driver whose job is cancelled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .run import run
 
 
 def show() -> None:
-    """Show it.
+    """Run the demonstration.
 
     Raises:
-        KillTestError: If the killed driver's job was not cancelled.
+        KillTestError: The killed driver's job was not cancelled.
     """
     from qiskit import QuantumCircuit
 

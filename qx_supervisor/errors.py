@@ -1,4 +1,4 @@
-"""What a run can end in, when it does not end in a result.
+"""The errors that a run can end with.
 
     QxError
     └── RunError              stage, reason, job_id
@@ -11,9 +11,9 @@
 
     Interrupted(BaseException)      a signal ended the run; its job is cancelled
 
-`Interrupted` is no `Exception`, so that `except Exception` swallows neither Ctrl-C nor a SIGTERM. After SIGINT it is a
-`KeyboardInterrupt` too, after SIGTERM and SIGHUP a `SystemExit` with code 128 + signal number. Every one of them can
-be pickled: a process pool hands it on whole.
+`Interrupted` is not an `Exception`, so `except Exception` swallows neither Ctrl-C nor SIGTERM. After SIGINT it is also
+a `KeyboardInterrupt`, after SIGTERM and SIGHUP a `SystemExit` with code 128 + signal number. All of them can be
+pickled, so that a process pool passes them on.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import signal
 from typing import Any, Literal
 
 Stage = Literal["config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job", "results"]
-"""Where in a run something happened."""
+"""The part of a run in which something happened."""
 
 CancelOutcome = Literal["confirmed", "handed over", "unconfirmed", "nothing to cancel", "kept"]
-"""How the cancel of an interrupted run went: the job is final; the watcher finishes it; it was asked for but neither
-could be had, so look after the job yourself; no job was there; it was not cancelled, for `keep_on_sigterm` asks to have
-it kept for its grace."""
+"""What became of an interrupted run's job: it is final; the watcher finishes the cancel; the cancel could neither be
+confirmed nor handed over, so check the job yourself; there was no job; it was not cancelled but kept for its grace
+period, because of `keep_on_sigterm`."""
 
 JobState = Literal["completed", "failed", "cancelled"]
-"""How a job ended."""
+"""The final state of a job."""
 
 
 class QxError(Exception):
-    """The root of this package's errors."""
+    """The base class of this package's errors."""
 
 
 class RunError(QxError):
@@ -44,10 +44,10 @@ class RunError(QxError):
         stage: Where: "config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job" or "results".
         reason: Why, and what to do next.
         job_id: The job at IBM Quantum, or None if there was none.
-        code: IBM Quantum's own code of what went wrong, such as 1305; None where it gave none.
-        service_message: Its own words, whole: the reason of a job that failed or was cancelled, or the traceback in its
-            results; the message with which a submission was refused; "" where it said nothing.
-        raw: What came for the results and could not be decoded, as text, or None.
+        code: IBM Quantum's error code, such as 1305, or None.
+        service_message: IBM Quantum's complete message: why a job failed or was cancelled, or the traceback in its
+            results; why a submission was refused; "" if there was none.
+        raw: Results that could not be decoded, as text, or None.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RunError(QxError):
 
 
 class ConfigError(RunError):
-    """The call can't be carried out as it stands; nothing was submitted."""
+    """The call is invalid; nothing was submitted."""
 
 
 class WatcherError(RunError):
@@ -116,9 +116,9 @@ class Interrupted(BaseException):
         signum: The signal.
         cancel: "confirmed": the job is cancelled or final. "handed over": the watcher finishes the cancel. "nothing to
             cancel": nothing had been submitted. "unconfirmed": the cancel could neither be confirmed nor handed over.
-            "kept": the job is left to its grace, as `keep_on_sigterm` asks.
-        job_state: How the job ended, where that is known: "cancelled", or "completed" or "failed" where the cancel came
-            too late; else None. What was executed is billed, and a result can be fetched.
+            "kept": the job is kept for its grace period, because of `keep_on_sigterm`.
+        job_state: How the job ended, if known: "cancelled", or "completed" or "failed" if the cancel came too late;
+            otherwise None. What was executed is billed, and its result can be fetched.
     """
 
     def __init__(
@@ -138,14 +138,14 @@ class Interrupted(BaseException):
             return f"interrupted by {name}; {job}{how} service.job({self.job_id!r}).result()"
         if self.cancel == "confirmed" and self.job_state == "failed":
             return f"interrupted by {name}; {job}it failed before it could be cancelled"
-        said = {
+        text = {
             "confirmed": "cancelled, and confirmed",
             "handed over": "the watcher is cancelling it",
             "unconfirmed": "its cancel could not be confirmed; look at https://quantum.cloud.ibm.com/workloads",
             "nothing to cancel": "nothing was submitted",
             "kept": "kept for its grace; run again with the same key to take it up",
         }[self.cancel]
-        return f"interrupted by {name}; {job}{said}"
+        return f"interrupted by {name}; {job}{text}"
 
     def _repr_html_(self) -> str:
         from . import html
@@ -171,13 +171,13 @@ class _InterruptedToExit(Interrupted, SystemExit):
 
 
 for _kind in (_InterruptedByKeyboard, _InterruptedToExit):
-    # What a traceback shows is the public name.
+    # So that a traceback shows the public name.
     _kind.__name__ = _kind.__qualname__ = "Interrupted"
 
 
 def interrupted(
     job_id: str | None, signum: int, cancel: CancelOutcome, job_state: JobState | None = None
 ) -> Interrupted:
-    """The `Interrupted` for a signal: also a `KeyboardInterrupt`, or also a `SystemExit`."""
+    """Make the `Interrupted` for a signal, which is also a `KeyboardInterrupt` or a `SystemExit`."""
     kind = _InterruptedByKeyboard if signum == signal.SIGINT else _InterruptedToExit
     return kind(job_id, signum, cancel, job_state)

@@ -1,6 +1,6 @@
-"""How things look in a notebook: small pieces of HTML, readable on light and on dark.
+"""HTML for notebooks, legible on light and dark backgrounds.
 
-All text is escaped here, and no colour is set but for accents that are legible on both; the rest is the notebook's.
+All text is escaped here. The only colours are accents that are legible on both; the rest is the notebook's.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ import html
 from collections.abc import Iterable
 
 ACCENT = {"good": "#24a148", "bad": "#e5484d", "warning": "#c08000", "plain": "#4589ff"}
-"""By tone."""
+"""Colours by tone."""
 
 
 def text(value: object) -> str:
-    """Anything, as text."""
+    """Escape any value."""
     return html.escape(str(value))
 
 
 def link(url: str, value: object) -> str:
-    """A text that leads somewhere, or only the text."""
+    """A value as a link or, without an https URL, as text."""
     if not url.startswith("https://"):
         return f"<code>{text(value)}</code>"
     return f'<a href="{html.escape(url)}" target="_blank" rel="noopener"><code>{text(value)}</code></a>'
 
 
 def card(tone: str, title: str, rows: Iterable[tuple[str, str]], more: str = "") -> str:
-    """A box.
+    """A box with a title and a table.
 
     Args:
         tone: "good", "bad", "warning" or "plain".
         title: HTML.
-        rows: Names, as text, and what they name, as HTML.
-        more: HTML below them.
+        rows: Names, as text, and values, as HTML.
+        more: HTML below the table.
     """
     cell = "text-align:left;vertical-align:top;background:transparent;border:0"
-    made = "".join(
+    body = "".join(
         f'<tr style="background:transparent"><td style="{cell};padding:1px 14px 1px 0;opacity:.65">{text(name)}</td>'
         f'<td style="{cell};padding:1px 0">{value}</td></tr>'
         for name, value in rows
@@ -43,7 +43,7 @@ def card(tone: str, title: str, rows: Iterable[tuple[str, str]], more: str = "")
         f'<div class="qx-supervisor" style="border-left:4px solid {ACCENT[tone]};padding:4px 12px;margin:4px 0;'
         'font-size:13px;line-height:1.5">'
         f'<div><strong style="color:{ACCENT[tone]}">{title}</strong></div>'
-        f'<table style="border-collapse:collapse;margin:2px 0;border:0">{made}</table>{more}</div>'
+        f'<table style="border-collapse:collapse;margin:2px 0;border:0">{body}</table>{more}</div>'
     )
 
 
@@ -51,15 +51,15 @@ def bars(rows: Iterable[tuple[str, float, str]], more: str = "") -> str:
     """A histogram.
 
     Args:
-        rows: Names, lengths from 0 to 1, and what is said beside the bar.
-        more: Text below.
+        rows: Names, lengths from 0 to 1, and text beside the bars.
+        more: Text below the bars.
     """
     cell = "text-align:left;background:transparent;border:0;padding:1px 10px 1px 0"
-    made = "".join(
+    body = "".join(
         f'<tr style="background:transparent"><td style="{cell}"><code>{text(name)}</code></td>'
         f'<td style="{cell}"><div style="width:240px"><div style="width:{100 * length:.1f}%;min-width:1px;height:10px;'
-        f'background:{ACCENT["plain"]}"></div></div></td><td style="{cell}">{text(said)}</td></tr>'
-        for name, length, said in rows
+        f'background:{ACCENT["plain"]}"></div></div></td><td style="{cell}">{text(label)}</td></tr>'
+        for name, length, label in rows
     )
     below = f'<div style="opacity:.65">{text(more)}</div>' if more else ""
-    return f'<table style="border-collapse:collapse;margin:2px 0;border:0">{made}</table>{below}'
+    return f'<table style="border-collapse:collapse;margin:2px 0;border:0">{body}</table>{below}'

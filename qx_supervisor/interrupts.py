@@ -1,9 +1,9 @@
-"""Signals while a run is in flight.
+"""Handles signals during a run.
 
-The handler only writes a byte to a pipe of ours: the caller loop does the rest. Never `signal.set_wakeup_fd`, which
-asyncio and Jupyter kernels need for themselves. Handlers go in for the time of the run, on the main thread only, and
-the earlier ones come back whatever happens. A signal that was ignored (`nohup`) stays ignored, and one whose handler
-Python does not know stays with it.
+The handler only writes a byte to a pipe; the loop of `run` does the rest. `signal.set_wakeup_fd` would do that too, but
+asyncio and Jupyter kernels use it. The handlers are installed for the duration of the run, in the main thread only, and
+the previous ones are always restored. A signal that was ignored (`nohup`) stays ignored, and a handler that was not
+installed by Python stays in place.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 WAIT_LIMIT = 0.5
-"""No wait is longer, in seconds: a signal that the kernel gave to another thread does not wake the main thread."""
+"""Seconds of the longest wait: a signal that the kernel delivers to another thread does not wake the main thread."""
 
 
 _entered: list[Interrupts] = []
 _masked = threading.local()
 
-# What follows is for `Process.terminate()`: it would end no child that was forked while a run is in flight. A signal
-# that finds the child before its handlers are back waits until they are: CPython forgets what its own handler noted.
+# For children that are forked during a run: without this, `Process.terminate()` would not end them. Signals are blocked
+# until the child has restored its handlers, because CPython discards signals that its C handler has noted before.
 
 
 def _before_fork() -> None:
@@ -57,9 +57,9 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 
 class Interrupts:
-    """The wake-up pipe of one caller loop, and the signals that reach it.
+    """A wake-up pipe, and the signals that arrive while the context is entered.
 
-    A context manager. `wake()` may be called from any thread; `wait()` by the owner.
+    `wake()` may be called in any thread, `wait()` only in the owner's.
     """
 
     def __init__(self) -> None:
@@ -81,8 +81,8 @@ class Interrupts:
                     previous = signal.getsignal(number)
                     if previous is not None and previous is not signal.SIG_IGN:
                         self._previous[number] = previous
-                        signal.signal(number, self._arrive)
-        except BaseException:  # an earlier handler raises, for a signal that comes just now
+                        signal.signal(number, self._handle)
+        except BaseException:  # a previous handler raises, for a signal that arrives just now
             self.__exit__(None, None, None)
             raise
         return self
@@ -101,47 +101,47 @@ class Interrupts:
             self._redeliver()
 
     def restore(self, numbers: list[int]) -> None:
-        """Put the earlier handlers back, all of them, though one that is back may raise at once."""
+        """Restore all previous handlers, even if one of them raises at once."""
         if not numbers:
             return
         number, *others = numbers
         try:
-            if signal.getsignal(number) == self._arrive:  # else someone has put in another one meanwhile: theirs stays
+            if signal.getsignal(number) == self._handle:  # otherwise the program has installed its own, which stays
                 signal.signal(number, self._previous[number])
         finally:
             self.restore(others)
 
     def forget(self) -> None:
-        """In a forked child, whose signals are no matter of its parent's run."""
-        self._closing = threading.Lock()  # another thread, which is not here, may hold the parent's
+        """In a forked child, which has its own signals."""
+        self._closing = threading.Lock()  # a thread of the parent's may have held it
         for inherited in (self._reader, self._writer):
-            os.close(inherited)  # what is written there is the parent's to read
+            os.close(inherited)  # the parent's pipe
         self._open_pipe()
         self._arrived.clear()
         self.restore(list(self._previous))
-        self._redeliver()  # what came for the child since
+        self._redeliver()  # signals that the child has received since the fork
 
     def _redeliver(self) -> None:
-        """What came too late for the loop to see belongs to the handlers that are back."""
+        """Raise signals again that the loop did not process, for the restored handlers."""
         if self._arrived:
             try:
                 signal.raise_signal(self._arrived.popleft())
             finally:
-                self._redeliver()  # also after a handler that raises
+                self._redeliver()  # even if a handler raises
 
-    def _arrive(self, number: int, frame: FrameType | None) -> None:
-        if self._writer < 0:  # a handler put in during the run, and there still, calls the one that it found: this one
-            _lead_on(self._previous[number], number, frame)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._writer < 0:  # called by a handler that was installed during the run and has outlived it
+            _call(self._previous[number], number, frame)
             return
         # No lock: the handler may run while this very thread holds it.
         self._arrived.append(number)
         try:
             os.write(self._writer, b"\0")
         except OSError:
-            pass  # full: the loop is awake already
+            pass  # full, so the loop is awake
 
     def wake(self) -> None:
-        """End the owner's wait."""
+        """Wake the owner from `wait()`."""
         with self._closing:
             if self._writer >= 0:
                 try:
@@ -150,7 +150,7 @@ class Interrupts:
                     pass
 
     def wait(self, seconds: float) -> None:
-        """Wait for a signal or a `wake()`, for so many seconds at most, and never longer than `WAIT_LIMIT`."""
+        """Wait for a signal or a `wake()`, at most `seconds` or `WAIT_LIMIT`."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         if poll.poll(max(0.0, min(seconds, WAIT_LIMIT)) * 1000):
@@ -164,23 +164,23 @@ class Interrupts:
         return self._arrived.popleft() if self._arrived else None
 
     def call_users_handler(self, number: int) -> None:
-        """Call the handler that the user had in place, if it is one of the user's own.
+        """Call the user's previous handler, if there is one.
 
         Raises:
             BaseException: What the handler raises.
         """
         previous = self._previous.get(number)
-        # The default one is the user's own where it was put in for another signal: `SIGTERM` as a `KeyboardInterrupt`.
+        # Python's default handler counts as the user's if it handles another signal: SIGTERM as a KeyboardInterrupt.
         is_default = previous is signal.default_int_handler and number == signal.SIGINT
-        if callable(previous) and not is_default and not _is_asyncios(previous):
+        if callable(previous) and not is_default and not _is_of_asyncio(previous):
             previous(number, None)
 
     def had_default(self, number: int) -> bool:
-        """Whether the signal would have ended the process at once."""
+        """Whether the signal had its default action, which ends the process at once."""
         return self._previous.get(number) is signal.SIG_DFL
 
 
-def _lead_on(handler: Any, number: int, frame: FrameType | None) -> None:
+def _call(handler: Any, number: int, frame: FrameType | None) -> None:
     if callable(handler):
         handler(number, frame)
     elif handler is signal.SIG_DFL:
@@ -188,35 +188,35 @@ def _lead_on(handler: Any, number: int, frame: FrameType | None) -> None:
         signal.raise_signal(number)
 
 
-def _is_asyncios(handler: Any) -> bool:
-    """Asyncio's own handlers do nothing but wake the loop, or cancel the main task, which `Interrupted` ends anyway."""
+def _is_of_asyncio(handler: Any) -> bool:
+    """Asyncio's handlers only wake the loop, or cancel the main task, which `Interrupted` ends anyway."""
     function = getattr(handler, "func", handler)  # a partial, in asyncio.Runner
     return str(getattr(function, "__module__", "")).partition(".")[0] == "asyncio"
 
 
 def is_interactive() -> bool:
-    """Whether a person sits at a Python prompt or a notebook, which swallow `SystemExit`."""
+    """Whether this is a Python prompt or a notebook, which swallow `SystemExit`."""
     if hasattr(sys, "ps1") or sys.flags.interactive:
         return True
     return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is not None
 
 
 def is_worker() -> bool:
-    """Whether `multiprocessing` started this process: its pools swallow `SystemExit`, and wait for more to do."""
+    """Whether `multiprocessing` started this process. Its pools swallow `SystemExit` and go on."""
     module = sys.modules.get("multiprocessing.process")
     return module is not None and module.parent_process() is not None
 
 
-# The end of a program that an uncaught Ctrl-C ends ----------------------------------------------------------------
+# The exit after an uncaught Ctrl-C ----------------------------------------------------------------------------------
 
 _next_hook: Any = None
 
 
 def die_by_signal_if_uncaught() -> None:
-    """See to it that an uncaught `Interrupted` after SIGINT ends the process by SIGINT.
+    """Make an uncaught `Interrupted` after SIGINT end the process by SIGINT.
 
-    CPython does that for a `KeyboardInterrupt`, and exits with 1 for a subclass of it; then a shell loop around the
-    driver would go on. Done once per process, the first time that a run begins.
+    CPython does so for `KeyboardInterrupt` only, and exits with 1 for its subclasses, so a shell loop around the driver
+    would go on. Takes effect once per process.
     """
     global _next_hook  # noqa: PLW0603 - sys.excepthook is global too
     if _next_hook is None:
@@ -230,8 +230,8 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
         return
     if threading.current_thread() is not threading.main_thread():
         return
-    # What the interpreter would do now, in its order, and then what it does for a KeyboardInterrupt: `_shutdown` is
-    # CPython's own way to join the threads at the end. Another Ctrl-C ends only the step that it finds.
+    # The interpreter's steps at exit (`_shutdown` joins threads), then what it does for a KeyboardInterrupt. Another
+    # Ctrl-C ends only the current step.
     try:
         for step in (threading._shutdown, atexit._run_exitfuncs, _flush):  # type: ignore[attr-defined]  # noqa: SLF001
             with contextlib.suppress(BaseException):

@@ -1,7 +1,4 @@
-"""A driver that is killed with SIGKILL on the embedded service, and what became of its job.
-
-For the demonstration and for the doctor: both show on this very machine that it works.
-"""
+"""The kill test of `doctor` and `demo`: a driver is killed on the embedded service, and its job must be cancelled."""
 
 from __future__ import annotations
 
@@ -18,8 +15,8 @@ from .descriptors import is_readable
 from .errors import QxError
 from .local import Service
 
-PATIENCE = 60.0
-"""Seconds for the driver to come so far that it can be killed, and for all that follows."""
+TIMEOUT = 60.0
+"""Seconds until the driver's job must be queued, and for each step after the kill."""
 
 DRIVER = """
 import sys
@@ -38,18 +35,18 @@ run(circuit, "ibm_brisbane", service=service, on_status=tell, panel="plain")
 
 
 class KillTestError(QxError):
-    """The drill did not come to its end."""
+    """The kill test failed."""
 
 
 @dataclass(frozen=True)
 class KillTest:
-    """What became of a killed driver's job.
+    """What happened to a killed driver's job.
 
     Attributes:
         job_id: The job.
-        status: How it ended, in the service's words: "Cancelled", if all is well.
-        cancel_requests: How often its cancel was asked for.
-        milliseconds: From the kill to the arrival of the first such request.
+        status: Its final status at the service: "Cancelled" if all is well.
+        cancel_requests: The number of cancel requests.
+        milliseconds: From the kill to the arrival of the first cancel request.
     """
 
     job_id: str
@@ -61,21 +58,21 @@ class KillTest:
 def kill_a_driver(
     ibm: Service, *, is_quiet: bool = False, before_kill: Callable[[int], None] = lambda _: None
 ) -> KillTest:
-    """Start a driver, kill it while its job is in the queue, and wait for what its watcher does.
+    """Start a driver, kill it while its job is queued, and wait until its watcher has finished.
 
     Args:
-        ibm: A service for this alone: its jobs are held in the queue.
-        is_quiet: Whether the driver's own lines on stderr are kept back.
+        ibm: A service without other jobs; all jobs are held in the queue.
+        is_quiet: Whether the driver's stderr is hidden.
         before_kill: Called with the driver's pid before it is killed.
 
     Raises:
-        KillTestError: If the driver did not start, or its job was not cancelled.
+        KillTestError: The driver did not start, or its job was not cancelled.
     """
     ibm.hold("queued")
     command = [sys.executable, "-c", DRIVER, str(ibm.pid), str(ibm.port)]
     errors = subprocess.PIPE if is_quiet else None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as driver:
-        alarm = threading.Timer(PATIENCE, driver.kill)
+        alarm = threading.Timer(TIMEOUT, driver.kill)
         alarm.daemon = True
         alarm.start()
         watcher, job = _queued(driver)
@@ -85,11 +82,11 @@ def kill_a_driver(
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     try:
-        request = ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel", timeout=PATIENCE)[0]
-        ended = ibm.wait_job(job, timeout=PATIENCE)
+        request = ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel", timeout=TIMEOUT)[0]
+        ended = ibm.wait_job(job, timeout=TIMEOUT)
     except TimeoutError as error:
         raise KillTestError(f"the killed driver's job was not cancelled: {error}") from None
-    _wait_for_end(watcher)  # it confirms the cancel and looks for duplicates; the service stays for that
+    _wait_for_end(watcher)  # it confirms the cancel and looks for duplicates, and needs the service for that
     requests = ibm.job(job).cancel_requests
     return KillTest(job, ended.status, requests, (request.arrived - killed) / 1e6)
 
@@ -101,8 +98,8 @@ def _queued(driver: subprocess.Popen[str]) -> tuple[int, str]:
         state, watcher, job = line.strip().rsplit(" ", 2)
         if state == "queued":
             return int(watcher), job
-    said = driver.stderr.read().strip().splitlines() if driver.stderr is not None else []
-    raise KillTestError(f"the driver ended before its job was queued{f': {said[-1]}' if said else ''}")
+    lines = driver.stderr.read().strip().splitlines() if driver.stderr is not None else []
+    raise KillTestError(f"the driver ended before its job was queued{f': {lines[-1]}' if lines else ''}")
 
 
 def _wait_for_end(pid: int) -> None:
@@ -110,5 +107,5 @@ def _wait_for_end(pid: int) -> None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    is_readable(pidfd, PATIENCE)
+    is_readable(pidfd, TIMEOUT)
     os.close(pidfd)

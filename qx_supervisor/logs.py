@@ -1,4 +1,4 @@
-"""The library's log: the logger `qx_supervisor`, silent unless the program, or `QX_LOG_LEVEL`, wants to see it."""
+"""The logger `qx_supervisor`, silent unless the program or `QX_LOG_LEVEL` enables it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class _Stderr(logging.Handler):
-    """Writes to whatever `sys.stderr` is at the time."""
+    """Writes to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -20,15 +20,15 @@ class _Stderr(logging.Handler):
 
 
 def set_up() -> None:
-    """Give the logger its handlers; once, at import."""
+    """Add the logger's handlers; called once, at import."""
     logger = logging.getLogger("qx_supervisor")
     logger.addHandler(logging.NullHandler())
-    asked = os.environ.get("QX_LOG_LEVEL", "").strip().upper()
-    if not asked:
+    level = os.environ.get("QX_LOG_LEVEL", "").strip().upper()
+    if not level:
         return
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(asctime)s qx_supervisor %(levelname)s: %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(asked if asked in LEVELS else logging.WARNING)
-    if asked not in LEVELS:
-        logger.warning("QX_LOG_LEVEL is %r; give one of %s", asked, ", ".join(LEVELS))
+    logger.setLevel(level if level in LEVELS else logging.WARNING)
+    if level not in LEVELS:
+        logger.warning("QX_LOG_LEVEL is %r; give one of %s", level, ", ".join(LEVELS))

@@ -1,7 +1,7 @@
-"""Where a watcher can't help: whatever kills the driver's whole container, job step or unit kills its watcher too.
+"""Warns of environments in which the watcher dies with the driver: a container, a job step, a systemd unit.
 
-Then the ledger is what is left: a later `reap` on the same machine cancels. This is said once per process, in one line
-with the remedy, where the driver is in such a place; never at an ordinary terminal.
+Then only the ledger remains, and a later `reap` on the same machine cancels. The warning is logged once per process, in
+one line with the remedy, and never at an ordinary terminal.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def advice(
     kill_mode: Callable[[str, bool], str],
     user_manager: bool = False,
 ) -> str:
-    """What to tell a driver about its place, or "".
+    """The warning for a driver, or "".
 
     Args:
         pid: The driver's process id.
         environ: Its environment.
-        cgroup: What /proc/self/cgroup says.
+        cgroup: The content of /proc/self/cgroup.
         at_terminal: Whether it has a terminal.
-        kill_mode: Asks systemd for a unit's `KillMode`; the second argument says whether it is a user's unit.
-        user_manager: Whether a user manager of systemd runs for this user.
+        kill_mode: Returns the `KillMode` of a unit; the second argument says whether it is a user unit.
+        user_manager: Whether a systemd user manager is running for this user.
     """
     if pid == 1:
         return (
@@ -40,7 +40,7 @@ def advice(
             "Start it from a shell that outlives it: sh -c 'python driver.py; qx-supervisor reap --wait 60'"
         )
     if environ.get("QX_WATCHER_PLACEMENT") == "systemd":
-        return ""  # the watcher is elsewhere
+        return ""  # the watcher is in its own unit
     outside = ", or have the watcher started outside it: QX_WATCHER_PLACEMENT=systemd" if user_manager else ""
     if "SLURM_JOB_ID" in environ and "slurm" in cgroup:
         return (
@@ -63,13 +63,13 @@ def advice(
 
 
 def _unit(cgroup: str) -> tuple[str, bool] | None:
-    """The service unit that a process is in, and whether it is a user's; None for a scope, such as a login session."""
+    """The service unit of a process, and whether it is a user unit; None in a scope, such as a login session."""
     for line in cgroup.splitlines():
         number, controllers, path = (*line.split(":", 2), "", "")[:3]
         if number != "0" and controllers != "name=systemd":
             continue
         name = path.rstrip("/").rpartition("/")[2]
-        # What logins and terminals run in are scopes, or the user manager itself.
+        # Logins and terminals run in scopes, or in the user manager itself.
         if name.endswith(".service") and not name.startswith("user@"):
             return name, "/user@" in path
     return None
@@ -84,7 +84,7 @@ def _kill_mode(unit: str, of_user: bool) -> str:
 
 
 def here() -> str:
-    """The advice for this process, or ""."""
+    """The warning for this process, or ""."""
     from .systemd_launch import runtime_directory
 
     try:
@@ -102,10 +102,9 @@ def here() -> str:
 
 
 def warn() -> None:
-    """Look where this process is, and log the advice if there is any."""
-    told = here()
-    if told:
-        logger.warning("the watcher may not outlive this driver: %s", told)
+    """Log the warning for this process, if there is one."""
+    if text := here():
+        logger.warning("the watcher may not outlive this driver: %s", text)
 
 
 def _has_terminal() -> bool:

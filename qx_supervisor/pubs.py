@@ -1,33 +1,37 @@
-"""What is to be executed, made Qiskit's PUBs of, and checked: what can be known here is not found out after the queue.
+"""Converts the circuits of a call to Qiskit's PUBs and checks them.
 
-A job that waits for hours and then fails for a register's name, or that comes back without what was measured, is worse
-than a refusal.
+Faults are found before the submission: a refusal is better than a job that waits for hours, and then fails because of a
+register's name or returns without the measured bits.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+    from qiskit.circuit import Clbit
 
 Kind = Literal["sampler", "estimator"]
 
 
 def coerce(pubs: Any, kind: Kind, shots: int | None) -> tuple[list[Any], bool]:
-    """Qiskit's PUBs of what a call names.
+    """Convert the argument of a call to PUBs, and check them.
 
     Args:
         pubs: A circuit, a PUB, or several of them.
-        kind: What is to execute them.
-        shots: How often, where a PUB does not say.
+        kind: The primitive that executes them.
+        shots: The number of shots of PUBs without their own.
 
     Returns:
-        The PUBs, and whether several were named: a list of one is a list.
+        The PUBs, and whether the argument was a list, even of one.
 
     Raises:
-        ConfigError: If they can't be executed, or if nothing would come of it.
+        ConfigError: They can't be executed, or there would be no result.
     """
     from qiskit import QuantumCircuit
     from qiskit.primitives.containers.estimator_pub import EstimatorPub
@@ -48,7 +52,7 @@ def coerce(pubs: Any, kind: Kind, shots: int | None) -> tuple[list[Any], bool]:
 
 
 def _is_pub_as_list(items: list[Any], kind: Kind) -> bool:
-    """Whether a list is meant for one PUB: its circuit, and values or observables."""
+    """Whether a list is meant as one PUB: a circuit with values or observables."""
     from qiskit import QuantumCircuit
 
     if len(items) < 2 or not isinstance(items[0], QuantumCircuit) or any(map(_is_circuit, items[1:])):
@@ -57,7 +61,7 @@ def _is_pub_as_list(items: list[Any], kind: Kind) -> bool:
 
 
 def _is_circuit(item: Any) -> bool:
-    """Whether an item is a circuit or a PUB, or what such a one may be made of."""
+    """Whether an item is a circuit or a PUB, or can be converted to one."""
     from qiskit import QuantumCircuit
     from qiskit.primitives.containers.estimator_pub import EstimatorPub
     from qiskit.primitives.containers.sampler_pub import SamplerPub
@@ -79,9 +83,9 @@ def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> 
         raise _refuse(f"an estimator needs observables too{which}; give (circuit, observables)")
     try:
         pub = SamplerPub.coerce(item, shots) if kind == "sampler" else EstimatorPub.coerce(item)
-    except Exception as error:  # noqa: BLE001 - Qiskit raises of many kinds here
-        said = _not_laid_out(item, kind) or _without_values(item, kind) or _in_short(error)
-        raise _refuse(f"the PUB does not fit a{'n' if kind == 'estimator' else ''} {kind}{which}: {said}") from None
+    except Exception as error:  # noqa: BLE001 - Qiskit raises many kinds of errors here
+        problem = _missing_layout(item, kind) or _missing_values(item, kind) or _shortened(error)
+        raise _refuse(f"the PUB does not fit a{'n' if kind == 'estimator' else ''} {kind}{which}: {problem}") from None
     if 0 in pub.shape:
         raise _refuse(
             f"nothing would be executed{which}: the PUB has the shape {pub.shape}, a sweep of no values; give at least "
@@ -93,13 +97,13 @@ def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> 
     return pub
 
 
-def _in_short(error: Exception) -> str:
-    """What Qiskit says, without its advice about functions that the user did not call."""
+def _shortened(error: Exception) -> str:
+    """Qiskit's message without its advice about functions that the user did not call."""
     return str(error).partition(" Note that if you want to run a single pub")[0]
 
 
-def _without_values(item: Any, kind: Kind) -> str:
-    """Says that a circuit's parameters have no values, if none were given at all."""
+def _missing_values(item: Any, kind: Kind) -> str:
+    """A message if a circuit has parameters and no values were given at all, or ""."""
     circuit = item[0] if isinstance(item, tuple | list) else item
     parameters = getattr(circuit, "parameters", ())
     place = 1 if kind == "sampler" else 2
@@ -111,14 +115,14 @@ def _without_values(item: Any, kind: Kind) -> str:
     return f"its circuit has {have} ({names}); give {give}, or circuit.assign_parameters(...)"
 
 
-def _not_laid_out(item: Any, kind: Kind) -> str:
-    """Says that an observable is narrower than its circuit, as one made before the transpiling is."""
+def _missing_layout(item: Any, kind: Kind) -> str:
+    """A message if an observable has fewer qubits than its circuit, as before transpiling, or ""."""
     from qiskit.primitives.containers.observables_array import ObservablesArray
 
     if kind != "estimator" or not isinstance(item, tuple | list) or len(item) < 2:
         return ""
     circuit = item[0]
-    with contextlib.suppress(Exception):  # what else is wrong with it, Qiskit says
+    with contextlib.suppress(Exception):  # Qiskit reports other faults
         widths = {_width(each) for each in ObservablesArray.coerce(item[1]).ravel()}
         if widths and max(widths) < circuit.num_qubits:
             which = f"an observable has {max(widths)} qubits, and its circuit {circuit.num_qubits}"
@@ -141,8 +145,8 @@ def _check_values(pub: Any, which: str) -> None:
                 raise _refuse(f"a value of the parameter {name} is not finite{which}; no gate has such an angle")
 
 
-def _check_measurements(circuit: Any, which: str) -> None:
-    """Whether what is measured comes back: results hold the bits of registers, by the registers' names."""
+def _check_measurements(circuit: QuantumCircuit, which: str) -> None:
+    """Check that all measured bits will be in the results, which have them by register name."""
     from qiskit.primitives.containers.data_bin import DataBin
 
     measured = set(_measured(circuit))
@@ -155,22 +159,22 @@ def _check_measurements(circuit: Any, which: str) -> None:
             f"the circuit measures into a classical bit that is in no register{which}: number {places}; results come "
             "by register, so it would be lost: add circuit.add_register(ClassicalRegister(bits=[...], name=...))"
         )
-    # They are made with `DataBin(shape=..., **{name: bits})`.
-    taken = {"self", *getattr(DataBin, "_RESTRICTED_NAMES", ())}
+    # Qiskit makes results with `DataBin(shape=..., **{name: bits})`.
+    reserved = {"self", *getattr(DataBin, "_RESTRICTED_NAMES", ())}
     for register in circuit.cregs:
-        if register.name in taken:
+        if register.name in reserved:
             raise _refuse(
                 f"a classical register can't be called {register.name!r}{which}: Qiskit's results have an attribute of "
-                "that name; call it otherwise"
+                "that name; rename it"
             )
 
 
-def measures(circuit: Any) -> bool:
+def measures(circuit: QuantumCircuit) -> bool:
     """Whether a circuit measures anything, in its blocks and gates too."""
     return next(iter(_measured(circuit)), None) is not None
 
 
-def _measured(circuit: Any) -> Iterator[Any]:
+def _measured(circuit: QuantumCircuit) -> Iterator[Clbit]:
     """The classical bits that a circuit measures into, in its blocks and gates too."""
     for instruction in circuit.data:
         operation = instruction.operation
@@ -180,7 +184,7 @@ def _measured(circuit: Any) -> Iterator[Any]:
         inside = list(getattr(operation, "blocks", ()))
         body = getattr(operation, "definition", None) if instruction.clbits and not inside else None
         for each in (*inside, *([] if body is None else [body])):
-            # The bits of a block, or of a definition, stand for those of the instruction, in this order.
+            # The bits of a block or definition stand for those of the instruction, in this order.
             stands_for = dict(zip(each.clbits, instruction.clbits, strict=False))
             for bit in _measured(each):
                 yield stands_for.get(bit, bit)

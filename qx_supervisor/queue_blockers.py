@@ -1,7 +1,7 @@
-"""What keeps a queued job from its turn, for as long as it may last: a backend that is away, time that is used up.
+"""Why a queued job may wait forever: its backend is away, or its instance's time is used up.
 
-IBM Quantum takes such jobs, and has them wait without a word. So it is asked about them, once a minute for all runs of
-this process that wait at the same backend of the same instance.
+IBM Quantum accepts such jobs and queues them without a message. So the state of the backend and the instance is read
+once a minute, for all runs of this process that wait there.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from . import threads
 from .watcher import remote, service_messages
 
 FIRST_LOOK = 2.0
-"""Seconds in the queue after which it is asked first: a job that is run at once is not worth it."""
+"""Seconds in the queue before the first look, since most jobs run at once."""
 
 LOOK_AGAIN = 60.0
 """Seconds between two looks."""
 
 FORGET = 120.0
-"""Seconds after which what was found is no longer told, if no run waited there in between."""
+"""Seconds without a waiting run after which the last finding is discarded."""
 
-_AT_WORK = ("", "active", "online", "available")
+_AVAILABLE = ("", "active", "online", "available")
 
 
 class QueueBlockers:
-    """What is known of one backend and its instance. Safe to use from any thread.
+    """Why jobs may wait forever at a backend of an instance. Thread-safe.
 
     Args:
-        there: The instance.
+        api: The instance.
         backend: The backend's name.
     """
 
-    def __init__(self, there: remote.Remote, backend: str) -> None:
-        self._there = there
+    def __init__(self, api: remote.Remote, backend: str) -> None:
+        self._api = api
         self._backend = backend
         self._lock = threading.Lock()
         self._due = 0.0
@@ -46,25 +46,25 @@ class QueueBlockers:
         self._known = ""
 
     def words(self) -> str:
-        """Why a job may wait without end, or "". If that was found out long ago, it is found out anew meanwhile."""
+        """Why a job may wait forever, or "". An old finding is renewed in the background."""
         now = time.monotonic()
         with self._lock:
-            if now - self._asked >= FORGET:  # somebody may have kept it since a run of yesterday
+            if now - self._asked >= FORGET:  # the last run that waited here may be long past
                 self._known = ""
             self._asked = now
             if now >= self._due:
                 self._due = now + LOOK_AGAIN
-                with contextlib.suppress(RuntimeError):  # no thread can be had
+                with contextlib.suppress(RuntimeError):  # no thread is available
                     threads.looking.do(self._look)
             return self._known
 
     def _look(self) -> None:
-        # What can't be read is not known to be in the way; of trouble on the way there the job's own state tells.
+        # Errors are ignored: the job's own state shows trouble with the network.
         found = []
         with contextlib.suppress(remote.RemoteError):
-            found.append(away(self._backend, self._there.backend_status(self._backend)))
+            found.append(away(self._backend, self._api.backend_status(self._backend)))
         with contextlib.suppress(remote.RemoteError):
-            found.append(used_up(self._there.usage()))
+            found.append(used_up(self._api.usage()))
         if not found:
             return
         why = "; ".join(filter(None, found))
@@ -73,20 +73,20 @@ class QueueBlockers:
 
 
 def away(backend: str, status: dict[str, Any]) -> str:
-    """Why a backend takes no jobs out of its queue, by its status as the service tells it; or ""."""
+    """Why a backend does not run queued jobs, by its status at the service; or ""."""
     word = service_messages.one_line(str(status.get("status") or ""))
     message = service_messages.one_line(str(status.get("message") or ""))
     if status.get("state") is False:
-        said = f"{backend} is offline" + ("" if word.lower() in (*_AT_WORK, "offline") else f" ({word})")
-    elif word.lower() not in _AT_WORK:
-        said = f"{backend} is {word}"
+        text = f"{backend} is offline" + ("" if word.lower() in (*_AVAILABLE, "offline") else f" ({word})")
+    elif word.lower() not in _AVAILABLE:
+        text = f"{backend} is {word}"
     else:
         return ""
-    return f"{said}: {message}" if message and message.lower() != word.lower() else said
+    return f"{text}: {message}" if message and message.lower() != word.lower() else text
 
 
 def used_up(usage: dict[str, Any]) -> str:
-    """That an instance's time is used up, with what is left and when there is more, or ""."""
+    """A message if an instance's time is used up, with its limit and the end of the period; or ""."""
     if usage.get("usage_limit_reached") is not True:
         return ""
     used = _number(usage.get("usage_consumed_seconds"))
@@ -115,18 +115,18 @@ _known_blockers: weakref.WeakValueDictionary[tuple[int, str], QueueBlockers] = w
 _making = threading.Lock()
 
 
-def blockers_of(there: remote.Remote, backend: str) -> QueueBlockers:
-    """The one of a backend and its instance; there is one as long as anybody has it."""
+def blockers_of(api: remote.Remote, backend: str) -> QueueBlockers:
+    """The blockers of a backend and its instance, shared by all runs that wait there."""
     with _making:
-        known = _known_blockers.get((id(there), backend))
+        known = _known_blockers.get((id(api), backend))
         if known is None:
-            known = _known_blockers[id(there), backend] = QueueBlockers(there, backend)
+            known = _known_blockers[id(api), backend] = QueueBlockers(api, backend)
         return known
 
 
-def _begin_anew() -> None:
+def _reset_after_fork() -> None:
     _known_blockers.clear()
     _making._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)

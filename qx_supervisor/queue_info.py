@@ -1,7 +1,7 @@
-"""What IBM Quantum tells of a job's place in its queue and of its cost, beside its state.
+"""A job's place in the queue and its cost, as IBM Quantum reports them.
 
-Source: GET /jobs/{id} and GET /jobs/{id}/metrics of its REST interface, as `qiskit_ibm_runtime.RuntimeJobV2` 0.51 reads
-them. Every part may be missing.
+They are read from GET /jobs/{id} and GET /jobs/{id}/metrics, as by `qiskit_ibm_runtime.RuntimeJobV2` 0.51. Every field
+may be missing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class QueueInfo:
-    """What is known; None where it is not told.
+    """The queue info of a job. None: not reported.
 
     Attributes:
         queue_position: The job's place in the queue, 1 for the next one.
-        estimated_start: When it is expected to start, in seconds since the epoch.
-        qpu_seconds_estimated: QPU time that it is expected to take, in seconds.
-        qpu_seconds: QPU time that is charged, in seconds; None while that is pending.
+        estimated_start: The expected start, in seconds since the epoch.
+        qpu_seconds_estimated: The expected QPU time, in seconds.
+        qpu_seconds: The QPU time charged, in seconds; None while that is pending.
     """
 
     queue_position: int | None = None
@@ -29,7 +29,7 @@ class QueueInfo:
 
 
 def read(job: dict[str, Any], metrics: dict[str, Any]) -> QueueInfo:
-    """Read the two answers.
+    """Extract the queue info from two answers.
 
     Args:
         job: The answer to GET /jobs/{id}.
@@ -38,7 +38,7 @@ def read(job: dict[str, Any], metrics: dict[str, Any]) -> QueueInfo:
     position = _number(metrics.get("position_in_queue"))
     usage = metrics.get("usage")
     charged = None
-    # RUNNING includes classical work, and until the status is final the figures may still change.
+    # The figures may change until the status is final.
     if isinstance(usage, dict) and usage.get("status", "pending") != "pending":
         charged = _number(usage.get("qpu_charge_time_seconds"))
         if charged is None:

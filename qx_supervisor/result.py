@@ -1,11 +1,12 @@
-"""What a run returns."""
+"""The result of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from . import html, pub_results
 from .errors import RunError
 
 if TYPE_CHECKING:
@@ -15,21 +16,21 @@ T = TypeVar("T")
 
 
 class RunResult:
-    """The result of a run: Qiskit's `PrimitiveResult`, with what is wanted most within reach.
+    """The result of a run: Qiskit's `PrimitiveResult`, with shortcuts.
 
-    It behaves as the `PrimitiveResult` does: `result[0].data.meas`, `len(result)`, iteration over its PUB results.
+    It behaves like the `PrimitiveResult`: `result[0].data.meas`, `len(result)`, iteration over its PUB results.
 
     Attributes:
         job_id: The job at IBM Quantum; for a local backend, Qiskit's own id.
         backend: The backend's name.
-        primitive_result: Qiskit's result, whole.
-        qpu_seconds: QPU time that is charged, in seconds. None: not known, or pending still, which it may be for a
-            while after the job's end; it is asked for where a panel is shown.
-        is_list: Whether `counts` and the like are lists with an item for each PUB, as the call named a list; else they
-            are the one PUB's own. None: a list for any number of PUBs but one.
+        primitive_result: Qiskit's result.
+        qpu_seconds: The QPU time charged, in seconds. It is requested only if a panel is shown. None: unknown, or
+            pending, as it may be for a while after the job's end.
+        is_list: Whether `counts` and the like are lists with an item for each PUB, because the call was given a list;
+            otherwise they are values of the only PUB. None: a list unless there is exactly one PUB.
     """
 
-    is_list: bool | None = None  # what was pickled before there was this has none of its own
+    is_list: bool | None = None  # for objects that were pickled by a version without this attribute
 
     def __init__(
         self,
@@ -59,13 +60,10 @@ class RunResult:
         return f"RunResult({_pubs(len(self))}, job_id={self.job_id!r}, backend={self.backend!r})"
 
     def _repr_html_(self) -> str:
-        from . import html
-        from .panel.notebook import results
-
         rows = [("job", html.link("", self.job_id)), ("backend", html.text(self.backend))]
         if self.qpu_seconds is not None:
             rows.append(("QPU", html.text(f"{self.qpu_seconds:g} s charged")))
-        return html.card("good", html.text(f"RunResult of {_pubs(len(self))}"), rows, results(self))
+        return html.card("good", html.text(f"RunResult of {_pubs(len(self))}"), rows, pub_results.as_html(self))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -76,27 +74,27 @@ class RunResult:
     def counts(self) -> Any:
         """How often each bit string was measured, over all shots and parameter sets.
 
-        Several classical registers are joined as `SamplerPubResult.join_data` joins them: the last one added to the
-        circuit stands leftmost.
+        Several classical registers are joined as by `SamplerPubResult.join_data`: the last one added to the circuit is
+        leftmost.
 
         Returns:
-            A dict `{bit string: count}`; where the call named a list, be it of one circuit, a list of such dicts.
+            A dict `{bit string: count}`; if the call was given a list, even of one circuit, a list of such dicts.
 
         Raises:
-            AttributeError: For an estimator's result, and for measurements that are not bits.
+            AttributeError: It is an estimator's result, or the measurements are not bits.
         """
-        return self._each(counts_of)
+        return self._each(pub_results.counts_of)
 
     @property
     def expectation_values(self) -> Any:
         """An estimator's expectation values.
 
         Returns:
-            An array in the PUB's shape, shape () for one observable; where the call named a list, a list of such
+            An array in the PUB's shape, shape () for one observable; if the call was given a list, a list of such
             arrays.
 
         Raises:
-            AttributeError: For a sampler's result.
+            AttributeError: It is a sampler's result.
         """
         return self._each(lambda pub: _field(pub, "evs", "expectation_values"))
 
@@ -105,11 +103,11 @@ class RunResult:
         """The standard errors of the expectation values, in the same shapes.
 
         Raises:
-            AttributeError: For a sampler's result.
+            AttributeError: It is a sampler's result.
         """
         return self._each(lambda pub: _field(pub, "stds", "standard_errors"))
 
-    def _each(self, read: Any) -> Any:
+    def _each(self, read: Callable[[PubResult], Any]) -> Any:
         values = [read(pub) for pub in self]
         is_list = len(values) != 1 if self.is_list is None else self.is_list
         return values if is_list else values[0]
@@ -119,32 +117,15 @@ def _pubs(number: int) -> str:
     return "1 PUB" if number == 1 else f"{number} PUBs"
 
 
-def is_estimate(pub: PubResult) -> bool:
-    """Whether a PUB's result is an estimator's; a sampler's register may have any name, "evs" too."""
-    return "evs" in pub.data and "stds" in pub.data and not hasattr(pub.data["evs"], "get_counts")
-
-
-def counts_of(pub: PubResult) -> dict[str, int]:
-    """How often each bit string was measured in a PUB; raises as `RunResult.counts` does."""
-    if not hasattr(pub, "join_data") or is_estimate(pub):
-        raise AttributeError("an estimator's result has no counts; see expectation_values")
-    # A register without bits has nothing to count, and Qiskit can't join it to the others.
-    names = [name for name in pub.data if getattr(pub.data[name], "num_bits", 1)]
-    joined: Any = pub.join_data(names) if names else None
-    if not hasattr(joined, "get_counts"):
-        raise AttributeError("this result holds no bits to count; see result[0].data")
-    return dict(joined.get_counts())
-
-
-def _field(pub: PubResult, name: str, asked: str) -> Any:
-    if not is_estimate(pub):
-        raise AttributeError(f"a sampler's result has no {asked}; see counts")
+def _field(pub: PubResult, name: str, attribute: str) -> Any:
+    if not pub_results.is_estimate(pub):
+        raise AttributeError(f"a sampler's result has no {attribute}; see counts")
     return pub.data[name]
 
 
 @dataclass(frozen=True)
 class Ok(Generic[T]):
-    """What `try_run` returns for a run that went well.
+    """What `try_run` returns for a run with a result.
 
     Attributes:
         value: The `RunResult`.
@@ -162,7 +143,7 @@ class Ok(Generic[T]):
 
 @dataclass(frozen=True)
 class Err:
-    """What `try_run` returns for a run that did not.
+    """What `try_run` returns for a run that failed.
 
     Attributes:
         error: The `RunError`.

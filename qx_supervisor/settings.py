@@ -1,4 +1,4 @@
-"""What users set in the environment, read so that a slip is named before anything is submitted."""
+"""Reads settings from the environment, so that a mistake is reported before anything is submitted."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ DAY = 86400.0
 
 
 def seconds(name: str, default: float) -> float:
-    """A time in seconds from the environment.
+    """Read a number of seconds from the environment.
 
     Args:
         name: The variable.
-        default: What it is where the variable is not set, or empty.
+        default: The value if the variable is unset or empty.
 
     Raises:
-        WatcherError: If it is no time between nothing and a day.
+        WatcherError: It is not a number between 0 and a day.
     """
     text = os.environ.get(name, "")
     if not text:

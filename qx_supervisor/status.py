@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""The status of a run."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from .errors import Stage
 class Status:
     """One change in the life of a run, as `on_status` receives it.
 
-    The place in the queue, the estimated start and QPU time, and the charge are asked for where a panel is shown, while
+    The place in the queue, the estimated start and QPU time, and the charge are requested only if a panel is shown and
     at most ten runs of this process are in flight.
 
     Attributes:
         stage: Where the run is: "config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job" or
             "results".
-        state: What is happening, in words: "queued", "running", "connection lost, retrying", "refused, retrying",
+        state: The state, in words: "queued", "running", "connection lost, retrying", "refused, retrying",
             "done" and so on.
         job_id: The job at IBM Quantum, or None while it has no id.
-        backend: The backend's name, or "" while it is not chosen.
-        detail: More words, or "": why a queued job may wait without end, for instance.
+        backend: The backend's name; "" until it is chosen.
+        detail: Details of the state, for instance why a queued job may wait forever; or "".
         watcher: Process id of the watcher that protects the run, or None.
         time: When, in seconds since the epoch.
-        shots: How often each circuit is executed, where the call or its PUBs say so; None: the primitive's default.
-        queue_position: The job's place in the queue, 1 for the next one; None where IBM Quantum does not tell.
-        estimated_start: When IBM Quantum expects the job to start, in seconds since the epoch, or None.
-        qpu_seconds_estimated: QPU time that IBM Quantum expects the job to take, in seconds, or None.
-        qpu_seconds: QPU time that is charged, in seconds; None while that is pending.
+        shots: The number of shots, if the call or its PUBs have one; None: the primitive's default.
+        queue_position: The job's place in the queue, 1 for the next one; None if IBM Quantum does not report it.
+        estimated_start: The start that IBM Quantum expects, in seconds since the epoch, or None.
+        qpu_seconds_estimated: The QPU time that IBM Quantum expects, in seconds, or None.
+        qpu_seconds: The QPU time charged, in seconds; None while that is pending.
         url: The job's page at IBM Quantum, or "".
-        taken_up: Whether the job was submitted before, with the same key, by a driver that is gone.
+        taken_up: Whether an earlier driver submitted the job with the same key.
     """
 
     stage: Stage

@@ -398,7 +398,7 @@ def other(ibm: local.Service) -> QiskitRuntimeService:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_service_beside_what_is_anothers(refused: Refused, backend: Any, other: Any, estimating: Any) -> None:
-    belongs = "belongs to another service than the one in service=; leave service= away, or make the {} with that"
+    belongs = "belongs to another service than the one in service=; omit service=, or make the {} with that"
     assert belongs.format("backend") in refused(bell(), backend, service=other)
     for primitive in (Sampler, SamplerV2):
         assert belongs.format("primitive") in refused(bell(), None, primitive=primitive(mode=backend), service=other)
@@ -419,7 +419,7 @@ def test_a_backend_of_another_service_inside_a_session(refused: Refused, backend
         said = refused(bell(), other.backend(BACKEND), service=None)
     assert said == (
         f"inside this `with` everything runs in the session at its own instance of {BACKEND}, and not at the "
-        "backend's; leave backend= away, or call run outside"
+        "backend's; omit backend=, or call run outside"
     )
 
 
@@ -538,7 +538,7 @@ def test_a_primitive_that_submits_otherwise(ibm: local.Service, backend: Any) ->
 def test_arguments_that_belong_on_the_users_primitive(refused: Refused, backend: Any) -> None:
     sampler, estimator = Sampler(mode=backend), Estimator(mode=backend)
     assert "backend" in refused(bell(), backend, primitive=sampler)
-    assert "leave backend= away" in refused(bell(), BACKEND, primitive=sampler)
+    assert "omit backend=" in refused(bell(), BACKEND, primitive=sampler)
     assert "set them on your own primitive" in refused(bell(), None, primitive=sampler, options={})
     pub = (bell(measured=False), SparsePauliOp("ZZ"))
     assert "options.default_shots" in refused(pub, None, primitive=estimator, shots=10)
@@ -641,8 +641,8 @@ def other_backend(backend: Any) -> Any:
 def test_another_backend_inside_a_session(refused: Refused, backend: Any, other_backend: Any) -> None:
     with Session(backend=backend):
         assert refused(bell(), other_backend) == (
-            "inside this `with` everything runs in the session on ibm_brisbane, and not on ibm_other; leave backend= "
-            "away, or call run outside"
+            "inside this `with` everything runs in the session on ibm_brisbane, and not on ibm_other; omit backend=, "
+            "or call run outside"
         )
 
 
@@ -690,12 +690,12 @@ OLD = {"channel": "ibm_quantum", "url": "https://auth.example", "token": "an-old
 @pytest.mark.parametrize(
     ("saved", "channel", "said"),
     [
-        (json.dumps({"default-ibm-quantum": OLD}), None, "'default-ibm-quantum' is of the channel ibm_quantum"),
-        (json.dumps({"mine": {**OLD, "is_default_account": True}}), None, "'mine' is of the channel ibm_quantum"),
-        (json.dumps({"mine": {"token": "an-old-key"}}), None, "the saved account 'mine' is of no channel"),
+        (json.dumps({"default-ibm-quantum": OLD}), None, "'default-ibm-quantum' is for the channel ibm_quantum"),
+        (json.dumps({"mine": {**OLD, "is_default_account": True}}), None, "'mine' is for the channel ibm_quantum"),
+        (json.dumps({"mine": {"token": "an-old-key"}}), None, "the saved account 'mine' is for no channel"),
         (json.dumps({}), "ibm_quantum", "QISKIT_IBM_CHANNEL is ibm_quantum"),
         ('{"default": {"token": "an-old-key"', None, "can't be read (JSONDecodeError)"),
-        (json.dumps(["an-old-key"]), None, "are no JSON object of accounts"),
+        (json.dumps(["an-old-key"]), None, "are not a JSON object of accounts"),
     ],
 )
 def test_a_saved_account_that_is_none_any_more(

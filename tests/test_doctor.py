@@ -127,7 +127,7 @@ def test_a_state_directory_that_others_can_write_to(state: Path, mode: int) -> N
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SPARE", 1 << 70)
+    monkeypatch.setattr(machine, "MIN_FREE", 1 << 70)
     found = find("state directory")
     assert (found.verdict, "its disk is full" in found.text) == ("warning", True)
 
@@ -160,7 +160,7 @@ def test_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pod_without_an_account_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file in it tells that it is one."""
     monkeypatch.setattr(placement, "here", lambda: "")
-    monkeypatch.setattr(machine, "_MARKS", ())
+    monkeypatch.setattr(machine, "_CONTAINER_FILES", ())
     assert find("place").verdict == "ok"
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert "when its process 1 ends" in find("place").text
@@ -216,7 +216,7 @@ def test_an_account_of_a_channel_that_is_no_more(home: Path) -> None:
     (home / "qiskit-ibm.json").write_text(json.dumps({"default-ibm-quantum": old}))
     (found,) = account.check()
     assert found.verdict == "fault"
-    assert found.text.startswith("the saved account 'default-ibm-quantum' is of the channel ibm_quantum, ")
+    assert found.text.startswith("the saved account 'default-ibm-quantum' is for the channel ibm_quantum, ")
     assert "save_account(" in found.next_step
     assert KEY not in found.text + found.next_step
 
@@ -333,6 +333,6 @@ def test_a_job_that_is_not_cancelled_is_a_fault(ibm: local.Service, monkeypatch:
     monkeypatch.setattr(kill_test, "DRIVER", unguarded.replace('"plain")', '"plain", on_unprotected="warn")'))
     with pytest.raises(kill_test.KillTestError, match="the killed driver's job was not cancelled: 0 of 1 requests"):
         kill_test.kill_a_driver(
-            ibm, is_quiet=True, before_kill=lambda _: monkeypatch.setattr(kill_test, "PATIENCE", 0.5)
+            ibm, is_quiet=True, before_kill=lambda _: monkeypatch.setattr(kill_test, "TIMEOUT", 0.5)
         )
     assert [job.status for job in ibm.jobs()] == ["Queued"]

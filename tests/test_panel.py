@@ -24,7 +24,8 @@ from qx_supervisor import RunResult, RunTimeout
 from qx_supervisor.panel.notebook import as_html
 from qx_supervisor.panel.plain import Plain
 from qx_supervisor.panel.terminal import block, summary, table
-from qx_supervisor.panel.view import LARGE, View, duration, histogram, values, when
+from qx_supervisor.panel.view import View, duration, when
+from qx_supervisor.pub_results import LARGE, expectation_lines, histogram
 from qx_supervisor.status import Status
 
 
@@ -35,7 +36,7 @@ def terminal(write_script: Callable[[str], Path]) -> Iterator[Callable[..., Term
 
     def start(code: str, *, patience: float = DEADLINE, **more: object) -> Terminal:
         # The panel's thread may not have its turn for half a second.
-        patient = f"import qx_supervisor.panel.screen\nqx_supervisor.panel.screen.PATIENCE = {patience}\n"
+        patient = f"import qx_supervisor.panel.screen\nqx_supervisor.panel.screen.SETTLE_TIMEOUT = {patience}\n"
         script = write_script(patient + textwrap.dedent(code))
         made.append(Terminal([sys.executable, str(script)], **more))
         return made[-1]
@@ -568,13 +569,13 @@ def test_what_is_too_large_to_count_at_a_glance_is_not_counted():
 
 def test_an_estimators_values():
     data = DataBin(evs=np.array([0.5, -1.0]), stds=np.array([0.01, 0.0]), shape=(2,))
-    assert values(result_of(data)) == ["⟨O[0]⟩ = 0.5 ± 0.01", "⟨O[1]⟩ = -1 ± 0"]
+    assert expectation_lines(result_of(data)) == ["⟨O[0]⟩ = 0.5 ± 0.01", "⟨O[1]⟩ = -1 ± 0"]
     one = DataBin(evs=np.array(0.25), stds=np.array(0.125))
-    assert values(result_of(one)) == ["⟨O⟩ = 0.25 ± 0.12"]
-    assert values(result_of(one, one)) == ["⟨O[0]⟩ = 0.25 ± 0.12", "⟨O[1]⟩ = 0.25 ± 0.12"]
+    assert expectation_lines(result_of(one)) == ["⟨O⟩ = 0.25 ± 0.12"]
+    assert expectation_lines(result_of(one, one)) == ["⟨O[0]⟩ = 0.25 ± 0.12", "⟨O[1]⟩ = 0.25 ± 0.12"]
     many = DataBin(evs=np.zeros(50), stds=np.zeros(50), shape=(50,))
-    assert values(result_of(many))[-1] == "…"
-    assert values(result_of(counted({"0": 1}))) == []
+    assert expectation_lines(result_of(many))[-1] == "…"
+    assert expectation_lines(result_of(counted({"0": 1}))) == []
 
 
 def test_an_error_is_summed_up_with_its_reason():

@@ -1,6 +1,6 @@
-"""What is submitted, as bytes that are the same in every process for the same thing.
+"""Encodes what is submitted as bytes that are equal for equal things, in every process.
 
-Nothing in them comes from an address, a salted hash, a uuid or a counter. A piece says by its first byte what it is,
-and has a known length or an end, so two sequences of pieces that differ never make the same bytes. These modules
-import Qiskit; whoever wants to start fast imports them late.
+They contain nothing of an address, a salted hash, a uuid or a counter. The first byte of a piece says what it is, and
+each piece has a known length or an end mark, so different sequences of pieces have different bytes. These modules
+import Qiskit; import them late.
 """

@@ -1,9 +1,8 @@
-"""Circuits, and what they are made of, as bytes.
+"""Encodes circuits and their parts.
 
-What Qiskit numbers or draws at random as it goes does not count: the names of circuits, of gates that were made of
-unnamed circuits, of quantum registers and loop variables without a name, the uuids of parameters and variables, and
-the order of the bits of a block, which the builder takes from sets. The names of classical registers count, as given:
-results are read by them.
+What Qiskit numbers consecutively or draws at random does not count: the names of circuits, of gates made from unnamed
+circuits, of unnamed quantum registers and loop variables; the uuids of parameters and variables; and the order of a
+block's bits, which the builder takes from sets. The names of classical registers do count: results are read by them.
 """
 
 from __future__ import annotations
@@ -46,36 +45,36 @@ from qiskit.circuit.classical import expr
 
 from . import expressions, quantum_info, values
 
-MADE_UP = re.compile(r"circuit-\d+(-\d+)?")
-"""What Qiskit calls a circuit without a name: a count and, in a child of multiprocessing, the process's id."""
+GENERATED_NAME = re.compile(r"circuit-\d+(-\d+)?")
+"""The name of an unnamed circuit: a count and, in a child of multiprocessing, the process id."""
 
-MADE_UP_REGISTER = re.compile(r"[qa]\d+")
-MADE_UP_VARIABLE = re.compile(r"_loop_.*\d+")
+GENERATED_REGISTER = re.compile(r"[qa]\d+")
+GENERATED_VARIABLE = re.compile(r"_loop_.*\d+")
 
 LIBRARY = ("qiskit.circuit.", "qiskit.quantum_info.")
-"""Where Qiskit's own operations are. What they do follows from their class and their state, in every version."""
+"""The packages of Qiskit's own operations, which are determined by class and state in every version."""
 
 NOT_STATE = frozenset(
     (
         *("_definition", "_name", "_label", "_num_qubits", "_num_clbits", "_params"),
         *("_duration", "_unit", "_condition", "condition", "validate_parameter", "duration", "unit", "label", "name"),
-        *("_open_ctrl", "_params_arg"),  # follows from the control state, or from the parameters
+        *("_open_ctrl", "_params_arg"),  # derived from the control state, or from the parameters
     )
 )
-"""Attributes of an instruction that are taken elsewhere, or hold what was computed."""
+"""Attributes of an instruction that are encoded elsewhere, or derived from others."""
 
 NOT_STATE_OF = {"Isometry": "_inverse"}
-"""What the definition leaves behind when it is computed."""
+"""An attribute that is set when the definition is computed, by class."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What the names and bits in a circuit mean.
+    """What the bits and variables in a circuit or block stand for.
 
     Attributes:
-        qubits: The index of each qubit, in the outermost circuit.
-        clbits: The same of the clbits.
-        bound: What stands for the variables of the loops around.
+        qubits: The index of each qubit in the outermost circuit.
+        clbits: The index of each clbit in the outermost circuit.
+        bound: Replacements for the variables of the enclosing loops.
     """
 
     qubits: Mapping[Any, int]
@@ -84,7 +83,7 @@ class Scope:
 
     @classmethod
     def of(cls, circuit: QuantumCircuit, bound: Mapping[Any, bytes]) -> Scope:
-        """The scope of a circuit that is in no other."""
+        """The scope of an outermost circuit."""
         return cls(
             {bit: index for index, bit in enumerate(circuit.qubits)},
             {bit: index for index, bit in enumerate(circuit.clbits)},
@@ -92,7 +91,7 @@ class Scope:
         )
 
     def block(self, instruction: Any, body: QuantumCircuit, bound: Mapping[Any, bytes]) -> Scope:
-        """The scope of a block of an instruction in this one."""
+        """The scope of a block of an instruction in this scope."""
         return Scope(
             {inner: self.qubits[outer] for inner, outer in zip(body.qubits, instruction.qubits, strict=True)},
             {inner: self.clbits[outer] for inner, outer in zip(body.clbits, instruction.clbits, strict=True)},
@@ -100,7 +99,7 @@ class Scope:
         )
 
     def resource(self, item: Any) -> bytes:
-        """A bit or register, by the indices of its bits."""
+        """Encode a bit or register by the indices of its bits."""
         try:
             if isinstance(item, Register):
                 known = self.clbits if isinstance(item, ClassicalRegister) else self.qubits
@@ -111,24 +110,24 @@ class Scope:
 
 
 class Circuits:
-    """Encodes circuits; what occurs again is encoded once.
+    """Encodes circuits; an object that occurs several times is encoded once.
 
     Args:
-        beyond: Encodes other packages' objects, or raises `values.OpaqueError`. It is given the object, and what
-            encodes its parts.
+        beyond: Encodes other packages' objects, or raises `values.OpaqueError`. It is called with the object and with
+            an encoder for its parts.
     """
 
     def __init__(self, beyond: Callable[[Any, Callable[[Any], bytes]], bytes]) -> None:
         self._beyond = beyond
-        self._known: dict[int, tuple[Any, bytes]] = {}  # by id; the object is kept, so no other one gets its id
+        self._known: dict[int, tuple[Any, bytes]] = {}  # by id; holding the object keeps its id from being reused
         self._heads: dict[str, bytes] = {}
 
     def circuit(self, circuit: QuantumCircuit) -> bytes:
-        """A circuit that stands by itself."""
+        """Encode a circuit."""
         return self._once(circuit, lambda: self._whole(circuit))
 
     def value(self, value: Any, scope: Scope | None = None) -> bytes:
-        """Anything that may be an argument of a gate, or an option."""
+        """Encode any argument of a gate, or any option."""
         return values.encode(value, lambda item: self._object(item, scope or _NOWHERE))
 
     def _once(self, item: Any, make: Callable[[], bytes]) -> bytes:
@@ -138,13 +137,13 @@ class Circuits:
         return known[1]
 
     def _whole(self, circuit: QuantumCircuit) -> bytes:
-        _ = circuit.data  # which builds a circuit of Qiskit's library that is built on demand
+        _ = circuit.data  # builds a lazy circuit of Qiskit's library
         scope = Scope.of(circuit, {})
         registers = []
         for register in circuit.qregs:
             kind = b"A" if isinstance(register, AncillaRegister) else b"Q"
-            made_up = MADE_UP_REGISTER.fullmatch(register.name)
-            name = values.text(register.name[0] if made_up else register.name)
+            generated = GENERATED_REGISTER.fullmatch(register.name)
+            name = values.text(register.name[0] if generated else register.name)
             registers.append(kind + name + scope.resource(register))
         registers.extend(b"C" + values.text(register.name) + scope.resource(register) for register in circuit.cregs)
         return values.sequence(
@@ -181,18 +180,15 @@ class Circuits:
                 continue
             operation = instruction.operation
             clbits: Iterable[Any] = instruction.clbits
-            plain = getattr(operation, "base_class", None) in _PLAIN
-            flow = not plain and isinstance(operation, ControlFlowOp)
+            flow = isinstance(operation, ControlFlowOp)
             try:
-                if plain:
-                    pieces.append(_plain(operation))
-                elif flow:
+                if flow:
                     pieces.append(self._control_flow(instruction, operation, scope))
                 else:
                     pieces.append(self.operation(operation, scope))
             except values.OpaqueError as error:
                 raise error.inside(f"the operation {operation.name!r}") from None
-            if flow or operation.name == "barrier":  # here the order of the bits means nothing
+            if flow or operation.name == "barrier":  # their bits are unordered
                 qubits = sorted(qubits, key=scope.qubits.__getitem__)
                 clbits = sorted(clbits, key=scope.clbits.__getitem__)
             pieces.extend([at[bit] for bit in qubits])
@@ -204,7 +200,7 @@ class Circuits:
     # Operations
 
     def _standard(self, instruction: CircuitInstruction, scope: Scope) -> bytes:
-        """One of the gates that Qiskit's core knows: by far the most there are."""
+        """A gate that Qiskit's core knows, as nearly all are."""
         name = instruction.name
         head = self._heads.get(name)
         if head is None:
@@ -220,10 +216,10 @@ class Circuits:
         return head if label is None else head + b"l" + _named(label)
 
     def operation(self, operation: Any, scope: Scope) -> bytes:
-        """What an instruction does, whatever it does it to.
+        """Encode what an instruction does, without its bits.
 
         Raises:
-            OpaqueError: If nothing is known of that.
+            OpaqueError: It can't be recognized in another process.
         """
         if isinstance(operation, Instruction):
             if operation.base_class in _PLAIN:
@@ -234,7 +230,7 @@ class Circuits:
             bare = CircuitInstruction(operation, (), ())
             if bare.is_standard_gate():
                 return self._standard(bare, scope)
-        if scope.bound or operation.name == "store":  # it may mean something else elsewhere
+        if scope.bound or operation.name == "store":  # its meaning depends on the scope
             return self._any(operation, scope)
         return self._once(operation, lambda: self._any(operation, scope))
 
@@ -252,13 +248,13 @@ class Circuits:
                 return head + self.value(quantum_info.parts(operation), scope)
             return head + self.value((operation.params, self._state(operation)), scope)
         except values.OpaqueError:
-            definition = self._definition(operation, scope)  # as of a gate that was made with a function
+            definition = self._definition(operation, scope)  # the gate may have been made with a function
             if definition is None:
                 raise
             return head + definition
 
     def _custom(self, operation: Any, kind: type, scope: Scope) -> bytes:
-        """An operation of the user's: what it does is its definition. Without one, it is known by its name."""
+        """An operation of the user's: by its definition or, if it has none, by its name."""
         sizes = b"%d;%d;" % (operation.num_qubits, operation.num_clbits)
         head = (b"U" if isinstance(operation, Gate) else b"u") + sizes + _label(operation)
         definition = self._definition(operation, scope)
@@ -300,7 +296,7 @@ class Circuits:
             indices, variable, _ = operation.params
             parts.append(self.value(indices if isinstance(indices, range) else tuple(indices)))
             if variable is not None:
-                name = "" if MADE_UP_VARIABLE.fullmatch(variable.name) else variable.name
+                name = "" if GENERATED_VARIABLE.fullmatch(variable.name) else variable.name
                 kind = expressions.type_of(variable) if isinstance(variable, expr.Var) else b"P"
                 parts.append(kind + values.text(name))
                 bound = {**bound, variable: b"@%d;" % len(bound)}
@@ -318,7 +314,7 @@ class Circuits:
 
     @staticmethod
     def _case(label: Any) -> bytes:
-        return values.number(int(label)) if isinstance(label, int) else b"*"  # the default's label is an object
+        return values.number(int(label)) if isinstance(label, int) else b"*"  # the default case
 
     # Everything else
 
@@ -329,7 +325,7 @@ class Circuits:
             return expressions.classical(item, scope.resource, scope.bound)
         if isinstance(item, QuantumCircuit):
             return self.circuit(item)
-        if isinstance(item, ControlFlowOp):  # outside of a circuit
+        if isinstance(item, ControlFlowOp):  # outside a circuit
             bare = QuantumCircuit(item.num_qubits, item.num_clbits)
             bare.append(item, bare.qubits, bare.clbits)
             return self.circuit(bare)
@@ -346,7 +342,7 @@ class Circuits:
         return self._beyond(item, self.value)
 
     def _loose(self, instruction: CircuitInstruction) -> bytes:
-        """An instruction that was taken out of a circuit; its bits may still tell where they were."""
+        """An instruction outside a circuit; its bits may still have their indices."""
         bare = QuantumCircuit(list(instruction.qubits), list(instruction.clbits))
         bare.append(instruction)
         places = [getattr(bit, "_index", None) for bit in (*instruction.qubits, *instruction.clbits)]
@@ -364,8 +360,8 @@ def _plain(operation: Any) -> bytes:
 
 
 def _named(name: str) -> bytes:
-    """A name or label, without what Qiskit made up of it."""
-    return values.text(MADE_UP.sub("circuit", name))
+    """A name or label, without a number that Qiskit generated."""
+    return values.text(GENERATED_NAME.sub("circuit", name))
 
 
 def _label(operation: Any) -> bytes:
@@ -384,7 +380,6 @@ def _modifier(modifier: Any) -> bytes:
 
 
 def _layout(circuit: QuantumCircuit) -> bytes:
-    """Where the transpiler put each qubit."""
     layout = circuit.layout
     if layout is None:
         return b"-"
@@ -392,6 +387,6 @@ def _layout(circuit: QuantumCircuit) -> bytes:
     for how in ("initial_index_layout", "final_index_layout"):
         try:
             found.append(values.sequence(b"%d;" % place for place in getattr(layout, how)()))
-        except Exception:  # noqa: BLE001 - one that was made by hand may lack parts; it executes nothing by itself
+        except Exception:  # noqa: BLE001 - a layout made by hand may be incomplete; it does not affect the execution
             found.append(b"?")
     return values.sequence(found)

@@ -1,4 +1,4 @@
-"""Expressions as bytes: those of circuit parameters, and the classical ones that a circuit evaluates as it runs."""
+"""Encodes expressions of circuit parameters, and the classical ones that a running circuit evaluates."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from . import values
 
 # Parameters ---------------------------------------------------------------------------------------------------------
 #
-# Qiskit orders the terms of a sum and the factors of a product by the parameters' uuids, which are random, and that
-# order may decide where a minus sign stands. So sums and products are collections here, and signs are pulled outward.
+# Qiskit orders the terms of a sum and the factors of a product by the parameters' random uuids, and that order may
+# decide where a minus sign stands. So sums and products are unordered here, and signs are moved outward.
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A part of an expression, but for its sign.
+    """A node of an expression.
 
     Attributes:
         sign: 1 or -1.
-        body: The part as bytes, without the sign.
-        terms: Those of a sum: the sign and the body of each.
-        factors: Those of a product: 1 or, for a divisor, -1, and the body of each.
+        body: The encoded node, without its sign.
+        terms: The sign and the body of each term of a sum.
+        factors: The exponent, 1 or -1, and the body of each factor of a product.
     """
 
     sign: int
@@ -41,18 +41,18 @@ def parameter(expression: ParameterExpression, bound: Mapping[Any, bytes]) -> by
     """A parameter, or an expression of parameters.
 
     Args:
-        expression: It.
-        bound: What stands for the variables of the loops around it.
+        expression: The expression.
+        bound: Replacements for the variables of the enclosing loops.
     """
     if isinstance(expression, Parameter):
         return b"P" + _leaf(expression, bound)
     names = expression.parameters
     if not names:
         return values.number(expression.numeric())
-    if len(names) == 1 and expression.is_symbol():  # one may be left of several, and then all are still to be bound
+    if len(names) == 1 and expression.is_symbol():  # of several, one may remain in the result, and all must be bound
         return b"P" + _leaf(next(iter(names)), bound)
     stack: list[_Node] = []
-    for step in expression._qpy_replay:  # noqa: SLF001 - the only way to the tree; QPY's writer, and so the payload, use it
+    for step in expression._qpy_replay:  # noqa: SLF001 - the only access to the tree; QPY's writer uses it too
         name = _operation(step.op)
         if name in ("ADD", "SUB", "MUL", "DIV", "POW", "RSUB", "RDIV", "RPOW"):
             right = _operand(step.rhs, stack, bound)
@@ -62,7 +62,7 @@ def parameter(expression: ParameterExpression, bound: Mapping[Any, bytes]) -> by
             stack.append(_combine(name, left, right))
         elif name in _FUNCTIONS:
             stack.append(_Node(1, b"F" + values.text(name) + _operand(step.lhs, stack, bound).signed()))
-        else:  # a substitution, which an older Qiskit records
+        else:  # a substitution, as recorded by older versions of Qiskit
             raise values.OpaqueError(f"the operation {name} of a parameter expression")
     if len(stack) != 1:
         raise values.OpaqueError("a parameter expression that can't be read")
@@ -110,14 +110,14 @@ def _terms(node: _Node, sign: int) -> tuple[tuple[int, bytes], ...]:
 
 
 def _sum(terms: tuple[tuple[int, bytes], ...]) -> _Node:
-    """A sum, with the signs such that the least of both ways to write it is taken."""
-    ways = []
+    """A sum. Of its two forms, with all signs flipped or not, the smaller one is taken."""
+    forms = []
     for sign in (1, -1):
-        turned = tuple(sorted((sign * each, body) for each, body in terms))
-        pieces = b"".join((b"-" if each < 0 else b"+") + body for each, body in turned)
-        ways.append((pieces, sign, turned))
-    pieces, sign, turned = min(ways)
-    return _Node(sign, b"S" + pieces + b";", terms=turned)
+        flipped = tuple(sorted((sign * each, body) for each, body in terms))
+        pieces = b"".join((b"-" if each < 0 else b"+") + body for each, body in flipped)
+        forms.append((pieces, sign, flipped))
+    pieces, sign, flipped = min(forms)
+    return _Node(sign, b"S" + pieces + b";", terms=flipped)
 
 
 _ONE = values.number(1)
@@ -143,12 +143,12 @@ def _product(sign: int, factors: tuple[tuple[int, bytes], ...]) -> _Node:
 
 
 def classical(node: expr.Expr, resource: Callable[[Any], bytes], bound: Mapping[Any, bytes]) -> bytes:
-    """An expression that the circuit evaluates.
+    """A classical expression.
 
     Args:
-        node: It.
+        node: The expression.
         resource: Encodes a clbit or a classical register.
-        bound: What stands for the variables of the loops around it.
+        bound: Replacements for the variables of the enclosing loops.
     """
     parts: tuple[bytes, ...]
     if isinstance(node, expr.Var | expr.Stretch):
@@ -187,5 +187,5 @@ def _constant(value: Any) -> bytes:
 
 
 def declared(variables: Iterable[Any], bound: Mapping[Any, bytes]) -> bytes:
-    """Variables that a circuit declares, takes or captures; they are told apart by their names."""
+    """Variables that a circuit declares, takes as input or captures, by their names."""
     return values.collection((bound.get(each) or values.text(each.name)) + type_of(each) for each in variables)

@@ -1,4 +1,4 @@
-"""Operators, states, and what Qiskit's synthesis is set up with, as plain parts."""
+"""Takes operators, states and the settings of Qiskit's synthesis apart into plain values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qiskit.transpiler import CouplingMap
 
 
 def parts(item: Any) -> Any:
-    """What an object is made of, as plain values, in an order that means something; None if it is none of these."""
+    """The plain values that determine an object, in a fixed order; None for an object of any other type."""
     if isinstance(item, Clifford):
         return item.tableau
     if isinstance(item, Pauli | PauliList):
@@ -35,7 +35,7 @@ def parts(item: Any) -> Any:
     if isinstance(item, EvolutionSynthesis):
         try:
             return item.settings
-        except NotImplementedError:  # it was given a function
+        except NotImplementedError:  # it was made with a function
             return None
     if isinstance(item, BooleanExpression):
         return item.expression, list(item.args)

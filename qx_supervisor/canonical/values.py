@@ -1,4 +1,4 @@
-"""Plain values as bytes: numbers, text, arrays, containers, and objects that are made of them."""
+"""Encodes plain values: numbers, text, arrays, containers, and objects that consist of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 EXACT = 2**53
-"""Below this, a whole number and its float64 are the same number."""
+"""Below this, every integer is exactly a float64."""
 
 
 class OpaqueError(Exception):
-    """Something of which nothing is known that would be the same in another process.
+    """An object can't be recognized in another process.
 
     Args:
-        what: What it is.
+        what: A name for the object.
         where: What it is in, outermost first.
     """
 
@@ -31,7 +31,7 @@ class OpaqueError(Exception):
         self.where = where
 
     def inside(self, place: str) -> OpaqueError:
-        """The same, with the place that it is in."""
+        """The same error, with one more level of what the object is in."""
         return OpaqueError(self.what, place, *self.where)
 
     def __str__(self) -> str:
@@ -39,33 +39,33 @@ class OpaqueError(Exception):
 
 
 def name_of(value: Any) -> str:
-    """What to call an object that can't be told."""
+    """A name for an object in an `OpaqueError`."""
     kind = value if isinstance(value, type) else type(value)
     return f"{'the class' if kind is value else 'an object of type'} {kind.__name__}"
 
 
 def text(value: str) -> bytes:
-    """A string, with its length."""
+    """A string, prefixed by its length."""
     data = value.encode("utf-8", "surrogatepass")
     return b"s%d:%b" % (len(data), data)
 
 
 def sequence(pieces: Iterable[bytes]) -> bytes:
-    """Pieces, in their order."""
+    """Pieces in their order."""
     return b"[" + b"".join(pieces) + b"]"
 
 
 def collection(pieces: Iterable[bytes]) -> bytes:
-    """Pieces whose order means nothing."""
+    """Pieces in any order."""
     return b"<" + b"".join(sorted(pieces)) + b">"
 
 
 def number(value: Any) -> bytes:
-    """A number, the same for the same value, such as 1, 1.0 and a float32 of it; float64s count to their last bit."""
+    """A number: equal for equal values of any type, such as 1, 1.0 and float32(1). A float64 counts bit by bit."""
     if isinstance(value, float):
-        if value != value:  # noqa: PLR0124 - there are many bit patterns for "not a number"
+        if value != value:  # noqa: PLR0124 - NaN has many bit patterns
             return b"n"
-        return b"f" + struct.pack(">d", value + 0.0)  # the sign of a zero executes nothing
+        return b"f" + struct.pack(">d", value + 0.0)  # -0.0 executes as 0.0 does
     if isinstance(value, numbers.Integral):
         whole = int(value)
         return number(float(whole)) if -EXACT < whole < EXACT else b"i%d;" % whole
@@ -82,7 +82,7 @@ def number(value: Any) -> bytes:
 
 
 def array(value: np.ndarray[Any, Any], beyond: Callable[[Any], bytes]) -> bytes:
-    """An array: its shape and its values; how it lies in memory and what its type is called mean nothing."""
+    """An array's shape and values, whatever its memory layout and dtype."""
     head = b"a" + sequence(b"%d;" % length for length in value.shape)
     kind = value.dtype.kind
     if kind in "iu" and value.size and max(abs(int(value.min())), abs(int(value.max()))) >= EXACT:
@@ -105,18 +105,18 @@ def _packed(value: np.ndarray[Any, Any], kind: str) -> bytes:
 
 
 def encode(value: Any, beyond: Callable[[Any], bytes]) -> bytes:
-    """A value as bytes.
+    """Encode a value.
 
     Args:
         value: The value.
-        beyond: Encodes what is neither plain nor made of plain values, or raises `OpaqueError`.
+        beyond: Encodes what is neither plain nor consists of plain values, or raises `OpaqueError`.
 
     Raises:
-        OpaqueError: If there is something in it that can't be told.
+        OpaqueError: Something in it can't be recognized in another process.
     """
     if value is None:
         return b"N"
-    if isinstance(value, enum.Enum):  # before str and int: some are those too
+    if isinstance(value, enum.Enum):  # before str and int, since some enums are those too
         return b"E" + text(type(value).__name__) + text(value.name)
     if isinstance(value, bool | np.bool_):
         return b"T" if value else b"F"
@@ -150,35 +150,35 @@ def encode(value: Any, beyond: Callable[[Any], bytes]) -> bytes:
 
 
 def fields_of(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass's instance or of a pydantic model; None for anything else."""
+    """The fields of a dataclass or pydantic instance; None for anything else."""
     kind = type(value)
-    if isinstance(names := getattr(kind, "model_fields", None), Mapping):  # first: a model may pose as a dataclass
+    if isinstance(names := getattr(kind, "model_fields", None), Mapping):  # a model may pass for a dataclass
         return {name: getattr(value, name) for name in names}
     if dataclasses.is_dataclass(kind):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
     return None
 
 
-_UNKNOWN = object()
+_NO_DEFAULT = object()
 
 
 def default_of(value: Any, name: str) -> Any:
-    """The default of a dataclass's or a pydantic model's field, or an object that equals nothing."""
+    """The default of a field of a dataclass or pydantic instance; an object equal to no value if it has none."""
     kind = type(value)
     known = getattr(kind, "__pydantic_fields__", None) or {}
     if name in known:
         field = known[name]
-        return _UNKNOWN if field.is_required() else field.get_default(call_default_factory=True)
+        return _NO_DEFAULT if field.is_required() else field.get_default(call_default_factory=True)
     for each in dataclasses.fields(kind):
         if each.name == name and each.default is not dataclasses.MISSING:
             return each.default
         if each.name == name and each.default_factory is not dataclasses.MISSING:
             return each.default_factory()
-    return _UNKNOWN
+    return _NO_DEFAULT
 
 
 def state_of(value: Any) -> dict[str, Any]:
-    """What an object keeps in its attributes and slots."""
+    """An object's attributes, in its `__dict__` and its slots."""
     state = dict(getattr(value, "__dict__", {}))
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import Interrupted, JobCancelled, JobFailed, QxError, RunError, RunTimeout
-from ..result import RunResult, is_estimate
+from ..pub_results import is_estimate
+from ..result import RunResult
 from . import output
 
 FIELDS = """\b

@@ -1,10 +1,10 @@
-"""Whether all is as it must be on this machine, in words, with what to do where it is not.
+"""Checks of this machine: each finding says what is wrong, and what to do.
 
-`finding`  what a check found
-`machine`  the installation and the place: versions, kernel, state directory, container, settings
-`hosts`    the ledger of many hosts
-`account`  the account, the way to the service, the clock
-`drill`    a driver killed for real, on the embedded service
+`finding`    the result of a check
+`machine`    versions, kernel, state directory, container, settings
+`hosts`      the shared ledger
+`account`    the account, the connection to the service, the clock
+`kill_test`  a driver that is really killed, on the embedded service
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["Finding", "Verdict", "examine"]
 
 
 def examine(*, with_drill: bool = True, say: Callable[[str], object] = lambda _: None) -> Iterator[Finding]:
-    """Check one thing after the other.
+    """Run all checks.
 
     Args:
-        with_drill: Whether a driver is killed, too.
-        say: Called with what takes a while, before it begins.
+        with_drill: Include the kill test.
+        say: Called before a check that takes a while, with a message.
     """
     yield from machine.check()
     yield from hosts.check()

@@ -1,4 +1,4 @@
-"""The account, the way to the service, and the clock. What is shown of the account is no secret."""
+"""Checks the account, the connection to the service, and the clock. The findings contain no secrets."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from ..watcher import ledger, remote
 from .finding import Finding
 
 SECONDS = 10.0
-"""How long the service is waited for."""
+"""Seconds to wait for the service."""
 
 CLOCK = 60.0
-"""Seconds by which the clock may be wrong: tokens expire by it."""
+"""Seconds by which the clock may be wrong. Tokens expire by it."""
 
 NO_TAG = "qxs-doctor"
-"""No job has this tag: to look for it is a request that costs little."""
+"""A tag that no job has: looking for it is a cheap request."""
 
 
 def check() -> Iterator[Finding]:
-    """Look at the account, and ask its service."""
+    """Check the account, the service and the clock."""
     if found := service.saved_accounts.fault():
         text, _, next_step = found.partition("; ")
         yield Finding("account", "fault", text, next_step)
         return
     try:
         account = service.accounts.saved_account()
-    except Exception as error:  # noqa: BLE001 - whatever is in the file; and none of it is quoted
+    except Exception as error:  # noqa: BLE001 - the file may contain anything, and none of it is quoted
         yield Finding(
             "account",
             "fault",
             f"the saved account can't be read ({type(error).__name__})",
-            "save it anew: QiskitRuntimeService.save_account(token=..., instance=..., overwrite=True)",
+            "save it again: QiskitRuntimeService.save_account(token=..., instance=..., overwrite=True)",
         )
         return
     if account is None:
@@ -55,7 +55,7 @@ def check() -> Iterator[Finding]:
 
 
 def redacted(instance: str) -> str:
-    """As much of an instance as tells it from the user's others."""
+    """An abbreviated instance, enough to tell it from the user's others."""
     if not instance:
         return "not chosen"
     if not instance.startswith("crn:"):
@@ -71,10 +71,10 @@ def _service() -> Iterator[Finding]:
     def connect() -> None:
         try:
             found.set_result(_ask())
-        except BaseException as error:  # noqa: BLE001 - it is told in the other thread
+        except BaseException as error:  # noqa: BLE001 - it is raised in the other thread
             found.set_exception(error)
 
-    # A thread that is left behind: nobody can end a request of the official client, which has no time limit.
+    # A daemon thread, since a request of the official client has no timeout and can't be cancelled.
     threading.Thread(target=connect, name="qx-doctor", daemon=True).start()
     try:
         client = found.result(SECONDS)
@@ -85,7 +85,7 @@ def _service() -> Iterator[Finding]:
         yield Finding("service", "fault", error.reason.rstrip("."), "check the API key, the instance and the network")
         return
     except remote.RemoteError as error:
-        yield Finding("service", "fault", str(error), "try again; https://status.quantum.cloud.ibm.com tells of faults")
+        yield Finding("service", "fault", str(error), "try again; https://status.quantum.cloud.ibm.com reports faults")
         return
     endpoint = service.address(client)[0]
     yield Finding("service", "ok", f"{ledger.safe_endpoint(endpoint)} answers; {time.monotonic() - began:.1f} s in all")
@@ -93,17 +93,17 @@ def _service() -> Iterator[Finding]:
 
 
 def _ask() -> Any:
-    """Connect as `run` does, and ask one cheap question; returns the client."""
+    """Connect as `run` does, and make one cheap request; returns the client."""
     client = service.clients_of(service.accounts.default_service())[0]
-    there = service.remote_of(client)
-    ask(there, lambda: there.unfinished(tag=NO_TAG))
+    api = service.remote_of(client)
+    ask(api, lambda: api.unfinished(tag=NO_TAG))
     return client
 
 
 def _clock(client: Any) -> Finding:
     theirs = service.server_clock(client, SECONDS / 2)
     if theirs is None:
-        return Finding("clock", "warning", "the service does not tell the time", "compare the clock by hand: date -u")
+        return Finding("clock", "warning", "the service does not tell its time", "compare the clock by hand: date -u")
     ahead = time.time() - theirs
     if abs(ahead) > CLOCK:
         text = f"this machine is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the service"

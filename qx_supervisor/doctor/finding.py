@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["ok", "warning", "fault"]
-"""All is well; it works, with less than there could be; it does not work, or does not protect."""
+"""All is well; it works with restrictions; it does not work, or jobs are not protected."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         check: The check's name: "versions", "account" and so on.
-        verdict: How bad it is.
+        verdict: The severity.
         text: What was found.
         next_step: What to do, or "".
     """

@@ -1,4 +1,4 @@
-"""The ledger of many hosts, where there is one."""
+"""Checks the shared ledger, if there is one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..watcher import ledger
 from .finding import Finding
 
 CLOCK = 60.0
-"""Seconds by which the database's clock may differ before it is worth a word. Leases go by the database's alone."""
+"""Seconds by which the database's clock may differ without a warning. Leases depend on the database's clock only."""
 
 
 def check() -> Iterator[Finding]:
-    """Look whether it can be reached, and what is in it."""
+    """Check whether the database answers, and count its leases."""
     try:
         if not shared_ledger.url():
             return

@@ -1,4 +1,4 @@
-"""A driver killed for real."""
+"""The kill test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .finding import Finding
 
 
 def check() -> Iterator[Finding]:
-    """Kill a driver on the embedded service, and see its job cancelled."""
+    """Kill a driver on the embedded service, and check that its job is cancelled."""
     if importlib.util.find_spec("localqpu") is None:
         yield Finding(
             "kill -9 drill",

@@ -1,4 +1,4 @@
-"""The installation, and the place where it is."""
+"""Checks the installation and the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .finding import Finding
 PACKAGE = "qx-supervisor"
 SHOWN = ("qiskit", "qiskit-ibm-runtime", "psutil")
 CLIENT = "0.51"
-"""The minor version of qiskit-ibm-runtime that `service` knows the inside of."""
+"""The minor version of qiskit-ibm-runtime whose internals `service` uses."""
 
 SETTINGS = {
     "QX_STATE_DIR": "where the ledger is",
@@ -30,12 +30,12 @@ SETTINGS = {
     "QX_ON_UNPROTECTED": "of exec: what to do where no watcher can be had",
 }
 
-SPARE = 16 * 1024 * 1024
-"""Bytes that the ledger's disk should have."""
+MIN_FREE = 16 * 1024 * 1024
+"""Bytes that should be free on the ledger's disk."""
 
 
 def check() -> Iterator[Finding]:
-    """Look at all of it."""
+    """Run all checks of the machine."""
     yield _versions()
     yield _pidfd()
     yield from _state_directory()
@@ -72,10 +72,10 @@ def _pidfd() -> Finding:
         return Finding(
             "pidfd",
             "warning",
-            f"the kernel gives no pidfd ({reason}): a death is noticed by a look each second, and not at once",
+            f"the kernel gives no pidfd ({reason}): a death is noticed by a check once a second, and not at once",
             "use Linux 5.3 or later, and a container runtime that allows pidfd_open",
         )
-    return Finding("pidfd", "ok", "the kernel tells the watcher of a death at once")
+    return Finding("pidfd", "ok", "the kernel notifies the watcher of a death at once")
 
 
 def _state_directory() -> Iterator[Finding]:
@@ -94,7 +94,7 @@ def _state_directory() -> Iterator[Finding]:
         )
         return
     text = f"{directory}, mode {mode:04o}, writable, {kind}"
-    if room.f_bavail * room.f_frsize < SPARE:
+    if room.f_bavail * room.f_frsize < MIN_FREE:
         yield Finding("state directory", "warning", f"{text}; its disk is full", "make room, or set QX_STATE_DIR")
     else:
         yield Finding("state directory", "ok", text)
@@ -107,9 +107,9 @@ def _state_directory() -> Iterator[Finding]:
 
 
 def _place() -> Finding:
-    told = placement.here()
-    if told:
-        text, _, remedy = told.rpartition(". ")
+    warning = placement.here()
+    if warning:
+        text, _, remedy = warning.rpartition(". ")
         return Finding("place", "warning", text, remedy)
     if _in_container():
         return Finding(
@@ -121,13 +121,13 @@ def _place() -> Finding:
     return Finding("place", "ok", "nothing here is known to kill a watcher along with its driver")
 
 
-_MARKS = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container", "/var/run/secrets/kubernetes.io")
-"""Files that one runtime or the other puts into its containers."""
+_CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container", "/var/run/secrets/kubernetes.io")
+"""Files that container runtimes create in their containers."""
 
 
 def _in_container() -> bool:
-    # A pod that mounts no account has none of them, but each has the variable.
-    return "KUBERNETES_SERVICE_HOST" in os.environ or any(Path(mark).exists() for mark in _MARKS)
+    # A pod without a mounted account has none of these files, but every pod has the variable.
+    return "KUBERNETES_SERVICE_HOST" in os.environ or any(Path(mark).exists() for mark in _CONTAINER_FILES)
 
 
 def _exec() -> Finding:
@@ -145,12 +145,11 @@ def _placement() -> None:
 
 
 def _settings() -> Finding:
-    inside = {name: value for name, value in os.environ.items() if name.startswith("QX_")}
-    inside = {
-        name: value if name != shared_ledger.SETTING else "…" for name, value in inside.items()
-    }  # it holds a password
-    known = [f"{name}={value} ({SETTINGS[name]})" for name, value in inside.items() if name in SETTINGS]
-    unknown = sorted(set(inside) - set(SETTINGS))
+    found = {name: value for name, value in os.environ.items() if name.startswith("QX_")}
+    if shared_ledger.SETTING in found:
+        found[shared_ledger.SETTING] = "…"  # it contains a password
+    known = [f"{name}={value} ({SETTINGS[name]})" for name, value in found.items() if name in SETTINGS]
+    unknown = sorted(set(found) - set(SETTINGS))
     text = ", ".join(known) or "none of QX_*"
     for read in (launch.sweep_window, shared_ledger.lease_seconds, _placement):
         try:
@@ -158,6 +157,6 @@ def _settings() -> Finding:
         except WatcherError as error:
             return Finding("settings", "fault", f"{text}: with that, nothing would be submitted", error.reason)
     if unknown:
-        told = f"{text}; unknown: {', '.join(unknown)}"
-        return Finding("settings", "warning", told, f"there are: {', '.join(SETTINGS)}")
+        text += f"; unknown: {', '.join(unknown)}"
+        return Finding("settings", "warning", text, f"there are: {', '.join(SETTINGS)}")
     return Finding("settings", "ok", text)

@@ -1,5 +1,6 @@
 """The folder that `qx-supervisor exec` puts in front of `PYTHONPATH`.
 
-Python imports a `sitecustomize` at every start: this folder's, in every Python process of the tree. What is here runs
-in any Python of any environment, and does not import `qx_supervisor` before the program imports `qiskit_ibm_runtime`.
+Python imports `sitecustomize` whenever it starts, so every Python process of the tree imports the one in this folder.
+The code here runs in any Python of any environment, and imports `qx_supervisor` only when the program imports
+`qiskit_ibm_runtime`.
 """

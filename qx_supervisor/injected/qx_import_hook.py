@@ -1,11 +1,11 @@
-"""Has the import of Qiskit's client followed by `qx_supervisor.adopt`, which guards what the program submits.
+"""Installs `qx_supervisor.adopt` when Qiskit's client has been imported, so that the program's jobs are guarded.
 
-A finder on `sys.meta_path` lets the import go on as it would, and only has the module's own loader call back when the
-module has been executed: at its first import, in whatever thread, and at every `importlib.reload`. Where Qiskit's
-client is never imported, that is all there is.
+A finder on `sys.meta_path` leaves the import to the other finders, and only has the module's own loader call back once
+the module has been executed: at its first import, in any thread, and at every `importlib.reload`. In a program that
+never imports Qiskit's client, nothing else happens.
 
-Where the jobs can't be guarded, as in a Python that has no `qx_supervisor`, none is submitted: the client refuses that,
-and nothing else. This file runs in any Python from 3.8 on, and imports nothing that takes time.
+If jobs can't be guarded, for instance in a Python without `qx_supervisor`, the client refuses to submit any, and
+nothing else. This file runs in any Python from 3.8 on, and imports only modules that load fast.
 """
 
 import atexit
@@ -20,14 +20,14 @@ PACKAGE = "qiskit_ibm_runtime"
 CLIENT = "qiskit_ibm_runtime.api.client"
 
 _adopt: "Any" = None  # the module `qx_supervisor.adopt`, once it is needed
-_told = False
+_refused = False
 
 
 class Finder:
-    """Finds two modules, where the other finders find them."""
+    """Finds two modules as the other finders do, and follows their execution."""
 
     def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
-        """The module's spec, or None for any other module."""
+        """The spec of one of the two modules; None for any other module."""
         if name not in (PACKAGE, CLIENT):
             return None
         for finder in sys.meta_path:
@@ -40,27 +40,26 @@ class Finder:
 
 
 def _follow(loader: "Any", name: str) -> None:
-    # On this loader object alone, which was made for this import. It stays the loader that it is: whoever asks it for
-    # the module's source or resources gets them.
+    # Only this loader object is patched, which was made for this import: it still gives access to source and resources.
     execute = loader.exec_module
 
     def exec_module(module: "Any") -> None:
         execute(module)
         if module.__name__ == name:
-            _arrived(name)
+            _executed(name)
 
     loader.exec_module = exec_module
 
 
-def _arrived(name: str) -> None:
-    global _adopt  # noqa: PLW0603 - the import system has locked the module's name
+def _executed(name: str) -> None:
+    global _adopt  # noqa: PLW0603 - the import system holds the module's lock
     try:
         if name == CLIENT:
             from qx_supervisor import adopt
 
             adopt.install()
             _adopt = adopt
-        elif _adopt is None and not _told:
+        elif _adopt is None and not _refused:
             _refuse("this version of qiskit-ibm-runtime is not known; `qx-supervisor doctor` says which is")
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "qx_supervisor":
@@ -73,9 +72,9 @@ def _arrived(name: str) -> None:
 
 
 def _refuse(reason: str) -> None:
-    """See to it that nothing is submitted, and say why."""
-    global _told  # noqa: PLW0603 - as above
-    _told = True
+    """Make the client refuse every submission, and say why."""
+    global _refused  # noqa: PLW0603 - as above
+    _refused = True
     text = f"jobs of {sys.executable} can't be guarded: {reason}"
     if os.environ.get("QX_ON_UNPROTECTED") == "warn":
         _say(f"{text}. They are submitted all the same")
@@ -105,8 +104,8 @@ def _at_exit() -> None:
 
 
 def install() -> None:
-    """Begin."""
-    # The first to register is the last to be called: a program's own callbacks may still wait for its jobs.
+    """Install the finder."""
+    # Registered first, called last: the program's own exit callbacks may still wait for its jobs.
     atexit.register(_at_exit)
     sys.meta_path.insert(0, Finder())
     if os.environ.get("QX_KEEP_ON_EXIT") and sys.version_info < (3, 12):

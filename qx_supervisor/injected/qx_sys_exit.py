@@ -1,8 +1,8 @@
-"""Which exit status `sys.exit` gave a program, in a Python before 3.12.
+"""The status that a program passed to `sys.exit`, before Python 3.12.
 
-The interpreter reads the code of a `SystemExit` that nobody has caught, and then ends; it tells nobody. But it reads an
-attribute: of what this `sys.exit` raises, that is a property, which is read with no Python frame below when the
-interpreter itself reads it. A `SystemExit` that the program raises by itself can't be seen so.
+The interpreter reads the attribute `code` of an uncaught `SystemExit`, and then ends. In the exception that this
+`sys.exit` raises, `code` is a property: if no Python frame is below its getter, the interpreter itself reads it. A
+`SystemExit` that the program raises by itself goes unnoticed.
 """
 
 import _thread
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 status: "int | None" = None
-"""The status with which this program is about to end by `sys.exit`, or None."""
+"""The status with which `sys.exit` is about to end this program, or None."""
 
 
-_plain: "Any" = vars(SystemExit)["code"]
+_code: "Any" = vars(SystemExit)["code"]
 _main = _thread.get_ident()
 
 
 class _Exit(SystemExit):
     @property
     def code(self) -> "Any":
-        code = _plain.__get__(self)
+        code = _code.__get__(self)
         if sys._getframe().f_back is None and _thread.get_ident() == _main:  # noqa: SLF001
             _end(code)
         return code
 
     @code.setter
     def code(self, value: object) -> None:
-        _plain.__set__(self, value)
+        _code.__set__(self, value)
 
     def __reduce__(self) -> "Any":
         return SystemExit, self.args
@@ -51,6 +51,6 @@ def _exit(status: object = None, /) -> "NoReturn":
 
 
 def install() -> None:
-    """Have `sys.exit` raise what tells."""
+    """Replace `sys.exit`."""
     _exit.__name__ = _exit.__qualname__ = "exit"
     sys.exit = _exit

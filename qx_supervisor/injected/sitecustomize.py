@@ -1,6 +1,6 @@
-"""Imported by every Python that `qx-supervisor exec` leads to, older ones and those of other environments among them.
+"""Imported by every Python that `qx-supervisor exec` leads to, of any version and environment, Python 2 included.
 
-So this file is written for all of them, Python 2 included. It must never keep a program from starting.
+It must never keep a program from starting.
 """
 
 import os
@@ -14,8 +14,8 @@ if sys.version_info >= (3, 8):  # noqa: UP036 - the driver's Python, not ours
     except Exception as _error:  # noqa: BLE001
         sys.stderr.write("qx-supervisor: the jobs of this program are not guarded: %r\n" % (_error,))  # noqa: UP031
 
-# What follows is as if this folder were not there: the user's own sitecustomize is next on the path. The folder stays
-# in PYTHONPATH, for the processes that this one starts.
+# From here on this folder is hidden, and the user's own sitecustomize is imported. The folder stays in PYTHONPATH, for
+# the processes that this one starts.
 sys.path[:] = [_entry for _entry in sys.path if os.path.abspath(_entry) != _folder]  # noqa: PTH100
 _this = sys.modules.pop("sitecustomize", None)
 try:

@@ -1,9 +1,8 @@
-"""An IBM Quantum service on this machine: the real Qiskit client talks to it, and no request leaves the loopback.
+"""An IBM Quantum service on this machine: the real Qiskit client connects to it, and no request leaves the loopback.
 
-``start()`` runs the service as a process of its own, so its jobs outlive the program that submitted them, as they do at
-IBM. What the program sees is what Qiskit's client sees: tokens, backends, jobs, sessions, results with the counts of an
-exact simulation. What a test sees besides is the ``Service``: a journal of every request, gates that hold jobs where
-they are, and faults on demand.
+``start()`` runs the service as its own process, so jobs outlive the program that submitted them, as at IBM. The program
+sees what Qiskit's client sees: tokens, backends, jobs, sessions, results of an exact simulation. A test also has the
+``Service``, with a journal of every request, holds that keep jobs in a state, and faults on demand.
 
     from qx_supervisor import local
 

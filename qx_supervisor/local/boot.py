@@ -1,9 +1,9 @@
-"""Run as a script: ``python -I boot.py SETTINGS``. Starts the server in a clean interpreter.
+"""Starts the server in a clean interpreter, as a script: ``python -I boot.py SETTINGS``.
 
-Run by its path, isolated, so that neither the starter's folder nor its environment decides what is imported: a user's
-``random.py`` or ``queue.py`` must not end up in here. The package is found beside this file, and its parent is replaced
-by an empty one, since the service needs nothing of it. Where the starter has localqpu and Qiskit comes in the settings,
-behind everything else on the path.
+It is run by its path and isolated, so that neither the starter's folder nor its environment affects imports: a user's
+``random.py`` or ``queue.py`` must not be imported here. The package is found beside this file; its parent is replaced
+by an empty module, as the service needs nothing of it. The settings have the folders of the starter's localqpu and
+Qiskit, which go to the end of the path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def boot(settings: dict[str, object]) -> None:
-    """Make the package importable, and serve."""
+    """Make the package importable, and run the server."""
     path = settings.pop("path")
     if isinstance(path, list):
         sys.path.extend(path)

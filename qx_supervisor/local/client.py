@@ -1,8 +1,8 @@
-"""A ``QiskitRuntimeService`` that talks to the embedded service and to nothing else.
+"""A ``QiskitRuntimeService`` that connects to the embedded service only.
 
-Qiskit's client knows three hosts: the API, the account service that issues tokens, and the catalogue of instances. All
-three are given made-up names that don't resolve, with the embedded service as the HTTP proxy for every request. So a
-request that takes a wrong turn ends at the loopback too, and one to a real https address is a tunnel that is refused.
+Qiskit's client uses three hosts: the API, the account service that issues tokens, and the catalogue of instances. Here
+all three have invented names that don't resolve, and the embedded service is the HTTP proxy of every request. So no
+request leaves the loopback: even one to a real https address is a tunnel, which the embedded service refuses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .records import INSTANCE, crn
 
 _HOST = "localqpu.test"
 _INSTANCE = crn(INSTANCE)
-"""The CRN of the only instance, where none are named: for who makes a service object in a way of their own."""
+"""The CRN of the default instance. Tests that make their own service object use it."""
 
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 
@@ -27,14 +27,13 @@ _environment_lock = threading.Lock()
 
 
 def connect(port: int, token: str, host: str = "127.0.0.1", *, instance: str | None = INSTANCE) -> QiskitRuntimeService:
-    """Make the service object, for the instance of a name; None for one that uses all.
+    """Make the service object for an instance, given by name; None: for all instances.
 
-    Another host than the loopback is for tests in which this machine plays several: the service itself listens at the
-    loopback alone.
+    Only tests that simulate several hosts on this machine pass another host: the service listens on the loopback only.
 
-    ``NO_PROXY`` (or ``no_proxy``, whichever is in use) is extended by the made-up host, for good: ``requests`` prefers
-    a proxy that the environment names over the one that Qiskit's client was given, and looks at every request. The host
-    resolves nowhere, so nothing else is affected. ``IAM_URL`` is set during the construction only.
+    ``NO_PROXY`` (or ``no_proxy``, whichever is in use) is extended by the invented host permanently: at every request,
+    ``requests`` prefers a proxy of the environment over the client's own. The host does not resolve, so nothing else is
+    affected. ``IAM_URL`` is set during the construction only.
     """
     proxy = f"http://{host}:{port}"
     _bypass_environment_proxies()
@@ -50,13 +49,13 @@ def connect(port: int, token: str, host: str = "127.0.0.1", *, instance: str | N
 
 
 def _resolve(_url: str, _instance: str, _private_endpoint: bool | None = None, _channel: str = "") -> str:
-    """The base of the API, in place of the client's own rule for it."""
+    """The base URL of the API, instead of the client's own rule."""
     return f"http://{_HOST}/api/v1"
 
 
 def _bypass_environment_proxies() -> None:
-    # Only names that are in use are extended. The lower-case one is looked at first: setting it where only the other
-    # was set would hide the user's own list.
+    # Only names in use are extended. The lower-case one has precedence: if only the other is set, setting it would hide
+    # the user's own list.
     for name in [name for name in _NO_PROXY if os.environ.get(name)] or _NO_PROXY:
         hosts = os.environ.get(name, "").split(",")
         if _HOST not in hosts and hosts != ["*"]:
@@ -65,7 +64,7 @@ def _bypass_environment_proxies() -> None:
 
 @contextlib.contextmanager
 def _iam_url(url: str) -> Iterator[None]:
-    """Have the client take its tokens from ``url``: the environment is the only way to tell it."""
+    """Make the client fetch its tokens from ``url``, which can only be set in the environment."""
     with _environment_lock:
         before = os.environ.get("IAM_URL")
         os.environ["IAM_URL"] = url
@@ -80,14 +79,14 @@ def _iam_url(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_account_warning() -> Iterator[None]:
-    """Silence the warning that a saved account is not used: that is the point."""
+    """Silence the warning that a saved account is not used, which is intended."""
 
-    def other(record: logging.LogRecord) -> bool:
+    def is_other(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("Loading account with the given token")
 
     logger = logging.getLogger("qiskit_ibm_runtime.qiskit_runtime_service")
-    logger.addFilter(other)
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.removeFilter(other)
+        logger.removeFilter(is_other)

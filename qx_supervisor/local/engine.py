@@ -1,6 +1,6 @@
-"""localqpu as the engine: its backends, simulation and routes, with ours in front where it can't carry our checks.
+"""The engine: localqpu's backends, simulation and routes, with ours instead where localqpu's do not suffice.
 
-Importing this module imports localqpu, and with it Qiskit: seconds. The server imports it once it already listens.
+Importing this module imports localqpu and Qiskit, which takes seconds. The server imports it once it listens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from localqpu.scenario import ScenarioError, UsageSettings, ensure_known_backend
 from localqpu.server import Request, Response, Router
 
 from .english import english
-from .jobs import Jobs, Record, Told, asked
+from .jobs import Jobs, QueueInfo, Record, current_instance
 from .messages import Call, Reply, problem
 from .pages import with_bodies
 from .records import crn
@@ -29,9 +29,9 @@ from .tokens import Tokens
 
 _PAGE = 20  # jobs a page where the client names no limit
 _LARGEST_PAGE = 200  # as at IBM
-_PERIOD = datetime.timedelta(days=28)  # of an instance's time
+_USAGE_PERIOD = datetime.timedelta(days=28)
 
-_OF_AN_INSTANCE = re.compile(r"/api/v1/(backends|instances|jobs|sessions)(?:/([^/]+)|$)")
+_INSTANCE_PATH = re.compile(r"/api/v1/(backends|instances|jobs|sessions)(?:/([^/]+)|$)")
 
 Params = dict[str, str]
 Query = dict[str, list[str]]
@@ -44,38 +44,38 @@ class Engine:
         self._context = build_context(ServerConfig(backends=tuple(backends)))
         self._tokens = tokens
         self._instances = tuple(instances)
-        self._sessions: dict[str, str] = {}  # at which instance each was opened
+        self._sessions: dict[str, str] = {}  # the instance of each
         self._began = datetime.datetime.now(datetime.UTC)
         self.backends: list[str] = self._context.catalog.names
         self.jobs = Jobs(self._context.scenario_state, self._context.config.max_sim_qubits)
         self._context.jobs.shutdown()
         self._context.jobs = self.jobs
         self._router = self._routes()
-        # Whatever has a method and a path can be asked about: the fault to inject, counted as used, or None.
+        # For anything that has a method and a path it returns the fault to inject, now counted as used, or None.
         self.fault_for = scenario_fault_policy(self._context.scenario_state)
 
     def handle(self, call: Call) -> Reply:
-        """Carry out a request."""
+        """Handle a request."""
         if call.path.startswith("/api/v1/") and not self._tokens.accepts(call.authorization):
             return problem(401, "The access token is invalid or has expired.")
-        # With one instance it does not matter what a request calls it.
+        # If there is only one instance, a request may give it any name.
         instance = call.instance if len(self._instances) > 1 else self._instances[0]
-        refusal = self._refuse_elsewhere(call, instance)
+        refusal = self._refusal(call, instance)
         if refusal is not None:
             return refusal
-        token = asked.set(instance)
+        token = current_instance.set(instance)
         try:
             response = self._router.dispatch(Request(call.method, call.path, call.query, call.body))
         finally:
-            asked.reset(token)
+            current_instance.reset(token)
         reply = _in_english(response)
         if (call.method, call.path, reply.status) == ("POST", "/api/v1/sessions", 200):
             self._sessions[json.loads(reply.payload)["id"]] = instance
         return reply
 
-    def _refuse_elsewhere(self, call: Call, instance: str) -> Reply | None:
-        """A job or session is known at its own instance only."""
-        path = _OF_AN_INSTANCE.match(call.path)
+    def _refusal(self, call: Call, instance: str) -> Reply | None:
+        """The refusal of a request about another instance's job or session; None for any other request."""
+        path = _INSTANCE_PATH.match(call.path)
         if path is None:
             return None
         if instance not in self._instances:
@@ -94,19 +94,19 @@ class Engine:
         record = self.jobs.get(id_) if kind == "jobs" else None
         return record is not None and record.instance != instance
 
-    def set_scenario(self, raw: object) -> Reply:
-        """Install a scenario in localqpu's JSON form, and with the `body` of an answer in `http_faults`."""
+    def set_scenario(self, raw: object) -> str:
+        """Install a scenario in localqpu's JSON form, extended by `pages`; returns what is wrong with it, or ""."""
         try:
             scenario = parse_scenario(with_bodies(raw))
             ensure_known_backends(scenario, self.backends)
         except ScenarioError as error:
-            return problem(400, english(str(error)))
+            return english(str(error))
         self._context.scenario_state.set_scenario(scenario)
-        return Reply(204)
+        return ""
 
-    def tell(self, **what: Any) -> None:
-        """Set what is told of every job's place in the queue and cost, as `Told` has it."""
-        self.jobs.told = Told(**what)
+    def tell(self, **info: Any) -> None:
+        """Set what is reported of every job, with the fields of `QueueInfo`."""
+        self.jobs.queue_info = QueueInfo(**info)
 
     def reset(self) -> None:
         """Forget jobs, sessions and the scenario."""
@@ -115,7 +115,7 @@ class Engine:
         self._sessions.clear()
 
     def _routes(self) -> Any:
-        """Ours first, since the first match is taken. localqpu's control and AWS routes stay out."""
+        """Ours first, since the first match wins. localqpu's control and AWS routes are left out."""
         router = Router()
         router.add("POST", "/identity/token", self._issue_token)
         router.add("POST", "/v3/resources/search", self._list_instances)
@@ -132,7 +132,7 @@ class Engine:
         return router
 
     def _issue_token(self, _request: Any, _params: Params) -> Any:
-        """Issue a token for whatever API key: which keys are good is not what is being checked."""
+        """Issue a token for any API key."""
         issued = None if self._context.scenario_state.current().reject_tokens else self._tokens.issue()
         if issued is None:
             return Response(400, {"errorCode": "BXNIM0415E", "errorMessage": "Provided API key could not be found."})
@@ -149,18 +149,18 @@ class Engine:
         )
 
     def _list_instances(self, request: Any, params: Params) -> Any:
-        """List the instances: as many as there are, each as localqpu describes its only one."""
+        """List the instances, each as localqpu describes its only one."""
         [item] = search_instances(self._context, request, params).body["items"]
         items = [{**item, "crn": crn(name), "name": name} for name in self._instances]
         return Response(200, {"items": items, "search_cursor": None})
 
     def _submit_job(self, request: Any, params: Params) -> Any:
-        """Take a job. An instance that has used up its time takes jobs too, which wait; localqpu refuses them."""
+        """Accept a job. As at IBM, an instance that has used up its time queues jobs; localqpu refuses them."""
         context = dataclasses.replace(self._context, scenario_state=_Unlimited(self._context.scenario_state))
         return submit_job(context, request, params)
 
     def _get_usage(self, _request: Any, _params: Params) -> Any:
-        """What the instance has used up, and of which period that is told."""
+        """The instance's usage and its usage period."""
         usage = self._context.scenario_state.current().usage
         return Response(
             200,
@@ -169,12 +169,12 @@ class Engine:
                 "usage_limit_seconds": usage.limit_seconds,
                 "usage_allocation_seconds": usage.limit_seconds,
                 "usage_limit_reached": usage.is_exhausted,
-                "usage_period": {"start_time": _iso(self._began), "end_time": _iso(self._began + _PERIOD)},
+                "usage_period": {"start_time": _iso(self._began), "end_time": _iso(self._began + _USAGE_PERIOD)},
             },
         )
 
     def _list_jobs(self, request: Any, _params: Params) -> Any:
-        """List jobs. localqpu's list copies every job there ever was, a tenth of a second for a few thousand."""
+        """List jobs. localqpu's own route copies every job, which takes 0.1 s for a few thousand."""
         query: Query = request.query
         try:
             limit, offset = int(_first(query, "limit") or _PAGE), int(_first(query, "offset") or 0)
@@ -184,7 +184,7 @@ class Engine:
         exact = {"backend_name": "backend", "program_id": "program", "session_id": "session_id"}
         wanted = {name: _first(query, field) for name, field in exact.items() if field in query}
         tags = set(query.get("tags", ()))
-        instance = asked.get()
+        instance = current_instance.get()
         pending = {"true": True, "false": False}.get(_first(query, "pending") or "")
 
         def keep(record: Record) -> bool:
@@ -207,28 +207,28 @@ class Engine:
         if record is None:
             return _refuse(404, f"Job {params['job_id']} not found.")
         reply = job_to_api(record)
-        if self.jobs.told.qpu_seconds_estimated is not None:
-            reply["estimated_running_time_seconds"] = self.jobs.told.qpu_seconds_estimated
+        if self.jobs.queue_info.qpu_seconds_estimated is not None:
+            reply["estimated_running_time_seconds"] = self.jobs.queue_info.qpu_seconds_estimated
         return Response(200, reply)
 
     def _get_metrics(self, _request: Any, params: Params) -> Any:
-        """What IBM tells of a job's place in the queue and its cost, as far as the scenario has it."""
+        """The job's place in the queue and its cost, as far as they are set."""
         record = self.jobs.get(params["job_id"])
         if record is None:
             return _refuse(404, f"Job {params['job_id']} not found.")
-        told = self.jobs.told
+        info = self.jobs.queue_info
         reply: dict[str, Any] = {
             "timestamps": {"created": record.created, "running": record.running_at, "finished": record.ended_at},
             "usage": {"status": "pending"},
         }
         if record.status == "Queued":
-            if told.queue_position is not None:
-                reply["position_in_queue"] = told.queue_position
-            if told.starts_in is not None:
-                start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=told.starts_in)
+            if info.queue_position is not None:
+                reply["position_in_queue"] = info.queue_position
+            if info.starts_in is not None:
+                start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=info.starts_in)
                 reply["estimated_start_time"] = start.isoformat().replace("+00:00", "Z")
-        elif record.is_final and told.qpu_seconds is not None:
-            charged = told.qpu_seconds if record.status == "Completed" else 0.0
+        elif record.is_final and info.qpu_seconds is not None:
+            charged = info.qpu_seconds if record.status == "Completed" else 0.0
             reply["usage"] = {"status": "final", "quantum_seconds": charged, "qpu_charge_time_seconds": charged}
         return Response(200, reply)
 
@@ -242,7 +242,7 @@ class Engine:
         return Response(204)
 
     def _cancel_session(self, _request: Any, params: Params) -> Any:
-        """Close a session and drop what is queued in it. IBM lets running jobs finish; localqpu cancels them too."""
+        """Close a session and cancel its queued jobs. IBM lets running jobs finish; localqpu cancels them too."""
         session_id = params["session_id"]
         if not self._context.sessions.close(session_id):
             return _refuse(404, f"Session {session_id} not found.")
@@ -251,13 +251,13 @@ class Engine:
 
 
 class _Unlimited:
-    """A scenario in which no time is used up."""
+    """The state of the scenario, but with no limit on usage."""
 
     def __init__(self, state: Any) -> None:
         self._state = state
 
     def current(self) -> Any:
-        """The scenario, but for that."""
+        """The scenario without the limit."""
         return dataclasses.replace(self._state.current(), usage=UsageSettings())
 
 
@@ -274,7 +274,6 @@ def _in_english(response: Any) -> Reply:
 
 
 def _message(body: dict[str, Any]) -> str:
-    """The message of an error of localqpu's."""
     errors = body.get("errors")
     first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else body
     return str(first.get("message") or first.get("errorMessage") or "")
@@ -285,7 +284,7 @@ def _refuse(status: int, message: str) -> Any:
 
 
 def _session(body: bytes) -> str:
-    """The session of a submission, or ""; what can't be read is refused by the route."""
+    """The session of a submission, or "". The route refuses a body that can't be read."""
     try:
         return str(json.loads(body).get("session_id") or "")
     except (ValueError, AttributeError):

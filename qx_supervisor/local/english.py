@@ -1,10 +1,10 @@
-"""localqpu's messages in English: it speaks Korean, and what a test, or a user, is told should be understood.
+"""Translates localqpu's messages, which are Korean, into English.
 
-Each of its messages stands here beside its translation; `{}` stands for what is filled in, in the same order. A message
-that is not known (of a later version) is cut down to what is not Korean in it.
+`{}` stands for what is filled in, in the same order in both languages. An unknown message, of a later version, is
+reduced to what is not Korean in it.
 """
 
-# ruff: noqa: E501 - a message stands whole on its line
+# ruff: noqa: E501 - one message, one line
 from __future__ import annotations
 
 import functools
@@ -14,7 +14,7 @@ _KOREAN = re.compile("[\uac00-\ud7a3]")
 
 _MESSAGES = {
     # requests
-    "요청 본문이 JSON이 아닙니다: {}": "The body is no JSON: {}",
+    "요청 본문이 JSON이 아닙니다: {}": "The body is not JSON: {}",
     "요청 본문은 JSON 객체여야 합니다.": "The body must be a JSON object.",
     "본문은 {} 형식이어야 합니다.": 'The body must be of the form {{"tags": [string, ...]}}.',
     "localqpu는 아직 {} {}를 흉내 내지 않습니다. 필요하면 이슈로 알려주세요.": "There is no {} {} here.",
@@ -22,7 +22,7 @@ _MESSAGES = {
     "'{}'은(는) 0 이상의 정수여야 합니다: {}": "{!r} must be a whole number of at least 0, not {}.",
     "시각 형식이 틀렸습니다(ISO-8601 필요): {}": "A time must be as in ISO 8601, not {}.",
     "Content-Length 헤더는 0 이상이어야 합니다: {}": "The header Content-Length must be at least 0, not {}.",
-    "Content-Length 헤더가 숫자가 아닙니다: {}": "The header Content-Length is no number: {}",
+    "Content-Length 헤더가 숫자가 아닙니다: {}": "The header Content-Length is not a number: {}",
     # submissions
     "제출 본문의 '{}'은(는) 문자열이어야 합니다(받은 값: {}).": "In a submission {!r} must be a string, not {}.",
     "제출 본문의 'tags'는 문자열 배열이어야 합니다.": "In a submission 'tags' must be a list of strings.",
@@ -32,7 +32,7 @@ _MESSAGES = {
     "'{}' 스냅샷에는 보정값(props) 파일이 없습니다.": "The backend {!r} has no properties.",
     "localqpu는 '{}' 프로그램을 지원하지 않습니다(지원: {}).": "There is no program {!r}; there are: {}.",
     "localqpu: 사용량 한도에 도달했습니다(시나리오 usage). 시나리오를 바꾸거나 /_localqpu/reset을 호출하세요.": (
-        "This instance has met its usage limit."
+        "This instance has reached its usage limit."
     ),
     "localqpu: 시나리오 auth.reject_tokens=true라 토큰 발급을 거부했습니다.": "Provided API key could not be found.",
     # jobs
@@ -51,7 +51,7 @@ _MESSAGES = {
         "The input of the program {} can't be understood ({}: {}); if the client's Qiskit is newer, update localqpu."
     ),
     "{} 입력 구조가 올바르지 않습니다({}: {}). params에 pubs 목록({})과 options 객체가 있는지 확인하세요.": (
-        "The input of the program {} is not of the right form ({}: {}); it needs pubs ({}) and options."
+        "The input of the program {} is malformed ({}: {}); it needs pubs ({}) and options."
     ),
     "회로, 파라미터 값, shots": "circuit, parameter values, shots",
     "회로, 관측량, 파라미터 값, 정밀도": "circuit, observables, parameter values, precision",
@@ -75,7 +75,7 @@ _MESSAGES = {
     "{}은(는) 유한한 숫자여야 합니다(받은 값: {}).": "{} must be a finite number, not {}.",
     "{}은(는) 유한한 숫자여야 합니다(받은 값이 너무 큽니다).": "{} must be a finite number, and is too large.",
     "{}은(는) 문자열이어야 합니다(받은 값: {}).": "{} must be a string, not {}.",
-    "{}({})의 값 형식이 잘못됐습니다: {}": "{} ({}) has a value of a wrong form: {}",
+    "{}({})의 값 형식이 잘못됐습니다: {}": "{} ({}) has a malformed value: {}",
     "queue.delay_seconds와 queue.polls_before_running은 0 이상이어야 합니다.": (
         "queue.delay_seconds and queue.polls_before_running must be at least 0."
     ),
@@ -108,7 +108,7 @@ _MESSAGES = {
 
 
 def english(text: str) -> str:
-    """A message of localqpu's in English; any other text as it is."""
+    """Translate a message of localqpu's; any other text is returned as it is."""
     if not _KOREAN.search(text):
         return text
     for pattern, translation in _patterns():
@@ -116,7 +116,7 @@ def english(text: str) -> str:
         if found is not None:
             return translation.format(*map(english, found.groups()))
     where, colon, what = text.partition(": ")
-    if colon and not _KOREAN.search(where):  # a message within another one
+    if colon and not _KOREAN.search(where):  # a message within another
         return f"{where}: {english(what)}"
     left = " ".join(part for part in re.split(r"[\uac00-\ud7a3]+", text) if re.search(r"\w", part)).split()
     return f"The embedded service refuses this: {' '.join(left)}" if left else "The embedded service refuses this."
@@ -124,7 +124,7 @@ def english(text: str) -> str:
 
 @functools.cache
 def _patterns() -> list[tuple[re.Pattern[str], str]]:
-    """The most particular ones first."""
+    """The messages as patterns, the most specific ones first."""
     ranked = sorted(_MESSAGES.items(), key=lambda each: -len(each[0].replace("{}", "")))
     return [
         (re.compile("(.*?)".join(map(re.escape, korean.split("{}"))), re.DOTALL), found) for korean, found in ranked

@@ -1,4 +1,4 @@
-"""The handle of a running service: what a test tells it and asks of it, and how it is stopped."""
+"""The handle of a running service: a test controls, inspects and stops the service with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import urlencode
 
 from ..descriptors import is_readable
 from ..errors import QxError
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from qiskit_ibm_runtime import QiskitRuntimeService
 
 _HOST = "127.0.0.1"
-_PATIENCE = 60.0  # seconds for an ordinary control request: the first ones wait for the engine to load
-_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+_TIMEOUT = 60.0  # seconds for a control request: the first ones wait for the engine to load
+_KILL_AFTER = 5.0  # seconds from SIGTERM to SIGKILL
 
 
 class ServiceError(QxError):
@@ -30,10 +29,10 @@ class ServiceError(QxError):
 
 
 class Service:
-    """A running embedded service. It may be used from any thread, and by any number of processes at once.
+    """A running embedded service. It may be used in any thread, and by any number of processes at once.
 
-    As a context manager it stops the service at the end of the block. Otherwise the service lives on, beyond the
-    process that started it, until ``stop()``.
+    As a context manager it stops the service at the end of the block. Otherwise the service runs until ``stop()``, even
+    after the process that started it has ended.
 
     Attributes:
         pid: Its process.
@@ -42,17 +41,17 @@ class Service:
     """
 
     def __init__(self, pid: int, port: int, *, output: int | None = None) -> None:
-        """Take hold of a process.
+        """Connect to a service.
 
         Args:
-            pid: The process, known to run.
-            port: Where it listens.
-            output: Descriptor on which the process says why its engine could not be loaded; owned from here on.
+            pid: Its process, which must be running.
+            port: Its port.
+            output: A descriptor on which the process writes why its engine could not be loaded. The handle closes it.
         """
         self.pid = pid
         self.port = port
         self.url = f"http://{_HOST}:{port}"
-        # Signals go to this descriptor, so never to another process that was given the same pid later.
+        # Signals are sent by this descriptor, so they never reach another process that has the same pid later.
         self._pidfd = os.pidfd_open(pid)
         self._output = output
         self._release = weakref.finalize(self, _close, self._pidfd, output)
@@ -75,15 +74,15 @@ class Service:
     ) -> QiskitRuntimeService:
         """Connect Qiskit's client.
 
-        The first call in a process imports ``qiskit_ibm_runtime``, some two seconds. ``NO_PROXY`` in the environment of
-        this process stays extended by a made-up host, see ``client.connect``.
+        The first call in a process imports ``qiskit_ibm_runtime``, which takes about two seconds. ``NO_PROXY`` in this
+        process's environment is extended permanently, see ``client.connect``.
 
         Args:
-            token: The API key that the client presents. Every key is taken, unless ``auth`` says otherwise.
-            instance: The name of the instance to use, of those that it was started with. None: the client uses all.
+            token: The client's API key. Every key is accepted, unless ``auth`` says otherwise.
+            instance: The name of the instance to use, one of those that the service was started with. None: all.
 
         Returns:
-            The service object, with which anything can be done that can be done with the real one.
+            The service object, which works like one of the real service.
         """
         from .client import connect
 
@@ -91,18 +90,18 @@ class Service:
         return connect(self.port, token, instance=instance)
 
     def health(self) -> None:
-        """Wait until the service has loaded its engine, and so answers without delay.
+        """Wait until the service has loaded its engine, and answers without delay.
 
         Raises:
-            ServiceError: It could not be loaded; the message has the reason.
+            ServiceError: The engine could not be loaded; the message has the reason.
         """
-        self._control("GET", "health")
+        self._call("health")
 
     # Requests
 
     def cursor(self) -> int:
-        """The ``seq`` of the latest request, 0 if there was none: what to pass as ``after``."""
-        seq: int = self._control("GET", "cursor")["seq"]
+        """The ``seq`` of the latest request, 0 if there was none; for use as ``after``."""
+        seq: int = self._call("cursor")
         return seq
 
     def journal(self, after: int = 0, method: str | None = None, path: str | None = None) -> list[JournalEntry]:
@@ -113,7 +112,7 @@ class Service:
             method: Only this HTTP method.
             path: Only paths that match this ``fnmatch`` pattern; a ``*`` spans slashes too.
         """
-        return _entries(self._control("GET", "journal", after=after, method=method, path=path))
+        return _entries(self._call("journal", after=after, method=method, path=path))
 
     def wait_for(
         self,
@@ -125,7 +124,7 @@ class Service:
         timeout: float = 60.0,
         answered: bool = False,
     ) -> list[JournalEntry]:
-        """Wait until requests have arrived, those that came before the call included.
+        """Wait until requests have arrived; those that arrived before the call count.
 
         Args:
             method: HTTP method, None for any.
@@ -133,26 +132,19 @@ class Service:
             count: How many.
             after: Count only those with a higher ``seq``.
             timeout: Seconds.
-            answered: Wait until they have been answered too, or their connection dropped.
+            answered: Also wait until they have been answered, or their connection dropped.
 
         Returns:
-            All that match, at least ``count``.
+            All matching entries, at least ``count``.
 
         Raises:
-            TimeoutError: They did not come in time.
+            TimeoutError: They did not arrive in time.
         """
-        status, body = self._exchange(
-            "GET",
-            "wait",
-            timeout=timeout,
-            method=method,
-            path=path,
-            count=count,
-            after=after,
-            answered=int(answered),
+        reply = self._call(
+            "wait-for", timeout=timeout, method=method, path=path, count=count, after=after, answered=answered
         )
-        entries = _entries(_accepted(status, body, but=408))
-        if status == 408:
+        entries = _entries(reply["entries"])
+        if not reply["complete"]:
             raise TimeoutError(f"{len(entries)} of {count} requests {method} {path} within {timeout} s")
         return entries
 
@@ -160,37 +152,37 @@ class Service:
 
     def jobs(self) -> list[Job]:
         """Every job, oldest first."""
-        return [Job(**job) for job in self._control("GET", "jobs")["jobs"]]
+        return [Job(**job) for job in self._call("jobs", ids=None)]
 
     def job(self, id: str) -> Job:  # noqa: A002 - the field's name for it
         """One job.
 
         Raises:
-            KeyError: There is none of that id.
+            KeyError: There is no such job.
         """
-        found = self._control("GET", "jobs", id=id)["jobs"]
+        found = self._call("jobs", ids=[id])
         if not found:
             raise KeyError(id)
         return Job(**found[0])
 
     def wait_job(self, id: str, *statuses: str, timeout: float = 60.0) -> Job:  # noqa: A002
-        """Wait until a job has come to one of the statuses.
+        """Wait until a job has one of the statuses.
 
         Args:
-            id: Job id.
-            statuses: Queued, Running, Completed, Failed, Cancelled; none: any of the last three.
+            id: The job's id.
+            statuses: Queued, Running, Completed, Failed, Cancelled. None given: any of the last three.
             timeout: Seconds.
 
         Returns:
-            The job as it is then.
+            The job.
 
         Raises:
-            TimeoutError: It did not come to that in time.
+            TimeoutError: It did not get there in time.
             ServiceError: There is no such job.
         """
-        status, body = self._exchange("GET", "wait-job", timeout=timeout, id=id, status=",".join(statuses) or "final")
-        job = Job(**_accepted(status, body, but=408)["job"])
-        if status == 408:
+        reply = self._call("wait-job", timeout=timeout, job_id=id, statuses=statuses)
+        job = Job(**reply["job"])
+        if not reply["complete"]:
             raise TimeoutError(f"job {id} is {job.status} after {timeout} s, not {' or '.join(statuses) or 'final'}")
         return job
 
@@ -201,11 +193,11 @@ class Service:
             All jobs.
 
         Raises:
-            TimeoutError: Some are not, in time.
+            TimeoutError: Some job is not final in time.
         """
-        status, body = self._exchange("GET", "wait-idle", timeout=timeout)
-        jobs = [Job(**job) for job in _accepted(status, body, but=408)["jobs"]]
-        if status == 408:
+        reply = self._call("wait-idle", timeout=timeout)
+        jobs = [Job(**job) for job in reply["jobs"]]
+        if not reply["complete"]:
             raise TimeoutError(f"{sum(not job.is_final for job in jobs)} jobs are not final after {timeout} s")
         return jobs
 
@@ -214,24 +206,23 @@ class Service:
     def scenario(self, scenario: dict[str, Any]) -> None:
         """Install a scenario in localqpu's JSON form: ``http_faults``, ``next_jobs``, ``queue``, ``backends``, ...
 
-        A delay in phase ``before`` comes before the request is handled, in phase ``after`` between its handling and
-        its answer.
+        A delay in phase ``before`` precedes the handling of the request; one in phase ``after`` precedes its answer.
 
         Raises:
-            ServiceError: It is not well-formed, or names an unknown backend.
+            ServiceError: The scenario is malformed, or names an unknown backend.
         """
-        self._control("PUT", "scenario", scenario)
+        self._call("scenario", scenario=scenario)
 
     def hold(self, where: Literal["queued", "running"] | None, cancel_lag: float | None = 0.0) -> None:
-        """Hold jobs where they are, or let them go.
+        """Hold jobs in a state, or release them. Each call sets both.
 
         Args:
-            where: ``"queued"``: no job leaves the queue. ``"running"``: jobs leave it, run, and never end by
-                themselves. None: jobs end as they should, those held until now too.
-            cancel_lag: Seconds from a cancel's answer to its effect; None: it is accepted and has none, as at IBM where
-                it comes too late. Each call sets both.
+            where: ``"queued"``: no job leaves the queue. ``"running"``: jobs start running, and never end by
+                themselves. None: jobs end normally, those held until now too.
+            cancel_lag: Seconds from a cancel's answer to its effect. None: it is accepted without effect, as at IBM
+                when it is too late.
         """
-        self._control("PUT", "hold", {"hold": where, "cancel_lag": cancel_lag})
+        self._call("hold", where=where, cancel_lag=cancel_lag)
 
     def tell(
         self,
@@ -241,83 +232,78 @@ class Service:
         qpu_seconds_estimated: float | None = None,
         qpu_seconds: float | None = 0.0,
     ) -> None:
-        """Set what the service tells of a job's place in the queue and its cost. Each call sets all four.
+        """Set what the service reports of a job's place in the queue and its cost. Each call sets all four.
 
         Args:
-            queue_position: The place of a queued job, 1 for the next. None: not told, as at IBM in most cases.
+            queue_position: The place of a queued job, 1 for the next. None: not reported, as mostly at IBM.
             starts_in: Seconds until a queued job is expected to start, or None.
             qpu_seconds_estimated: QPU seconds that a job is expected to take, or None.
-            qpu_seconds: QPU seconds that a completed job is charged. None: that stays pending.
+            qpu_seconds: QPU seconds that a completed job is charged. None: the charge stays pending.
         """
-        told = {"queue_position": queue_position, "starts_in": starts_in}
-        cost = {"qpu_seconds_estimated": qpu_seconds_estimated, "qpu_seconds": qpu_seconds}
-        self._control("PUT", "tell", told | cost)
+        self._call(
+            "tell",
+            queue_position=queue_position,
+            starts_in=starts_in,
+            qpu_seconds_estimated=qpu_seconds_estimated,
+            qpu_seconds=qpu_seconds,
+        )
 
     def auth(self, *, reject_tokens: bool) -> None:
-        """Refuse to issue access tokens, as for a revoked API key, or stop refusing."""
-        self._control("PUT", "auth", {"reject_tokens": reject_tokens})
+        """Refuse to issue access tokens, as for a revoked API key, or issue them again."""
+        self._call("auth", reject_tokens=reject_tokens)
 
     def expire_tokens(self) -> None:
-        """Answer 401 to every access token that has been issued so far, until a reset. New ones are good."""
-        self._control("POST", "expire-tokens")
+        """Answer 401 to every access token issued so far, until a reset. New tokens are valid."""
+        self._call("expire-tokens")
 
     def token_lifetime(self, seconds: int) -> None:
-        """Set how long the access tokens that are issued from now on live."""
-        self._control("PUT", "token-lifetime", {"seconds": seconds})
+        """Set the lifetime of the access tokens that are issued from now on."""
+        self._call("token-lifetime", seconds=seconds)
 
     def reset(self) -> None:
-        """Back to the start: no jobs, sessions, scenario, holds, journal. Clients stay connected, tokens good."""
-        self._control("POST", "reset")
+        """Forget jobs, sessions, scenario, holds and journal. Clients stay connected, and their tokens are valid."""
+        self._call("reset")
 
     def stop(self) -> None:
-        """End the service and wait until it has ended. Does nothing if it has already."""
+        """Stop the service and wait for its end. Does nothing if it has ended already."""
         if not self._release.alive:
             return
-        for signum, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
+        for signum, timeout in ((signal.SIGTERM, _KILL_AFTER), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signum)
-            if is_readable(self._pidfd, patience):
+            if is_readable(self._pidfd, timeout):
                 break
-        with contextlib.suppress(ChildProcessError):  # somebody else's child, or reaped already
+        with contextlib.suppress(ChildProcessError):  # another process's child, or reaped already
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         registry.forget(self.pid)
         self._release()
 
-    def _control(self, method: str, route: str, body: object = None, /, **query: object) -> Any:
-        return _accepted(*self._exchange(method, route, body, timeout=None, **query))
-
-    def _exchange(
-        self, method: str, route: str, body: object = None, /, *, timeout: float | None, **query: object
-    ) -> tuple[int, Any]:
-        """One control request on a connection of its own, which makes it safe in threads and after a fork."""
-        fields = {name: value for name, value in {**query, "timeout": timeout}.items() if value is not None}
-        # The service ends a wait by itself; only one that hangs is given up here.
-        connection = http.client.HTTPConnection(_HOST, self.port, timeout=_PATIENCE + (timeout or 0.0))
+    def _call(self, name: str, /, *, timeout: float | None = None, **arguments: object) -> Any:
+        """Make a control request, on a connection of its own: that is safe in threads and after a fork."""
+        if timeout is not None:
+            arguments["timeout"] = timeout
+        # The service itself ends a wait in time; here, only a service that hangs is given up.
+        connection = http.client.HTTPConnection(_HOST, self.port, timeout=_TIMEOUT + (timeout or 0.0))
         with contextlib.closing(connection):
             try:
-                payload = None if body is None else json.dumps(body)
-                connection.request(method, f"/_qx/{route}?{urlencode(fields)}", payload)
+                connection.request("POST", f"/_qx/{name}", json.dumps(arguments))
                 response = connection.getresponse()
-                answer = response.read()
+                answer = json.loads(response.read())
             except (ConnectionError, http.client.HTTPException) as error:
                 raise ServiceError(f"{self!r} does not answer. {self._last_words()}".rstrip()) from error
-        return response.status, json.loads(answer or b"null")
+        if response.status >= 400:
+            raise ServiceError(answer["errors"][0]["message"])
+        return answer
 
     def _last_words(self) -> str:
-        """What the process wrote before it ended."""
+        """What the process wrote before it ended, or ""."""
         if self._output is None or not self._release.alive or not is_readable(self._pidfd, 1.0):
             return ""
         return os.read(self._output, 65536).decode(errors="replace").strip()
 
 
-def _accepted(status: int, body: Any, but: int | None = None) -> Any:
-    if status >= 400 and status != but:
-        raise ServiceError(body["errors"][0]["message"])
-    return body
-
-
-def _entries(body: Any) -> list[JournalEntry]:
-    return [JournalEntry(**entry) for entry in body["entries"]]
+def _entries(entries: list[dict[str, Any]]) -> list[JournalEntry]:
+    return [JournalEntry(**entry) for entry in entries]
 
 
 def _close(*descriptors: int | None) -> None:

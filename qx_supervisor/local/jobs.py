@@ -1,11 +1,11 @@
-"""The jobs, and what makes them advance.
+"""The jobs, and the ticker that advances them.
 
-It takes the place of localqpu's job manager behind localqpu's routes, with the method names those call. There, a job
-advances when it is read, so the job of a dead program stays queued for ever: the one thing our checks are about would
-never be seen. Here a ticker takes queued jobs on, read or unread, and a simulation that ends makes its job final.
+`Jobs` replaces localqpu's job manager, with the method names that localqpu's routes call. In localqpu a job advances
+when it is read, so the job of a dead program stays queued forever, and no test could see an orphan run. Here a ticker
+advances queued jobs whether or not they are read, and the end of a simulation makes a job final.
 
-A held job costs no thread: it is Running by the book, and its simulation starts when it is let go. So a thousand jobs
-can be held, and cancelling one takes effect at once.
+A held job needs no thread: its status is Running, but its simulation starts on release. So a thousand jobs can be held,
+and a cancel takes effect at once.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from .english import english
 from .records import FINAL, INSTANCE, Job
 
 Hold = Literal["queued", "running"] | None
-"""Where jobs are held: none, all in the queue, or all as running."""
+"""The state in which all jobs are held; None: they are not held."""
 
-asked: ContextVar[str] = ContextVar("asked", default=INSTANCE)
-"""The instance that the request under way asks: localqpu's routes, which call `Jobs`, know of none."""
+current_instance: ContextVar[str] = ContextVar("current_instance", default=INSTANCE)
+"""The instance of the request that is being handled: localqpu's routes, which call `Jobs`, don't know instances."""
 
-_TICK = 0.02  # seconds; short beside any poll interval, long beside the work of a tick
-_WORKERS = 2  # simulations at a time
-_FAILED_CODE = 9000  # reason codes of our own, apart from IBM's 1305 ("ran too long")
+_TICK = 0.02  # seconds; short compared to any poll interval, long compared to the work of a tick
+_WORKERS = 2  # concurrent simulations
+_FAILED_CODE = 9000  # our own reason codes, distinct from IBM's 1305 ("ran too long")
 _CANCELLED_CODE = 9001
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the service tells of a job's place in the queue and its cost; None: nothing, as IBM often does.
+class QueueInfo:
+    """What the service reports of a job's place in the queue and its cost; None: nothing, as often at IBM.
 
     Attributes:
         queue_position: The place of a queued job.
@@ -59,7 +59,7 @@ class Told:
 
 @dataclass
 class Record:
-    """A job. The attributes up to ``metadata`` are those that localqpu's routes read, under its names."""
+    """A job. localqpu's routes read the attributes up to ``metadata``, whose names are localqpu's."""
 
     job_id: str
     program_id: str
@@ -80,8 +80,8 @@ class Record:
     ticks: int = 0
     submitted: int = field(default_factory=time.monotonic_ns)
     ended: int | None = None
-    started: bool = False  # the simulation has been handed to the pool
-    cancel_due: float | None = None  # time.monotonic() at which a cancel that was answered takes effect
+    started: bool = False  # the pool has the simulation
+    cancel_due: float | None = None  # time.monotonic() at which an accepted cancel takes effect
     instance: str = INSTANCE
 
     @property
@@ -97,7 +97,7 @@ class Record:
 
 
 class Jobs:
-    """All jobs, for any number of threads. Records are handed out as copies."""
+    """All jobs. Thread-safe; it returns copies of records."""
 
     def __init__(self, scenario_state: Any, max_sim_qubits: int) -> None:
         self._scenario_state = scenario_state
@@ -105,14 +105,14 @@ class Jobs:
         self._changed = threading.Condition()
         self._jobs: dict[str, Record] = {}
         self._by_tag: defaultdict[str, set[str]] = defaultdict(set)
-        self._live: dict[str, Record] = {}  # those not final: a tick costs nothing for the thousands that are
+        self._live: dict[str, Record] = {}  # jobs that are not final, so that a tick need not visit thousands that are
         self._cancel_requests: Counter[str] = Counter()
         self._hold: Hold = None
         self._cancel_lag: float | None = 0.0  # None: a cancel has no effect
-        self.told = Told()
+        self.queue_info = QueueInfo()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="simulation")
         self._due = threading.Event()
-        threading.Thread(target=self._tick_for_ever, name="ticker", daemon=True).start()
+        threading.Thread(target=self._tick_forever, name="ticker", daemon=True).start()
 
     # What localqpu's routes call
 
@@ -125,8 +125,8 @@ class Jobs:
         session_id: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> Record:
-        """Accept a job; its outcome and seed are drawn from the scenario here, in order of submission."""
-        find_program_runner(program_id)  # raises for a program that can't be run, which the route answers with 404
+        """Accept a job. Its outcome and seed are taken from the scenario now, in order of submission."""
+        find_program_runner(program_id)  # raises for an unknown program; the route answers 404
         with self._changed:
             state = self._scenario_state
             noise = backend_name if state.current().noise else None
@@ -140,7 +140,7 @@ class Jobs:
                 params=params,
                 planned=state.next_outcome(),
                 settings=ExecutionSettings(self._max_sim_qubits, state.derive_seed(), noise),
-                instance=asked.get(),
+                instance=current_instance.get(),
             )
             self._jobs[record.job_id] = self._live[record.job_id] = record
             self._index(record)
@@ -149,7 +149,7 @@ class Jobs:
             return copy.copy(record)
 
     def get(self, job_id: str) -> Record | None:
-        """One job. Reading changes nothing."""
+        """A job, or None."""
         with self._changed:
             record = self._jobs.get(job_id)
             return None if record is None else copy.copy(record)
@@ -178,7 +178,7 @@ class Jobs:
             if record is None:
                 return False
             self._unindex(record)
-            # A new dict, since copies that were handed out share the old one.
+            # A new dict: copies that were returned share the old one.
             record.metadata = {**record.metadata, key: value}
             self._index(record)
             return True
@@ -198,7 +198,7 @@ class Jobs:
     def page(
         self, keep: Callable[[Record], bool], *, tags: Set[str], ascending: bool, offset: int, limit: int
     ) -> tuple[list[Record], int]:
-        """One page of the jobs to keep that have all tags, by age, and how many there are. Only the page is copied."""
+        """A page of the jobs that have all tags and pass `keep`, by age, and their total number."""
         with self._changed:
             found = [record for record in self._tagged(tags) if keep(record)]
             if not ascending:
@@ -206,7 +206,7 @@ class Jobs:
             return [copy.copy(record) for record in found[offset : offset + limit]], len(found)
 
     def _tagged(self, tags: Set[str]) -> Iterable[Record]:
-        """The jobs that have all tags, by age. They are asked for by thousands of clients: each has few."""
+        """The jobs that have all tags, by age. Thousands of clients may look for tags that few jobs have."""
         if not tags:
             return self._jobs.values()
         ids = set.intersection(*(self._by_tag.get(tag, set()) for tag in tags))
@@ -221,27 +221,27 @@ class Jobs:
             self._by_tag[tag].discard(record.job_id)
 
     def cancel_queued(self, session_id: str) -> None:
-        """Cancel a session's queued jobs and spare the running ones."""
+        """Cancel a session's queued jobs, not the running ones."""
         with self._changed:
             for record in list(self._live.values()):
                 if record.session_id == session_id and record.status == "Queued":
                     self._end_cancelled(record)
 
     def count_cancel_request(self, job_id: str) -> None:
-        """Count a request to cancel, before anything is known of its fate."""
+        """Count a request to cancel, whatever its answer will be."""
         with self._changed:
             self._cancel_requests[job_id] += 1
 
     # What the control routes call
 
     def hold(self, where: Hold, cancel_lag: float | None) -> None:
-        """Hold jobs from now on, or let them go; and set how long a cancel takes to come true, in seconds, if ever."""
+        """Hold or release jobs, and set the seconds until a cancel takes effect; None: it never does."""
         with self._changed:
             self._hold, self._cancel_lag = where, cancel_lag
             self._due.set()
 
     def report(self, ids: Collection[str] | None = None) -> list[Job]:
-        """Every job, oldest first, or those of the ids that there are."""
+        """All jobs, oldest first, or the existing ones of the ids."""
         with self._changed:
             wanted = self._jobs if ids is None else ids
             return [self._describe(self._jobs[id_]) for id_ in wanted if id_ in self._jobs]
@@ -250,42 +250,42 @@ class Jobs:
         """Wait until a job has one of the statuses.
 
         Returns:
-            Whether it came to that within ``timeout`` seconds, and the job; None for an unknown one.
+            Whether it got there within ``timeout`` seconds, and the job; None for an unknown one.
         """
 
-        def settled() -> bool:
+        def is_reached() -> bool:
             record = self._jobs.get(job_id)
             return record is None or record.status in statuses
 
         with self._changed:
-            reached = self._changed.wait_for(settled, timeout)
+            reached = self._changed.wait_for(is_reached, timeout)
             record = self._jobs.get(job_id)
             return reached, None if record is None else self._describe(record)
 
     def wait_idle(self, timeout: float) -> bool:
-        """Wait until every job is final; whether it came to that within ``timeout`` seconds."""
+        """Wait until every job is final; returns whether they are within ``timeout`` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._live, timeout)
 
     def reset(self) -> None:
-        """Forget all jobs, holds and what is left of the scenario."""
+        """Forget all jobs, holds and the scenario."""
         with self._changed:
             self._jobs.clear()
             self._by_tag.clear()
             self._live.clear()
             self._cancel_requests.clear()
             self._hold, self._cancel_lag = None, 0.0
-            self.told = Told()
+            self.queue_info = QueueInfo()
             self._scenario_state.reset()
-            # A simulation can't be stopped half-way: a new pool, so that it does not keep the next jobs waiting.
+            # A running simulation can't be stopped. A new pool, so that the next jobs need not wait for it.
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="simulation")
             self._changed.notify_all()
 
-    # What makes them advance. Everything below is called with the lock held, but for the two thread bodies.
+    # How jobs advance. Everything below is called with the lock held, except the two thread bodies.
 
-    def _tick_for_ever(self) -> None:
-        """Thread body: while a job waits for time to pass, tick; otherwise sleep."""
+    def _tick_forever(self) -> None:
+        """Thread body: tick while a job waits for time to pass."""
         while True:
             self._due.wait()
             time.sleep(_TICK)
@@ -297,7 +297,7 @@ class Jobs:
                     self._due.set()
 
     def _advance(self, record: Record, scenario: Any, now: float) -> bool:
-        """Take a job as far as it may go; whether it waits for a later tick."""
+        """Advance a job as far as it may go; returns whether it waits for a later tick."""
         if record.cancel_due is not None:
             if now < record.cancel_due:
                 return True
@@ -317,19 +317,19 @@ class Jobs:
         return False
 
     def _leave_queue(self, record: Record) -> None:
-        """Run the job, or give it the end that the scenario has planned for it."""
+        """Start the job, or end it as the scenario says."""
         planned = record.planned
         if planned.outcome == "completed":
             record.status, record.running_at = "Running", utc_now_iso()
             self._changed.notify_all()
             return
-        # "" is a reason too: none is told.
+        # "" is a reason too: the service reports none.
         reason = f"The scenario has this job {planned.outcome}." if planned.reason is None else planned.reason
         self._end(record, planned.outcome.capitalize(), reason, planned.reason_code)
 
     def _simulate(self, record: Record, params: dict[str, Any]) -> None:
-        """Thread body of the pool: run the program and record how it went."""
-        if record.is_final:  # cancelled while it waited for a worker
+        """Thread body of the pool: run the program and store its result."""
+        if record.is_final:  # cancelled while it was waiting for a thread
             return
         payload: str | None = None
         reason = ""
@@ -337,7 +337,7 @@ class Jobs:
             payload = find_program_runner(record.program_id)(params, record.settings).payload
         except ProgramInputError as error:
             reason = english(str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a simulator raises is the job's failure, not the service's
+        except Exception as error:  # noqa: BLE001 - whatever a simulator raises is a failure of the job
             reason = f"{type(error).__name__}: {english(str(error))}"
         with self._changed:
             if record.is_final or self._jobs.get(record.job_id) is not record:
@@ -352,10 +352,9 @@ class Jobs:
         self._end(record, "Cancelled", "The job was cancelled on request.", _CANCELLED_CODE)
 
     def _end(self, record: Record, status: str, reason: str | None, reason_code: int | None) -> None:
-        """Make a job final."""
         record.status, record.reason, record.reason_code = status, reason, reason_code
         record.ended_at, record.ended = utc_now_iso(), time.monotonic_ns()
-        record.params = {}  # circuits are large, and jobs stay on record
+        record.params = {}  # circuits are large, and records are kept
         self._live.pop(record.job_id, None)
         self._changed.notify_all()
 
@@ -376,7 +375,7 @@ class Jobs:
 
 
 def _may_leave_queue(record: Record, scenario: Any) -> bool:
-    """Whether the scenario's queue lets the job go: a tick counts as what localqpu calls a poll."""
+    """Whether the job may leave the scenario's queue. A tick counts as one of localqpu's polls."""
     waited = (time.monotonic_ns() - record.submitted) / 1e9
     return bool(
         record.ticks > scenario.queue.polls_before_running

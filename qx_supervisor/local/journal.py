@@ -1,7 +1,7 @@
-"""The journal: every request in order of arrival, and a way to wait for one.
+"""The journal: every request in order of arrival, and waiting for requests.
 
-Tests and benchmarks wait here instead of sleeping: an entry is visible as soon as its request has arrived whole, before
-it is handled, and each arrival and each answer wakes whoever waits.
+Tests and benchmarks wait here instead of sleeping: an entry is visible once the whole request has arrived, before it is
+handled, and each arrival and each answer wakes the waiting threads.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 
 from .records import JournalEntry
 
-# A service that is left running for weeks must not grow without end. Far above what one test run sends.
+# So that a service that runs for weeks does not grow without bound. No test run sends that many requests.
 _LIMIT = 200_000
 
-# Names of query fields whose value is a credential. The client of today sends none, an older or other one might.
+# Query fields whose value is a credential. The current client sends none, another might.
 _SECRET_FIELDS = frozenset({"access_token", "apikey", "api_key", "token"})
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which entries are meant.
+    """Selects entries.
 
     Attributes:
         after: Only entries with a higher ``seq``.
@@ -35,7 +35,7 @@ class Pattern:
     path: str | None = None
 
     def matches(self, entry: JournalEntry) -> bool:
-        """Whether the entry is one of them."""
+        """Whether it selects the entry."""
         return (
             entry.seq > self.after
             and (self.method is None or entry.method == self.method.upper())
@@ -44,7 +44,7 @@ class Pattern:
 
 
 class Journal:
-    """The entries, for any number of threads."""
+    """The entries. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -54,7 +54,7 @@ class Journal:
     def arrive(
         self, *, arrived: int, connection: int, method: str, path: str, query: dict[str, list[str]], instance: str = ""
     ) -> JournalEntry:
-        """Enter a request, and wake who waits for it."""
+        """Add a request."""
         shown = {name: ["…"] if name.lower() in _SECRET_FIELDS else values for name, values in query.items()}
         with self._changed:
             self._seq += 1
@@ -73,25 +73,25 @@ class Journal:
         job_id: str | None = None,
         fault: str | None = None,
     ) -> None:
-        """Add to an entry what has been learned since."""
+        """Complete an entry."""
         with self._changed:
             entry.tags = entry.tags if tags is None else tags
             entry.job_id = entry.job_id if job_id is None else job_id
             entry.fault = entry.fault if fault is None else fault
 
     def answer(self, entry: JournalEntry, status: int | None) -> None:
-        """Record the answer, None for a dropped connection, and wake who waits for it."""
+        """Record the answer's status; None: the connection was dropped."""
         with self._changed:
             entry.status, entry.answered = status, time.monotonic_ns()
             self._changed.notify_all()
 
     def cursor(self) -> int:
-        """The latest ``seq``, 0 at the start."""
+        """The latest ``seq``, 0 if there is none."""
         with self._changed:
             return self._seq
 
     def select(self, pattern: Pattern) -> list[JournalEntry]:
-        """The entries that match, as they are now."""
+        """Copies of the matching entries."""
         with self._changed:
             return [replace(entry) for entry in self._since(pattern.after) if pattern.matches(entry)]
 
@@ -99,14 +99,14 @@ class Journal:
         """Wait until ``count`` entries match (and are answered, if ``answered``).
 
         Returns:
-            Whether they came within ``timeout`` seconds, and what there is.
+            Whether they arrived within ``timeout`` seconds, and the matching entries.
         """
         deadline = time.monotonic() + timeout
         found: list[JournalEntry] = []
         scanned = pattern.after
         with self._changed:
             while True:
-                # Only what is new: a waiter is woken at every request, and must not read the whole journal each time.
+                # Only new entries: every request wakes this thread, which must not read the whole journal each time.
                 found += [entry for entry in self._since(scanned) if pattern.matches(entry)]
                 scanned = max(scanned, self._seq)
                 ready = [entry for entry in found if entry.answered is not None] if answered else found
@@ -116,13 +116,13 @@ class Journal:
                 self._changed.wait(remaining)
 
     def clear(self) -> None:
-        """Forget the entries. The numbers go on, so a cursor from before still means "later than this"."""
+        """Forget the entries. Numbering continues, so an earlier cursor stays valid."""
         with self._changed:
             self._entries = []
             self._changed.notify_all()
 
     def _since(self, seq: int) -> list[JournalEntry]:
-        """Entries later than ``seq``; numbers are consecutive, so no search is needed."""
+        """Entries later than ``seq``. Numbers are consecutive, so their place is known."""
         if not self._entries:
             return []
         return self._entries[max(0, seq - self._entries[0].seq + 1) :]

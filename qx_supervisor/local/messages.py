@@ -1,4 +1,4 @@
-"""A request as the API sees it, and what is sent back for it."""
+"""A request to the API, and the reply."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Call:
-    """A request, as far as the API cares.
+    """A request to the API.
 
     Attributes:
-        instance: The name of the instance that is asked, or "".
+        instance: The name of the instance, or "".
     """
 
     method: str
@@ -24,12 +24,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """A status, a body and the headers that are not the same for every reply.
+    """A reply.
 
     Attributes:
         status: HTTP status.
-        payload: Body, ready to be sent.
-        content_type: What the body is.
+        payload: The encoded body.
+        content_type: The media type of the body.
         headers: Further headers.
     """
 
@@ -40,7 +40,7 @@ class Reply:
 
 
 def json_reply(status: int, body: object) -> Reply:
-    """A reply with a JSON body; objects such as journal entries are sent as their attributes."""
+    """A reply with a JSON body; an object such as a journal entry becomes an object of its attributes."""
     return Reply(status, json.dumps(body, default=vars).encode())
 
 

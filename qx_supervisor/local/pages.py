@@ -1,7 +1,7 @@
-"""Answers that are not the service's: a login page, nothing, half of what it should be.
+"""Faulty answers: a proxy's login page, an empty body, a truncated one.
 
-localqpu's faults know a status and a message in the form of IBM's errors. To these come the `body` of an answer, and
-`cut`, which leaves so many bytes of the true one. They travel in the message, where localqpu lets any text pass.
+localqpu's faults have a status and a message in the form of IBM's errors. Ours may also have the `body` of the answer,
+or `cut`, the number of bytes after which the true answer is truncated. Both are passed through localqpu in the message.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MARK = "\0"
 
 
 def with_bodies(raw: object) -> object:
-    """A scenario as localqpu reads it, of one whose faults may have a `body` or a `cut`."""
+    """Convert a scenario whose faults may have a `body` or a `cut` to localqpu's form."""
     if not isinstance(raw, dict) or not isinstance(raw.get("http_faults"), list):
         return raw
     return {**raw, "http_faults": [_with_body(fault) for fault in raw["http_faults"]]}
@@ -24,17 +24,17 @@ def with_bodies(raw: object) -> object:
 def _with_body(fault: Any) -> Any:
     if not isinstance(fault, dict) or not {"body", "cut"} & set(fault):
         return fault
-    left = {name: value for name, value in fault.items() if name not in ("body", "cut", "content_type")}
+    rest = {name: value for name, value in fault.items() if name not in ("body", "cut", "content_type")}
     page = {"body": fault.get("body"), "cut": fault.get("cut"), "type": fault.get("content_type", "text/html")}
-    return {"status": 200, **left, "message": _MARK + json.dumps(page)}
+    return {"status": 200, **rest, "message": _MARK + json.dumps(page)}
 
 
 def page_of(fault: Any, reply: Reply | None) -> Reply | None:
-    """The answer that a fault has a body for; None for any other fault.
+    """The answer of a fault with a `body` or a `cut`; None for any other fault.
 
     Args:
         fault: The fault.
-        reply: The true answer, if there is one.
+        reply: The true answer, or None.
     """
     message = fault.message or ""
     if not message.startswith(_MARK):

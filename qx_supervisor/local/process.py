@@ -1,4 +1,4 @@
-"""Starting the service as a process of its own, and finding the one that runs."""
+"""Starts the service as its own process, and finds a registered one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .handle import Service, ServiceError
 from .records import INSTANCE
 
 LINGER = 10.0
-"""Seconds for ``linger``, for a service that is started for one run: a watcher asks it sooner than that."""
+"""A ``linger`` for a service that is started for one run. A watcher connects again sooner than that."""
 
 _INSTALL = "pip install '.[local]' in a checkout of qx_supervisor"
 
-# Packages that the server imports. Where they are is told to it, since it runs without PYTHONPATH and the user's own
-# site-packages, where they may well be.
+# Packages that the server imports. It gets their folders as a setting, because it runs without PYTHONPATH and the
+# user's site-packages, where they may be.
 _NEEDED = ("localqpu", "qiskit_ibm_runtime", "qiskit", "qiskit_aer", "platformdirs")
 
 
@@ -36,25 +36,25 @@ def start(
 ) -> Service:
     """Start the embedded service.
 
-    It takes connections when this returns, in a fraction of a second, and loads its engine while the caller imports
-    Qiskit; requests wait for that. It outlives the caller unless it is stopped.
+    This returns in a fraction of a second, when the service accepts connections. Its engine loads while the calling
+    process imports Qiskit; requests wait for it. The service outlives the calling process unless it is stopped.
 
     Args:
         backends: The backends it offers, of those that ``qiskit_ibm_runtime.fake_provider`` has snapshots of.
-        instances: Names of the account's instances. Each has all the backends, under the same names, and knows of no
-            job and no session that is another's.
+        instances: Names of the account's instances. Each has all backends, under the same names, but its own jobs and
+            sessions.
         port: Port on 127.0.0.1; 0 for a free one.
-        register: Write a state file, by which ``find`` finds it. One service at a time can be registered.
-        linger: If not None, it ends by itself when the calling process has ended and after that nobody has been
-            connected for so many seconds. A watcher that cleans up after the caller is connected until it is done.
+        register: Write a state file, by which ``find`` finds it. Only one service at a time can be registered.
+        linger: If not None, the service ends by itself when the calling process has ended, and has then had no
+            connection for ``linger`` seconds. A watcher that cleans up stays connected until it is done.
 
     Returns:
         The handle; as a context manager it stops the service.
 
     Raises:
         ImportError: localqpu is not installed.
-        ServiceError: It did not start: an unknown backend, an instance named twice, a port in use, a registered one
-            that runs already.
+        ServiceError: It did not start: an unknown backend, an instance named twice, a port in use, or another
+            registered service that is running.
     """
     if importlib.util.find_spec("localqpu") is None:
         raise ImportError(f"The embedded service needs localqpu: {_INSTALL}", name="localqpu")
@@ -73,7 +73,7 @@ def start(
                 stderr=write,
                 cwd="/",
                 env=_environment(),
-                start_new_session=True,  # a Ctrl-C in the caller's terminal is not for it
+                start_new_session=True,  # Ctrl-C in the terminal must not reach it
             )
         finally:
             os.close(write)
@@ -86,8 +86,7 @@ def start(
     except BaseException:
         os.close(read)
         raise
-    # From here on it is waited for by its pidfd. Popen would warn, when it is collected, of a process that still runs,
-    # and running on is what it is for.
+    # From here on its pidfd is used. A Popen object that is garbage-collected would warn that the process still runs.
     process.returncode = 0
     return Service(process.pid, bound, output=read)
 
@@ -96,14 +95,14 @@ def find() -> Service | None:
     """Find the registered service.
 
     Returns:
-        A handle of it; None if there is none. A state file left by one that has ended is removed.
+        Its handle, or None. The state file of a service that has ended is removed.
     """
     registration = registry.current()
     if registration is None:
         return None
     with contextlib.suppress(ProcessLookupError):
         service = Service(registration.pid, registration.port)
-        # Asked again now that the handle holds the process: it may have ended, and its pid have been given away.
+        # Checked again now that the handle has a pidfd: the process may have ended, and its pid been reused.
         if registration.is_alive:
             return service
     return None
@@ -116,7 +115,7 @@ def _interpreter() -> str:
 
 
 def _folders() -> list[str]:
-    """The folders that hold the needed packages, each once."""
+    """The folders of the needed packages, each once."""
     folders: dict[str, None] = {}
     for name in _NEEDED:
         spec = importlib.util.find_spec(name)
@@ -126,20 +125,20 @@ def _folders() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment without its IBM credentials, for which the service has no use."""
+    """This process's environment without IBM credentials, which the service does not need."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QISKIT_IBM_")}
-    # Circuits here are small, and a thread pool per simulation would take every core from what is being tested.
+    # Circuits here are small, and a thread pool per simulation would slow down what is being tested.
     environment.setdefault("OMP_NUM_THREADS", "1")
     if folder := environment.get("QX_STATE_DIR"):
-        environment["QX_STATE_DIR"] = str(Path(folder).absolute())  # its working directory is another
+        environment["QX_STATE_DIR"] = str(Path(folder).absolute())  # the service's working directory is /
     return environment
 
 
 def _bound_port(descriptor: int) -> int:
-    """Wait for the line that names the port; whatever else is written before it is for the error message."""
+    """Wait for the line with the port. What is written before it goes into the error message."""
     written = b""
     while not (match := re.search(rb"^port (\d+)\n", written, re.MULTILINE)):
-        # Byte by byte, for a dozen of them: what comes after the line is left to be read if the engine can't be loaded.
+        # Byte by byte: what follows the line is read later, if the engine can't be loaded.
         byte = os.read(descriptor, 1)
         if not byte:
             reason = written.decode(errors="replace").strip() or "no reason given"

@@ -1,8 +1,7 @@
-"""What the service tells of itself: the requests it was sent and the jobs it has.
+"""The service's requests and jobs, as tests see them.
 
-Both ends use these classes. The server fills them in, they cross as JSON, and ``Service`` hands them out.
-All times are ``time.monotonic_ns()``, which every process on the machine shares: they can be compared with each other
-and with the caller's own clock, and no step of the wall clock moves them.
+The server creates these objects, sends them as JSON, and ``Service`` returns them. All times are
+``time.monotonic_ns()``: they can be compared across processes of this machine, and are independent of the wall clock.
 """
 
 from __future__ import annotations
@@ -10,41 +9,41 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FINAL = frozenset({"Completed", "Failed", "Cancelled"})
-"""The statuses, in IBM's spelling, that a job never leaves."""
+"""The final statuses, in IBM's spelling."""
 
 INSTANCE = "localqpu"
-"""The name of the only instance that there is, unless others are asked for."""
+"""The name of the default instance."""
 
 _CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::"
 
 
 def crn(instance: str) -> str:
-    """The CRN of an instance, by its name."""
+    """The CRN of the instance with this name."""
     return _CRN + instance
 
 
 def instance_of(crn: str | None) -> str:
-    """The name of an instance, by its CRN, or "" where that is none."""
+    """The name of the instance with this CRN; "" for None."""
     return crn.rpartition("::")[2] if crn else ""
 
 
 @dataclass
 class JournalEntry:
-    """One request. No body is ever kept here, and no header but the instance's, so no credential is.
+    """One request. It contains no body, and of the headers only the instance: so no credentials.
 
     Attributes:
-        seq: Number of the request, from 1. It keeps rising over a reset.
+        seq: Number of the request, from 1. A reset does not restart it.
         arrived: When the request line had been read, in ns: before headers, body and any injected delay.
-        connection: Number of the TCP connection that it came on.
+        connection: Number of its TCP connection.
         method: HTTP method.
         path: Path, without host and query.
         query: The query, each name with its values.
-        status: Status of the answer; None while there is none, and for good if the connection was dropped.
+        status: Status of the answer; None before the answer, and if the connection was dropped.
         answered: When the answer was ready to be sent or the connection was dropped, in ns; None until then.
-        fault: What was injected or went wrong, None for an ordinary request.
+        fault: What was injected or went wrong; None for an ordinary request.
         tags: Tags of a submitted job, once the body has been read.
         job_id: The job that a POST to /jobs made, whether or not its answer was sent.
-        instance: The name of the instance that was asked, "" where the request names none.
+        instance: The name of the instance that the request names, or "".
     """
 
     seq: int
@@ -75,8 +74,8 @@ class Job:
         program_id: The primitive's program, such as ``executor``.
         created: When it was accepted, in ns.
         ended: When it became final, in ns; None until then.
-        cancel_requests: How many requests to cancel it have arrived, whatever they were answered, and wherever.
-        instance: The name of the instance that it was submitted to.
+        cancel_requests: How many requests to cancel it have arrived, at any instance and with any answer.
+        instance: The name of its instance.
     """
 
     id: str

@@ -1,7 +1,7 @@
-"""The state file of the registered service, by which another program on the machine finds it.
+"""The state file of the registered service, by which other programs on the machine find it.
 
-A process is named by pid and start time, in ticks since boot: a pid alone may be someone else's by now, and a start
-time by the wall clock moves when that clock is set.
+A process is identified by its pid and its start time in ticks since boot: a pid may be reused, and a start time by the
+wall clock changes when the clock is set.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Registration:
-    """Who serves where."""
+    """The process and port of a registered service."""
 
     pid: int
     start_ticks: int
@@ -24,17 +24,17 @@ class Registration:
 
     @property
     def is_alive(self) -> bool:
-        """Whether that very process still runs."""
+        """Whether this process is still running."""
         return start_ticks(self.pid) == self.start_ticks
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None for one that does not run, or is a zombie."""
+    """When a process started, in clock ticks since boot; None if it is not running, or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The second field is the program's name in parentheses, and may itself have spaces and parentheses.
+    # The second field is the program's name in parentheses, which may contain spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])
 
@@ -43,7 +43,7 @@ def claim(pid: int, port: int) -> None:
     """Register a service.
 
     Raises:
-        SystemExit: Another one is registered and runs.
+        SystemExit: Another registered service is running.
     """
     path = _state_file()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def claim(pid: int, port: int) -> None:
     try:
         while True:
             with contextlib.suppress(FileExistsError):
-                # A link, not a rename: of two that start at once, one must lose.
+                # A link, not a rename: if two start at once, one must fail.
                 os.link(draft, path)
                 return
             if (other := current()) is not None:
@@ -64,7 +64,7 @@ def claim(pid: int, port: int) -> None:
 
 
 def current() -> Registration | None:
-    """The registered service, if it runs. A file that names one which does not is removed."""
+    """The registered service if it is running. Otherwise its file is removed."""
     path = _state_file()
     try:
         registration = Registration(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,11 +1,11 @@
-"""The HTTP server: thin, quick, and as rude as the scenario wants it.
+"""The HTTP server.
 
-Python's own ``http.server`` parses; what is set here is what a measurement of milliseconds needs: connections are kept
-alive, a thousand of them may come at once, a small reply leaves in one segment without waiting for anything, and the
-time of arrival is taken before the request is looked at.
+Python's ``http.server`` parses requests. The rest is tuned for measuring milliseconds: connections are kept alive, a
+thousand may open at once, a small reply is sent in one segment at once, and the time of arrival is taken before the
+request is parsed.
 
-It listens on the loopback only, and forwards nothing: it also takes the requests that Qiskit's client sends to a proxy,
-which is how that client is kept from the real service (see ``client``), and refuses a tunnel.
+It listens on the loopback only. As the proxy of Qiskit's client (see ``client``) it handles all requests itself,
+forwards none, and refuses tunnels, so that client can't reach the real service.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from .state import State
 
 HOST = "127.0.0.1"
 
-_SPARE = 16  # threads that wait for a connection
+_SPARE = 16  # threads waiting for a connection
 
 _CANCEL = re.compile(r"/api/v1/jobs/([^/]+)/cancel")
 
 
 class _Server:
-    """A thread per connection, waiting for it beforehand.
+    """One thread per connection, started in advance.
 
-    A thread that is started for a connection that is already there runs some 0.3 ms later, and at times 4 ms: the
-    scheduler's latencies, not ours, and they would be in every time of arrival. So a few wait in ``accept``.
+    A thread that is started when a connection arrives runs 0.3 ms later, at times 4 ms, which would falsify the time of
+    arrival. So some threads wait in ``accept``.
     """
 
     def __init__(self, port: int, state: State) -> None:
-        # The backlog: at http.server's 5, a burst of clients waits a second for its second SYN.
+        # With http.server's backlog of 5, a burst of clients waits a second for its second SYN.
         self._listener = socket.create_server((HOST, port), backlog=1024)
         self._lock = threading.Lock()
         self._waiting = 0
@@ -59,20 +59,20 @@ class _Server:
         self.state = state
         self.connections = itertools.count(1)
         self._open = 0  # connections
-        self._latest = time.monotonic()  # when one was opened or closed
+        self._changed = time.monotonic()  # when a connection was opened or closed last
 
     def serve(self) -> None:
-        """Take connections from now on."""
+        """Start to accept connections."""
         for _ in range(_SPARE):
             self._add_thread()
 
     def _add_thread(self) -> None:
         with self._lock:
             self._waiting += 1
-        threading.Thread(target=self._take_connections, daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
 
-    def _take_connections(self) -> None:
-        """Thread body: one connection after the other, for as long as the thread is needed."""
+    def _accept(self) -> None:
+        """Thread body: serve connections, one after the other, until enough other threads wait."""
         while True:
             connection, address = self._listener.accept()
             with self._lock:
@@ -82,7 +82,7 @@ class _Server:
             if scarce:
                 self._add_thread()
             with connection:
-                # Clients that go away are no error: being killed is what they are here for.
+                # A client that goes away is no error: tests kill clients.
                 with contextlib.suppress(ConnectionError):
                     _Handler(connection, address, self)  # type: ignore[arg-type]
                 with contextlib.suppress(OSError):
@@ -95,17 +95,17 @@ class _Server:
 
     def _count(self, change: int) -> None:
         self._open += change
-        self._latest = time.monotonic()
+        self._changed = time.monotonic()
 
-    def wait_until_alone(self, seconds: float) -> None:
-        """Wait until for so many seconds, from now on, nobody has been connected."""
+    def wait_until_idle(self, seconds: float) -> None:
+        """Wait until there has been no connection for n seconds, counted from now on."""
         began = time.monotonic()
         while True:
             with self._lock:
-                left = seconds if self._open else max(self._latest, began) + seconds - time.monotonic()
-            if left <= 0:
+                remaining = seconds if self._open else max(self._changed, began) + seconds - time.monotonic()
+            if remaining <= 0:
                 return
-            time.sleep(left)
+            time.sleep(remaining)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -113,8 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    # Buffered: status line, headers and body of a small reply leave in one segment. In several, each after the first
-    # would wait for the client's delayed acknowledgement, 40 ms.
+    # Buffered, so that a small reply is sent in one segment. Of several, each after the first would wait 40 ms for the
+    # client's delayed acknowledgement.
     wbufsize: ClassVar[int] = -1
     server: _Server  # type: ignore[assignment]
 
@@ -125,25 +125,25 @@ class _Handler(BaseHTTPRequestHandler):
         self._arrived = 0
 
     def parse_request(self) -> bool:
-        """Take the time: the request line has just been read."""
+        """Take the time of arrival: the request line has just been read."""
         self._arrived = time.monotonic_ns()
         return super().parse_request()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
-        """Write no log: the journal is one."""
+        """Write no log, as there is the journal."""
 
     def _serve(self) -> None:
-        """Carry out one request."""
-        url = urlsplit(self.path)  # absolute where the client takes us for a proxy
+        """Handle one request."""
+        url = urlsplit(self.path)  # absolute in a request to a proxy
         path, query = url.path or "/", parse_qs(url.query, keep_blank_values=True)
         state = self.server.state
         if path.startswith(control.PREFIX):
             body = self._read_body()
             if body is not None:
-                self._send(control.answer(state, self.command, path, query, body))
+                self._send(control.answer(state, path, body))
             return
-        ended = state.ended  # before anybody can see that the request has arrived, and reset
-        # The whole of it: whoever sees the entry and kills the client must not have cut its body off.
+        ended = state.ended  # taken before a test can see the request and reset the service
+        # Read before the entry is visible: a test that sees it may kill the client.
         body = self._read_body()
         entry = state.journal.arrive(
             arrived=self._arrived,
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _serve  # noqa: N815
 
     def do_CONNECT(self) -> None:
-        """Refuse a tunnel: whatever would go through it is meant for the network."""
+        """Refuse a tunnel, which would lead to the network."""
         journal = self.server.state.journal
         entry = journal.arrive(
             arrived=self._arrived, connection=self._connection, method="CONNECT", path=self.path, query={}
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(
         self, entry: JournalEntry, query: dict[str, list[str]], body: bytes | None, ended: threading.Event
     ) -> Reply | None:
-        """Handle a request, or do to it what the scenario wants; None to drop the connection."""
+        """Handle a request, with the scenario's fault if there is one; None to drop the connection."""
         state, journal = self.server.state, self.server.state.journal
         engine = state.engine
         if cancelled := _CANCEL.fullmatch(entry.path):
@@ -207,17 +207,17 @@ class _Handler(BaseHTTPRequestHandler):
             journal.add(entry, job_id=json.loads(reply.payload)["id"])
         if fault is None or before:
             return reply
-        # Phase "after": the job, say, has been made, and now its answer is late, lost or replaced.
+        # Phase "after": the request has been handled (a job made, say), and its answer is late, lost or replaced.
         if ended.wait(fault.delay_seconds):
             return None
         return _injected(fault, reply) if fault.is_failure else reply
 
     def _read_body(self) -> bytes | None:
-        """The body; None if the client died in the middle of it, or sends it in a form we don't read."""
+        """The body; None if the client has died meanwhile, or sends it in an unsupported form."""
         raw = self.headers.get("Content-Length", "0")
         if raw.isdigit() and "Transfer-Encoding" not in self.headers:
-            # Headers and body come in two segments, and urllib3 leaves Nagle's algorithm on towards a proxy: the body
-            # would wait for the acknowledgement of the headers, which the kernel delays by 40 ms.
+            # Headers and body arrive in two segments, and urllib3 does not disable Nagle's algorithm for a proxy: the
+            # body would wait for the acknowledgement of the headers, which the kernel delays by 40 ms.
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             with contextlib.suppress(ConnectionError):
                 body = self.rfile.read(int(raw))
@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _injected(fault: Any, reply: Reply | None = None) -> Reply | None:
-    """The answer of a fault, in place of the true one; None to drop the connection."""
+    """The answer of a fault instead of the true one; None to drop the connection."""
     if fault.drop_connection:
         return None
     page = page_of(fault, reply)
@@ -248,7 +248,7 @@ def _injected(fault: Any, reply: Reply | None = None) -> Reply | None:
 
 
 def _tags(body: bytes) -> list[str]:
-    """The tags of a submission; none if it can't be read, which the route will refuse."""
+    """The tags of a submission. If it can't be read, the route will refuse it."""
     with contextlib.suppress(ValueError, AttributeError, TypeError):
         return [str(tag) for tag in json.loads(body).get("tags") or ()]
     return []
@@ -265,17 +265,17 @@ def main(
 ) -> None:
     """Serve until the process is ended.
 
-    To whoever reads standard output it says ``port N`` once connections are taken, which is long before the engine has
-    been loaded: the caller imports Qiskit meanwhile. Then nothing more, and the stream ends. If the engine can't be
-    loaded, the reason is written and the process ends with it.
+    It writes ``port N`` to standard output when it accepts connections, long before the engine is loaded, so that the
+    starter can import Qiskit meanwhile. Then it closes standard output. If the engine can't be loaded, it writes the
+    reason and ends.
 
     Args:
         port: Where to listen; 0 for a free port.
         backends: Names of the backends, which every instance has.
         instances: Names of the instances.
-        register: Whether `find` is to find it.
+        register: Whether `find` finds it.
         starter: The process that starts it.
-        linger: Seconds for which nobody has been connected, after the starter's end, when it ends by itself; or None.
+        linger: Seconds without a connection, after the starter's end, after which it ends; None: it does not.
     """
     _restore_signals()
     _check_backends(backends)
@@ -292,33 +292,33 @@ def main(
         from .engine import Engine
 
         engine = Engine(backends, state.tokens, instances)
-    except BaseException:  # noqa: BLE001 - the process ends here, and the reason is for the caller
+    except BaseException:  # noqa: BLE001 - the process ends here, and the starter reads the reason
         traceback.print_exc()
         if register:
             registry.forget(os.getpid())
         os._exit(1)
-    _leave_stdio()
-    # Collections walk every object; after Qiskit's import that is 50 ms in which no arrival is stamped.
+    _close_output()
+    # A garbage collection visits every object: after Qiskit's import, that would delay arrivals by 50 ms.
     gc.collect()
     gc.freeze()
-    # A thread that simulates keeps the interpreter for this long before an arrival is looked at. The default is 5 ms.
+    # A simulating thread may delay an arrival for this long. The default is 5 ms.
     sys.setswitchinterval(0.0005)
     state.install(engine)
     if linger is None:
         threading.Event().wait()
     else:
         _wait_for_end(starter)
-        server.wait_until_alone(linger)
+        server.wait_until_idle(linger)
         registry.forget(os.getpid())
 
 
 def _wait_for_end(starter: int) -> None:
-    """Wait for the end of the process that started this one."""
+    """Wait for the end of the starter."""
     try:
         pidfd = os.pidfd_open(starter)
     except ProcessLookupError:
         return
-    if os.getppid() == starter:  # else it has ended, and its pid may be another's by now
+    if os.getppid() == starter:  # else it has ended, and its pid may have been reused
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.poll()
@@ -326,7 +326,7 @@ def _wait_for_end(starter: int) -> None:
 
 
 def _restore_signals() -> None:
-    """End on SIGTERM and on nothing else that a terminal sends, whatever the starter ignored or blocked."""
+    """End on SIGTERM only, and not on a terminal's signals, whatever the starter ignored or blocked."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -334,7 +334,7 @@ def _restore_signals() -> None:
 
 
 def _check_backends(backends: Sequence[str]) -> None:
-    """Refuse an unknown backend at once, without the seconds that importing Qiskit takes."""
+    """Refuse an unknown backend at once, without importing Qiskit, which takes seconds."""
     spec = importlib.util.find_spec("qiskit_ibm_runtime")
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     if not folders:
@@ -346,8 +346,8 @@ def _check_backends(backends: Sequence[str]) -> None:
         sys.exit(f"no such backend: {', '.join(unknown) or '(none named)'}; there are {', '.join(sorted(known))}")
 
 
-def _leave_stdio() -> None:
-    """Let go of the pipe to the starter, which may be gone, or may wait for its end."""
+def _close_output() -> None:
+    """Close the pipe to the starter, which may have ended, or may wait for the end of the stream."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):
         os.dup2(null, descriptor)

@@ -1,4 +1,4 @@
-"""What the server's connections share."""
+"""The state that the server's connections share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class State:
-    """Journal, tokens, and the engine once it has been loaded."""
+    """Journal, tokens, and the engine once it is loaded."""
 
     def __init__(self) -> None:
         self.journal = Journal()
@@ -24,24 +24,24 @@ class State:
 
     @property
     def engine(self) -> Engine:
-        """The engine. Waits while it is loading: the server takes connections long before."""
+        """The engine. Waits until it is loaded: the server accepts connections long before."""
         self._loaded.wait()
         assert self._engine is not None
         return self._engine
 
     def install(self, engine: Engine) -> None:
-        """The engine has been loaded: let the requests that wait for it go on."""
+        """Store the engine, and release the requests that wait for it."""
         self._engine = engine
         self._loaded.set()
 
     @property
     def ended(self) -> threading.Event:
-        """Is set when the service is reset next: whoever began before takes it, and must do nothing once it is set."""
+        """Set at the next reset. A request takes it when it begins, and must have no effect once it is set."""
         return self._reset
 
     def reset(self) -> None:
-        """Back to the start, but for the tokens that were issued."""
-        # A request that an injected delay keeps, or a slow thread, must not carry its job over into what comes after.
+        """Forget everything except the tokens that were issued."""
+        # A delayed request must not create its job after the reset.
         before, self._reset = self._reset, threading.Event()
         before.set()
         self.engine.reset()

@@ -1,4 +1,4 @@
-"""Where a run shows its status: on a terminal, in a notebook, as lines of a log, or nowhere."""
+"""Shows the status of a run: on a terminal, in a notebook, as log lines, or not at all."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PanelName = Literal["auto", "terminal", "notebook", "plain"] | None
 
 @runtime_checkable
 class Panel(Protocol):
-    """Something that shows one run. Everything is called by one thread at a time."""
+    """Shows one run. Its methods are called by one thread at a time."""
 
     def show(self, status: Status) -> None:
-        """Show a change."""
+        """Show a new status."""
 
     def tick(self) -> None:
-        """Called about twice a second while the run goes on."""
+        """Called about twice a second during the run."""
 
     def close(self, outcome: RunResult | BaseException) -> None:
-        """Show how it ended, for good."""
+        """Show how the run ended."""
 
 
 class Silent:
@@ -45,17 +45,17 @@ class Silent:
 
 
 def open_panel(name: PanelName | Panel, *, interruptible: bool = False, results: bool = True) -> Panel:
-    """The panel of a name.
+    """Make the panel that a name stands for.
 
     Args:
-        name: "auto": a terminal panel where stderr is a terminal that can show one, a notebook panel in a notebook,
-            else plain lines. "terminal", "notebook": that one where it can be shown, else plain lines. "plain". None:
-            nothing is shown. A panel that is open already: that one.
-        interruptible: Whether a signal cancels the run: then it says so.
-        results: Whether the summary shows the counts, or expectation values.
+        name: "auto": a notebook panel in a notebook, a terminal panel if stderr is a terminal that can show one, else
+            plain lines. "terminal" or "notebook": that one if it can be shown, else plain lines. "plain": lines. None:
+            nothing is shown. A `Panel` is returned as it is.
+        interruptible: Whether a signal cancels the run; the panel says so.
+        results: Whether the summary shows the counts or expectation values.
 
     Raises:
-        ConfigError: If there is none of that name.
+        ConfigError: The name is unknown.
     """
     if name is None:
         return Silent()
@@ -69,7 +69,7 @@ def open_panel(name: PanelName | Panel, *, interruptible: bool = False, results:
 
 
 def close_panel(panel: Panel, outcome: RunResult | BaseException) -> None:
-    """Show how it ended, for good.
+    """Show how a run ended, and no more warnings.
 
     Args:
         panel: The panel.
@@ -85,7 +85,7 @@ def _open(name: str, *, interruptible: bool, results: bool) -> Panel:
 
         return Notebook(View("interrupting the kernel cancels" if interruptible else "", results))
     view = View("Ctrl-C cancels" if interruptible else "", results)
-    # Who goes on at a prompt types where a panel would be drawn.
+    # After `submit` at a prompt, the user types where the panel would be drawn.
     types = not interruptible and interrupts.is_interactive()
     if name in ("auto", "terminal") and not types and _on_terminal():
         from .terminal import Terminal
@@ -96,20 +96,20 @@ def _open(name: str, *, interruptible: bool, results: bool) -> Panel:
 
 def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
-    shell = getattr(ipython, "get_ipython", lambda: None)()  # a module that is half imported has none
+    shell = getattr(ipython, "get_ipython", lambda: None)()  # absent while the module is being imported
     return getattr(shell, "kernel", None) is not None
 
 
 def _on_terminal() -> bool:
-    # Several processes that draw on one terminal would overwrite each other.
+    # Several processes drawing on one terminal would overwrite each other.
     if interrupts.is_worker():
         return False
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
         return False
-    # A live display of the user's own, by rich, has put something of its own in place of stderr.
+    # A rich live display of the user's has replaced stderr.
     if type(sys.stderr).__module__.startswith("rich."):
         return False
     try:
         return sys.stderr.isatty() and "utf" in (sys.stderr.encoding or "").lower()
     except (AttributeError, ValueError):
-        return False  # none, or a closed one
+        return False  # no stderr, or a closed one

@@ -1,23 +1,23 @@
-"""The notebook's panel: one output that is kept up to date, as HTML with plain text beside it."""
+"""The notebook's panel: one cell output, updated in place, as HTML and as plain text."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from .. import html
+from .. import html, pub_results
 from ..result import RunResult
 from ..status import Status
 from . import notices
 from .plain import write
-from .view import View, histogram, values
+from .view import View
 
 SHORTEST_PAUSE = 0.5
-"""Seconds between two updates, but for those that bring news: each of them is kept by whoever records the kernel."""
+"""Seconds between two updates without news. Front ends that record the kernel's messages keep every update."""
 
 
 class Notebook:
-    """Shows a run in the output of a cell."""
+    """Shows a run in a cell's output."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -25,19 +25,19 @@ class Notebook:
         self._shown_at = 0.0
 
     def show(self, status: Status) -> None:
-        """Show a change."""
+        """Show a new status."""
         if self._view.outcome is None:
             self._update(now=self._view.see(status))
 
     def tick(self) -> None:
-        """Let the clock go on."""
+        """Update the elapsed time."""
         for text in notices.take():
             write(f"qx: {text}\n")
         if self._view.status is not None and self._view.outcome is None:
             self._update(now=False)
 
     def close(self, outcome: RunResult | BaseException) -> None:
-        """Leave how it ended."""
+        """Show the summary."""
         self.tick()
         self._view.end(outcome)
         self._update(now=True)
@@ -57,7 +57,7 @@ class Notebook:
 
 
 class _Shown:
-    """What is displayed: a snapshot."""
+    """A snapshot of the view, as IPython displays it."""
 
     def __init__(self, view: View) -> None:
         self._html = as_html(view)
@@ -68,7 +68,7 @@ class _Shown:
 
 
 def as_html(view: View) -> str:
-    """A run, as HTML."""
+    """The panel of a run, as HTML."""
     title = html.text(view.state)
     if view.detail and view.outcome is None:
         title += f' <span style="opacity:.65;font-weight:normal">{html.text(view.detail)}</span>'
@@ -87,20 +87,12 @@ def as_html(view: View) -> str:
         rows.append(("QPU", html.text(view.cost())))
     if view.reason():
         rows.append(("reason", html.text(view.reason())))
-    more = results(view.outcome) if isinstance(view.outcome, RunResult) and view.shows_results else ""
+    more = pub_results.as_html(view.outcome) if isinstance(view.outcome, RunResult) and view.shows_results else ""
     return html.card(view.tone, title, rows, more)
 
 
-def results(result: RunResult) -> str:
-    """Counts or expectation values, as HTML."""
-    bars, more = histogram(result)
-    if bars:
-        return html.bars([(bar.name, bar.length, f"{bar.count}  ({100 * bar.share:.1f} %)") for bar in bars], more)
-    return "".join(f"<div>{html.text(line)}</div>" for line in values(result))
-
-
 def as_text(view: View) -> str:
-    """A run, as one or two lines of text."""
+    """The same, as one or two lines of text."""
     line = view.summary() if view.outcome is not None else f"{view.state} · {view.times()} · {view.protection()}"
     if view.outcome is None and view.job_id:
         line += f" · job {view.job_id}"

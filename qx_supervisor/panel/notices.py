@@ -1,10 +1,9 @@
-"""The library's warnings, shown beside the runs that they may concern.
+"""The library's warnings, shown by the open panels where the program has not set up logging.
 
-Whoever has set up logging sees them there. Everybody else would miss "the watcher may not outlive this driver": a
-library logs, and Python shows none of it by default. So while a panel is open, it shows the warnings.
+Without logging, Python shows no warning of a library, and users would miss "the watcher may not outlive this driver".
 
-They are only put down here. A panel takes them when it is its turn to write: whoever warns may be the thread that sees
-to a new watcher, and must not wait for a terminal that was stopped with Ctrl-S.
+The log handler only queues them, and a panel writes them at its next turn: the thread that warns may be the one that
+starts a new watcher, and must not wait for a terminal that was stopped with Ctrl-S.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _changing = threading.Lock()
 
 class _Notices(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "in_panel", False):  # as the detail of a run's state
+        if getattr(record, "in_panel", False):  # shown already, as the detail of a run's state
             return
         if _open and not _is_set_up():
             _waiting.append(f"{record.levelname.lower()}: {printable(record.getMessage())}")
@@ -43,16 +42,16 @@ def _is_set_up() -> bool:
 
 
 def take() -> Iterator[str]:
-    """The warnings that no panel has shown yet."""
+    """Remove and yield the warnings that no panel has shown yet."""
     while _waiting:
         try:
             yield _waiting.popleft()
         except IndexError:
-            return  # another one was quicker
+            return  # another panel took it
 
 
 def follow(panel: Panel) -> None:
-    """Have a panel show warnings until it is closed or gone."""
+    """Queue warnings for a panel until `leave`, or until it is garbage-collected."""
     with _changing:
         _open.add(panel)
         if not any(isinstance(each, _Notices) for each in logger.handlers):
@@ -60,15 +59,15 @@ def follow(panel: Panel) -> None:
 
 
 def leave(panel: Panel) -> None:
-    """The panel is closed."""
+    """Queue no more for a panel."""
     with _changing:
         _open.discard(panel)
 
 
-def _begin_anew() -> None:
-    global _changing  # noqa: PLW0603 - a thread that is not here may have held the parent's
+def _reset_after_fork() -> None:
+    global _changing  # noqa: PLW0603 - a thread of the parent's may have held it
     _changing = threading.Lock()
     _waiting.clear()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,6 +1,6 @@
-"""One timestamped line per change, on stderr, and one a minute while nothing changes: for logs.
+"""One timestamped line on stderr per change, and one a minute while nothing changes.
 
-Also for terminals that can do no more, and for people who set `NO_COLOR`.
+For logs, for terminals that can't show a panel, and for users who set `NO_COLOR`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from . import notices
 from .view import View, printable
 
 HEARTBEAT = 60.0
-"""Seconds without a line, after which one is written all the same: a log that stands still looks like a dead one."""
+"""Seconds of silence after which a line is written, so that the log does not look dead."""
 
 
 class Plain:
-    """Writes lines to whatever `sys.stderr` is at the time."""
+    """Shows a run as lines on the current `sys.stderr`."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -26,36 +26,36 @@ class Plain:
         self._last = view.clock()
 
     def show(self, status: Status) -> None:
-        """Write a line, if there is news."""
+        """Write a line if the status has changed."""
         self._write_notices()
         view = self._view
-        if not view.see(status) or status.state == "done":  # `close` says so, and what it took
+        if not view.see(status) or status.state == "done":  # `close` writes that
             return
         parts = [printable(str(status))]
         if status.watcher not in (None, self._watched):
             self._watched = status.watcher
             parts.append(f"watched by pid {status.watcher}")
-        if status.state == "queued" and (status.queue_position or status.estimated_start):
-            parts.append(view.queue())
-        self._write(parts)
+        self._write([*parts, *self._queue()])
 
     def tick(self) -> None:
-        """Write that nothing has changed, if that has been so for a while."""
+        """Write a heartbeat if nothing has been written for a while."""
         self._write_notices()
         view = self._view
         if view.status is None or view.outcome is not None or view.clock() - self._last < HEARTBEAT:
             return
-        parts = [f"still {printable(str(view.status))}", view.times()]
-        if view.status.state == "queued" and (view.status.queue_position or view.status.estimated_start):
-            parts.append(view.queue())
-        self._write([*parts, view.protection()])
+        self._write([f"still {printable(str(view.status))}", view.times(), *self._queue(), view.protection()])
+
+    def _queue(self) -> list[str]:
+        status = self._view.status
+        is_known = status and status.state == "queued" and (status.queue_position or status.estimated_start)
+        return [self._view.queue()] if is_known else []
 
     def _write_notices(self) -> None:
         for text in notices.take():
             self._write([text])
 
     def close(self, outcome: RunResult | BaseException) -> None:
-        """Write what it took."""
+        """Write the summary."""
         self._view.end(outcome)
         self._write_notices()
         if isinstance(outcome, RunResult):
@@ -68,7 +68,7 @@ class Plain:
 
 
 def write(text: str) -> None:
-    """Write to stderr, if there is one."""
+    """Write to stderr, if possible."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()

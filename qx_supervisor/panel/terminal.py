@@ -1,6 +1,6 @@
-"""The terminal's panel: a block for one run, a table for several, and a summary of each that stays.
+"""The terminal's panel: a block for one run, a table for several, and a permanent summary of each.
 
-All runs of the process share the screen; each has a `Terminal` of its own.
+All runs of the process share the screen; each has its own `Terminal`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import itertools
 import os
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..pub_results import expectation_lines, histogram
 from ..result import RunResult
 from ..status import Status
 from . import notices
 from .plain import Plain
 from .screen import screen
-from .view import BARS, View, duration, histogram, values
+from .view import View, duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 _STYLE = {"good": "green", "bad": "red", "warning": "yellow", "plain": "cyan"}
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _BAR_WIDTH = 32
-_ENDS = 11  # bits at either end of a long bit string
+_SHOWN_BITS = 11  # at either end of a long bit string
 
 _open: dict[Terminal, View] = {}
 _changing = threading.Lock()
-_turn = itertools.count()
+_frame = itertools.count()
 
 
 class Terminal:
-    """Shows a run on the terminal; in lines, where another process draws on that already."""
+    """Shows a run on the terminal, or as lines if another process draws there."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -41,18 +42,18 @@ class Terminal:
         self._lines: Plain | None = None
 
     def show(self, status: Status) -> None:
-        """Show a change."""
+        """Show a new status."""
         if self._lines is not None:
             self._lines.show(status)
             return
         with _changing:
-            if not screen.start(_content):
+            if not screen.start(_draw):
                 self._lines = Plain(self._view)
             else:
                 _open[self] = self._view
                 if len(_open) > 1:
                     for each in _open:
-                        each._is_one_of_many = True  # noqa: SLF001 - its own kind
+                        each._is_one_of_many = True  # noqa: SLF001 - the same class
         if self._lines is not None:
             self._lines.show(status)
         else:
@@ -60,12 +61,12 @@ class Terminal:
             screen.wake()
 
     def tick(self) -> None:
-        """Let the clock go on; on the screen it does so by itself."""
+        """Write a heartbeat; the screen updates by itself."""
         if self._lines is not None:
             self._lines.tick()
 
     def close(self, outcome: RunResult | BaseException) -> None:
-        """Leave a summary."""
+        """Print the summary."""
         if self._lines is not None:
             self._lines.close(outcome)
             return
@@ -74,7 +75,7 @@ class Terminal:
             if _open.pop(self, None) is None:
                 return
             shows_results = self._view.shows_results and not self._is_one_of_many
-            screen.say(summary(self._view, with_results=shows_results))
+            screen.print_above(summary(self._view, with_results=shows_results))
             if not _open:
                 _say_notices()
                 screen.stop()
@@ -85,21 +86,21 @@ def _say_notices() -> None:
     from rich.text import Text
 
     for text in notices.take():
-        screen.say(Text(f"qx: {text}", style="yellow"))
+        screen.print_above(Text(f"qx: {text}", style="yellow"))
 
 
-def _content(room: int) -> RenderableType | None:
+def _draw(room: int) -> RenderableType | None:
     _say_notices()
     with _changing:
         shown = list(_open.items())
     if not shown:
         return None
-    is_one = len(shown) == 1 and not shown[0][0]._is_one_of_many  # noqa: SLF001 - its own kind
+    is_one = len(shown) == 1 and not shown[0][0]._is_one_of_many  # noqa: SLF001 - the class is ours
     return block(shown[0][1]) if is_one else table([view for _, view in shown], room)
 
 
 def block(view: View) -> RenderableType:
-    """One run, as it goes on."""
+    """A run in progress."""
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -108,7 +109,7 @@ def block(view: View) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    spinner = _SPINNER[next(_turn) % len(_SPINNER)]
+    spinner = _SPINNER[next(_frame) % len(_SPINNER)]
     state = Text.assemble((f"{spinner} {view.state}", f"bold {style}"))
     if view.detail:
         state.append(f"  {view.detail}", style="dim")
@@ -134,42 +135,42 @@ def block(view: View) -> RenderableType:
 
 
 def table(views: list[View], lines: int) -> RenderableType:
-    """Several runs, those that need attention first; as many as there is room for in so many lines."""
+    """Several runs in at most `lines` lines, those that need attention first."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    waits = sorted({view.detail for view in views if view.state == "queued" and view.detail})[:2]
-    room = max(1, lines - 3 - 2 * len(waits))  # each may need two lines
+    blocked = sorted({view.detail for view in views if view.state == "queued" and view.detail})[:2]
+    room = max(1, lines - 3 - 2 * len(blocked))  # each may need two lines
     ranked = sorted(views, key=lambda view: (view.tone != "warning", view.began))
-    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     rows = [_row(view) for view in ranked[:room]]
     common: list[str] = []
-    for name, said in (("backend", {view.backend for view in views}), ("shots", {view.shots() for view in views})):
-        said.discard("")  # not known yet
-        if len(said) <= 1 and len(views) > 1:  # what all have in common is said once
-            common += said
+    for name, values in (("backend", {view.backend for view in views}), ("shots", {view.shots() for view in views})):
+        values.discard("")  # not known yet
+        if len(values) <= 1 and len(views) > 1:  # what all have in common goes below the table
+            common += values
             for row in rows:
                 del row[name]
     for name in rows[0]:
         longest = max(len(str(row[name])) for row in rows)
-        made.add_column(name, no_wrap=True, min_width=longest if name in ("job", "state") else None)
+        grid.add_column(name, no_wrap=True, min_width=longest if name in ("job", "state") else None)
     for row in rows:
-        made.add_row(*row.values())
+        grid.add_row(*row.values())
     counts = Counter(view.state for view in views)
-    said_of = [", ".join(f"{n} {state}" for state, n in counts.most_common()), *common]
+    foot = [", ".join(f"{n} {state}" for state, n in counts.most_common()), *common]
     if len(views) > room:
-        said_of.append(f"{len(views) - room} not shown")
+        foot.append(f"{len(views) - room} not shown")
     watchers = sorted({view.status.watcher for view in views if view.status and view.status.watcher})
     watched = f" · watched by pid {', '.join(map(str, watchers))}" if watchers else ""
     unwatched = sum(view.protection() == "NOT WATCHED" for view in views)
     watched += f" · {unwatched} NOT WATCHED" if unwatched else ""
     hint = next((f" · {view.hint}" for view in views if view.hint), "")
-    foot = Text(f"{len(views)} runs: {' · '.join(said_of)}{watched}{hint}", style="dim")
-    return Group(made, *(Text(why, style=_STYLE["warning"]) for why in waits), foot)
+    last = Text(f"{len(views)} runs: {' · '.join(foot)}{watched}{hint}", style="dim")
+    return Group(grid, *(Text(why, style=_STYLE["warning"]) for why in blocked), last)
 
 
-def _row(view: View) -> dict[str, Any]:
+def _row(view: View) -> dict[str, str | Text]:
     from rich.text import Text
 
     now = view.clock()
@@ -187,7 +188,7 @@ def _row(view: View) -> dict[str, Any]:
 
 
 def summary(view: View, *, with_results: bool) -> RenderableType:
-    """How a run ended."""
+    """A run that has ended."""
     from rich.console import Group
     from rich.text import Text
 
@@ -199,7 +200,7 @@ def summary(view: View, *, with_results: bool) -> RenderableType:
         line.append_text(_job(view))
     for part in filter(None, (view.backend, view.shots())):
         line.append(f" · {part}", style="dim")
-    rows: list[Any] = [line, Text(f"  {view.bill()}", style="dim")]
+    rows: list[RenderableType] = [line, Text(f"  {view.bill()}", style="dim")]
     if view.reason():
         rows.append(Text(f"  {view.reason()}", style=style))
     if with_results and isinstance(view.outcome, RunResult):
@@ -215,24 +216,24 @@ def _results(result: RunResult) -> list[RenderableType]:
     bars, more = histogram(result)
     rows: list[RenderableType] = []
     if bars:
-        made = Table.grid(padding=(0, 1))
-        made.add_column(no_wrap=True)
-        made.add_column(width=_BAR_WIDTH)
-        made.add_column(justify="right")
-        made.add_column(justify="right", style="dim")
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column(width=_BAR_WIDTH)
+        grid.add_column(justify="right")
+        grid.add_column(justify="right", style="dim")
         for bar in bars:
             drawn = Bar(1.0, 0.0, bar.length, width=_BAR_WIDTH, color="cyan")
-            made.add_row(Text(f"  {_short(bar.name)}"), drawn, str(bar.count), f"{100 * bar.share:.1f} %")
-        rows.append(made)
-    rows.extend(Text(f"  {line}") for line in values(result)[: BARS + 1])
+            grid.add_row(Text(f"  {_short(bar.name)}"), drawn, str(bar.count), f"{100 * bar.share:.1f} %")
+        rows.append(grid)
+    rows.extend(Text(f"  {line}") for line in expectation_lines(result))
     if more:
         rows.append(Text(f"  {more}", style="dim"))
     return rows
 
 
 def _short(bits: str) -> str:
-    """A bit string that leaves room for the counts: its beginning and its end."""
-    return bits if len(bits) <= 2 * _ENDS + 1 else f"{bits[:_ENDS]}…{bits[-_ENDS:]}"
+    """Abbreviate a bit string, so that the counts beside it have room."""
+    return bits if len(bits) <= 2 * _SHOWN_BITS + 1 else f"{bits[:_SHOWN_BITS]}…{bits[-_SHOWN_BITS:]}"
 
 
 def _job(view: View) -> Text:
@@ -241,10 +242,10 @@ def _job(view: View) -> Text:
     return Text(view.job_id or "–", style=f"link {view.url}" if view.url else "")
 
 
-def _begin_anew() -> None:
-    global _changing  # noqa: PLW0603 - a thread that is not here may have held the parent's
+def _reset_after_fork() -> None:
+    global _changing  # noqa: PLW0603 - a thread of the parent's may have held it
     _changing = threading.Lock()
     _open.clear()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)

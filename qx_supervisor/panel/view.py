@@ -1,39 +1,32 @@
-"""One run as it is shown, in words: what all panels have in common."""
+"""A run as all panels show it, in words."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 from ..errors import Interrupted, RunError
-from ..result import RunResult, counts_of
+from ..result import RunResult
 from ..status import Status
 
-if TYPE_CHECKING:
-    from qiskit.primitives import PubResult
-
-LARGE = 200_000
-"""Shots, of all parameter sets, beyond which no histogram is made."""
-
-BARS = 8
-"""How many outcomes a histogram shows."""
-
 TROUBLES = ("lost", "limited", "reserved", "retrying", "cancelling", "not protected")
-"""Words of states in which something is not as it should be."""
+"""Words in the states that need attention."""
 
 
 @dataclass
 class View:
-    """What is shown of a run.
+    """What panels show of a run.
 
     Attributes:
         hint: How to cancel it, or "".
-        shows_results: Whether counts, or expectation values, are shown.
-        clock: Gives seconds, by a clock that nobody sets: how long something took is no matter of the time of day.
-        status: The latest status, or None before the first.
-        outcome: The result, or the error that it ended in; None while it goes on.
+        shows_results: Whether counts or expectation values are shown.
+        clock: A monotonic clock, in seconds.
+        status: The latest status; None before the first.
+        outcome: The result or the error; None while the run is in progress.
+        began: When the run began, by the clock.
+        changed: When its state changed last.
+        ended: When it ended, or None.
     """
 
     hint: str = ""
@@ -46,29 +39,27 @@ class View:
     ended: float | None = None
 
     def __post_init__(self) -> None:
-        """Begin to count."""
+        """Start the clock."""
         self.began = self.changed = self.clock()
 
     def see(self, status: Status) -> bool:
-        """Take in a status; returns whether it says something new, and not only how the queue moves."""
+        """Store a status; returns whether it is news, rather than a move in the queue."""
         before = self.status
         self.status = status
-        if before is not None and _words(before) == _words(status):
+        if before is not None and _news(before) == _news(status):
             return False
         if before is None or before.state != status.state:
             self.changed = self.clock()
         return True
 
     def end(self, outcome: RunResult | BaseException) -> None:
-        """The run is over."""
+        """Store how the run ended."""
         self.outcome = outcome
         self.ended = self.clock()
 
-    # What is said of it
-
     @property
     def state(self) -> str:
-        """What is happening, or how it ended."""
+        """The state, or how the run ended."""
         if self.outcome is None:
             return printable(self.status.state) if self.status else "starting"
         if isinstance(self.outcome, RunResult):
@@ -79,23 +70,23 @@ class View:
 
     @property
     def tone(self) -> str:
-        """How the state is to look: "good", "bad", "warning" or "plain"."""
+        """How the state is coloured: "good", "bad", "warning" or "plain"."""
         if self.outcome is not None:
             return "good" if isinstance(self.outcome, RunResult) else "bad"
         if any(word in self.state for word in TROUBLES):
             return "warning"
-        if self.state == "queued" and self.detail:  # why it may wait without end
+        if self.state == "queued" and self.detail:  # it may wait forever
             return "warning"
         return "plain"
 
     @property
     def job_id(self) -> str:
-        """The job's whole id, or ""."""
+        """The job's id, or ""."""
         return printable((self.status and self.status.job_id) or "")
 
     @property
     def url(self) -> str:
-        """The job's page, or ""."""
+        """The URL of the job's page, or ""."""
         return self.status.url if self.status else ""
 
     @property
@@ -105,32 +96,32 @@ class View:
 
     @property
     def detail(self) -> str:
-        """More words about the state, or ""."""
+        """Details of the state, or ""."""
         return printable(self.status.detail) if self.status else ""
 
     def times(self) -> str:
-        """How long it is in this state, and in all."""
+        """How long the run has been in this state, and in all."""
         now = self.clock()
         if self.ended is not None:
             return f"{duration(self.ended - self.began)} in all"
         return f"{duration(now - self.changed)} in this state, {duration(now - self.began)} in all"
 
     def queue(self) -> str:
-        """Its place in the queue, and when it is expected to start."""
+        """The job's place in the queue and its expected start."""
         position = self.position()
         return f"{position if position == '–' else f'position {position}'}, start {self.start()}"
 
     def position(self) -> str:
-        """Its place in the queue, as a number, or "–"."""
+        """The job's place in the queue, or "–"."""
         known = self.status.queue_position if self.status else None
         return "–" if known is None else str(known)
 
     def start(self) -> str:
-        """When it is expected to start, or "–"."""
+        """The expected start, or "–"."""
         return when(self.status.estimated_start if self.status else None, time.time())
 
     def cost(self) -> str:
-        """QPU time, estimated and charged."""
+        """The QPU time, estimated or charged."""
         status = self.status
         estimated = status.qpu_seconds_estimated if status else None
         charged = status.qpu_seconds if status else None
@@ -141,7 +132,7 @@ class View:
         return "charge pending" if estimated is None else f"{seconds(estimated)} estimated, charge pending"
 
     def protection(self) -> str:
-        """Who looks after it."""
+        """Which watcher protects the run."""
         status = self.status
         if status is None:
             return "nothing submitted yet"
@@ -152,7 +143,7 @@ class View:
         return "NOT WATCHED" if status.job_id else "nothing submitted yet"
 
     def summary(self) -> str:
-        """How it went, in a line."""
+        """One line about a run that has ended."""
         parts = [self.state]
         if self.job_id:
             parts.append(f"job {self.job_id}")
@@ -163,99 +154,34 @@ class View:
         return " · ".join([*parts, self.bill()])
 
     def bill(self) -> str:
-        """What it took."""
+        """The elapsed time and the QPU time."""
         parts = [self.times()]
         if self.job_id and not (self.status and "unguarded" in self.status.detail):
             parts.append(f"QPU {self.cost()}")
         return " · ".join(parts)
 
     def shots(self) -> str:
-        """How often it is executed, or ""."""
+        """The number of shots, or ""."""
         return f"{self.status.shots} shots" if self.status and self.status.shots else ""
 
     def reason(self) -> str:
-        """Why it ended without a result, or ""."""
+        """Why the run has no result, or ""."""
         if isinstance(self.outcome, RunError):
             return printable(self.outcome.reason)
         return str(self.outcome) if isinstance(self.outcome, Interrupted) else ""
 
 
 def printable(text: str) -> str:
-    """A text of the service's, or of a library's, without what would command a terminal."""
+    """A text of the service's, or of a library's, without control characters."""
     return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
-def _words(status: Status) -> tuple[Any, ...]:
+def _news(status: Status) -> tuple[object, ...]:
     return (status.stage, status.state, status.detail, status.job_id, status.watcher)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One outcome in a histogram.
-
-    Attributes:
-        name: The bit string, or what the bar stands for.
-        count: How often it was measured.
-        share: Of all shots, 0 to 1.
-        length: Of the longest bar, 0 to 1.
-    """
-
-    name: str
-    count: int
-    share: float
-    length: float
-
-
-def histogram(result: RunResult) -> tuple[list[Bar], str]:
-    """The most frequent outcomes of a sampler's first PUB, and what is not shown, in words.
-
-    Returns:
-        No bars for what is no sampler's result.
-    """
-    try:
-        counts = {} if _is_large(result[0]) else counts_of(result[0])
-    except Exception:  # noqa: BLE001 - an estimator's result, or bits in a form of the user's own
-        return [], ""
-    more = f"PUB 0 of {len(result)}" if len(result) > 1 else ""
-    total, longest = sum(counts.values()), max(counts.values(), default=0)
-    if not total:
-        return [], more
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    bars = [Bar(name, n, n / total, n / longest) for name, n in ranked[:BARS]]
-    if len(ranked) > BARS:
-        rest = total - sum(bar.count for bar in bars)
-        others = f"{len(ranked) - BARS} other outcomes, {100 * rest / total:.1f} %"
-        more = f"{others} ({more})" if more else others
-    return sorted(bars, key=lambda bar: bar.name), more
-
-
-def _is_large(pub: PubResult) -> bool:
-    """Whether to count its bits takes longer than a person who waits for the result would want."""
-    return sum(int(getattr(each, "num_shots", 0)) * int(getattr(each, "size", 1)) for each in pub.data.values()) > LARGE
-
-
-def values(result: RunResult) -> list[str]:
-    """An estimator's first expectation values with their standard errors, in words."""
-    import numpy as np
-
-    try:
-        found, errors = result.expectation_values, result.standard_errors
-    except Exception:  # noqa: BLE001 - a sampler's result
-        return []
-    pairs = zip(found, errors, strict=False) if isinstance(found, list) else [(found, errors)]
-    said = []
-    for pub, (value, error) in enumerate(pairs):
-        for index, each in np.ndenumerate(np.asarray(value)):
-            place = f"[{pub}]" if len(result) > 1 else ""
-            place += f"[{', '.join(map(str, index))}]" if index else ""
-            said.append(f"⟨O{place}⟩ = {each:.6g} ± {np.asarray(error)[index]:.2g}")
-            if len(said) > BARS:
-                return [*said[:BARS], "…"]
-    return said
-
-
 def duration(length: float) -> str:
-    """A length of time: 0:07, 12:05, 3:00:09, 2 d 3:00:09."""
+    """A duration as 0:07, 12:05, 3:00:09, 2 d 3:00:09."""
     whole = max(0, int(length))
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)
@@ -265,13 +191,13 @@ def duration(length: float) -> str:
 
 
 def seconds(length: float) -> str:
-    """Some seconds of QPU time."""
+    """Seconds of QPU time."""
     return f"{length:.3g} s" if length < 100 else f"{length:.0f} s"
 
 
 def when(moment: float | None, now: float) -> str:
-    """A moment by the local clock, with the date if that is not today; "–" for none."""
+    """A moment in local time, with the date unless it is today; "–" for None."""
     if moment is None:
         return "–"
-    there, here = time.localtime(moment), time.localtime(now)
-    return time.strftime("%H:%M" if there[:3] == here[:3] else "%Y-%m-%d %H:%M", there)
+    local, today = time.localtime(moment), time.localtime(now)
+    return time.strftime("%H:%M" if local[:3] == today[:3] else "%Y-%m-%d %H:%M", local)

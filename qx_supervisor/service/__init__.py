@@ -1,24 +1,24 @@
 """Qiskit's client for IBM Quantum: the only folder that touches `qiskit_ibm_runtime`.
 
-`accounts`     the accounts that the user has saved
-`saved_accounts`  what may be wrong with them
-`access`       the way to an instance: its credentials, and the service as the watcher's `remote` speaks to it
-`targets`      backends, sessions and batches that are asked for
-`instances`    the instance that is asked for, where a service has several
-`simulators`   what is known to compute on this machine
-`circuits`     circuits made for a backend
-`primitives`   samplers and estimators, and their results
-`post`         the POST of a job, and who is asked about it
-`advice`       what the client warns of at a submission
-`adoption`     what a driver that knows nothing of us does
-`connections`  those that a forked child must not share
-`failures`     what the client's errors mean
-`outages`      requests of the client's that nobody answered
-`blame`        whose an exception is, the service's or the program's
+`accounts`         the user's saved accounts
+`saved_accounts`   faults in the file of saved accounts
+`access`           access to an instance: its credentials, and its REST interface by the watcher's `remote`
+`targets`          the requested backend, session or batch
+`instances`        the requested instance, if a service has several
+`simulators`       backends that are known to compute on this machine
+`circuits`         transpiling circuits for a backend
+`primitives`       samplers and estimators, and their results
+`post`             the POST of a job
+`client_warnings`  warnings of the client at a submission
+`adoption`         hooks for a driver that uses Qiskit alone
+`connections`      connections that a forked child must not share
+`failures`         what the client's errors mean
+`outages`          requests of the client that were not answered
+`error_origin`     whether an exception comes from the service or from the program
 
-Public interfaces of the client are used where there are any. Where there are none, what is used is named here, once,
-against the pinned minor version: the client's REST session (address, token manager, proxies, its requests), the three
-functions through which every POST of a job passes, its clients by instance, and the decoders of a job's results.
+Where the client has no public interface, these of its private ones are used, with a pinned minor version: its REST
+session (address, token manager, proxies, requests), the three functions through which every POST of a job passes, its
+clients by instance, and the decoders of a job's results.
 """
 
 from . import accounts, saved_accounts

@@ -1,4 +1,4 @@
-"""The way to an instance: its name, its credentials, and the service as the watcher's `remote` speaks to it."""
+"""Access to an instance: its name, its credentials, and its REST interface by the watcher's `remote`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _naming = threading.Lock()
 
 
 def account_name(client: Any) -> str:
-    """A name for the client's account and the way to it, the same for the same, that tells nothing of them."""
+    """An anonymous name for the client's account and connection, the same for equal ones in this process."""
     session, auth = client._session, client._session.auth
-    way = (auth.tm.url, repr(session.proxies), repr(session.verify))
+    connection = (auth.tm.url, repr(session.proxies), repr(session.verify))
     with _naming:
-        return _accounts.setdefault((session.base_url, auth.crn or "", auth.api_key, *way), f"a{len(_accounts)}")
+        return _accounts.setdefault((session.base_url, auth.crn or "", auth.api_key, *connection), f"a{len(_accounts)}")
 
 
 def job_url(client: Any, job_id: str) -> str:
-    """A job's page, for people; "" where the service is not IBM's own."""
+    """The URL of a job's web page; "" if the service is not IBM's own."""
     host = urlsplit(client._session.base_url).hostname or ""
     return f"https://quantum.cloud.ibm.com/jobs/{job_id}" if host.endswith("cloud.ibm.com") else ""
 
@@ -37,23 +37,23 @@ def clients_of(service: Any) -> list[Any]:
 
 
 def address(client: Any) -> tuple[str, str]:
-    """A client's endpoint, as the ledger writes it down, and its instance."""
+    """A client's endpoint, without secrets as in the ledger, and its instance."""
     session = client._session
     return ledger.safe_endpoint(session.base_url), session.auth.crn or ""
 
 
 def credentials(client: Any, *, fetch: bool = True) -> protocol.Credentials:
-    """How the client reaches its service, with a token that is valid now, or "" where there is none to be had.
+    """The client's endpoint and credentials, with a valid token, or with "" if none can be obtained.
 
     Args:
         client: The official REST client.
-        fetch: Whether to fetch a token where there is none. That may take a minute.
+        fetch: Whether to fetch a token if there is no valid one, which may take a minute.
     """
     session = client._session
     manager = session.auth.tm
     try:
-        token = _token(manager) if fetch or _is_good(manager) else ""
-    except Exception:  # noqa: BLE001 - the watcher tries by itself, and says why it can't
+        token = _token(manager) if fetch or _has_valid_token(manager) else ""
+    except Exception:  # noqa: BLE001 - the watcher will try again, and report why it fails
         token = ""
     return protocol.Credentials(
         endpoint=session.base_url,
@@ -71,30 +71,30 @@ _fetching = threading.Lock()
 
 
 def _token(manager: Any) -> str:
-    if not _is_good(manager):
-        with _fetching:  # one fetches: a thousand runs may find it expired at the same moment
-            if not _is_good(manager):
-                # Not get_token(): for a minute after a failure that one only waits.
+    if not _has_valid_token(manager):
+        with _fetching:  # a thousand runs may find it expired at the same moment, and one fetches
+            if not _has_valid_token(manager):
+                # Not get_token(), which only waits for a minute after a failure.
                 manager._save_token_info(manager.request_token())
     return str(manager.access_token)
 
 
-def _is_good(manager: Any) -> bool:
+def _has_valid_token(manager: Any) -> bool:
     return bool(manager.access_token) and manager.expire_time > time.time() + 60
 
 
-# A forked child must not write on its parent's connections, nor wait for one of its parent's threads.
+# A forked child must not use its parent's connections, nor wait for a lock that a thread of the parent holds.
 os.register_at_fork(after_in_child=_remotes.clear)
 os.register_at_fork(after_in_child=_fetching._at_fork_reinit)  # type: ignore[attr-defined]
 os.register_at_fork(after_in_child=_naming._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def remote_of(client: Any) -> remote.Remote:
-    """The service as `watcher.remote` speaks to it, with the token of the user's own service."""
+    """A client's REST interface by `watcher.remote`, with the token of the user's service object."""
     known = _remotes.get(client)
     if known is None:
         auth = client._session.auth
-        how = protocol.Credentials(
+        settings = protocol.Credentials(
             endpoint=client._session.base_url,
             instance=auth.crn or "",
             iam_url=auth.tm.url,
@@ -102,24 +102,24 @@ def remote_of(client: Any) -> remote.Remote:
             verify=bool(client._session.verify),
             proxies=dict(client._session.proxies) or None,
         )
-        known = remote.Remote(how, functools.partial(_authorization, auth), functools.partial(_renew, auth))
+        known = remote.Remote(settings, functools.partial(_authorization, auth), functools.partial(_renew, auth))
         _remotes[client] = known
     return known
 
 
 def server_clock(client: Any, seconds: float) -> float | None:
-    """The time at the service, in seconds since the epoch, to a second; None where it does not tell within so many."""
+    """The service's clock, in seconds since the epoch, to the second; None without an answer within `seconds`."""
     import email.utils
 
     import requests
 
     session = client._session
     try:
-        asked = time.time()
+        began = time.time()
         reply = requests.head(
             session.base_url, timeout=seconds, proxies=session.proxies, verify=session.verify, allow_redirects=False
         )
-        took = time.time() - asked
+        took = time.time() - began
         then = email.utils.parsedate_to_datetime(reply.headers.get("Date", ""))
     except (requests.RequestException, OSError, ValueError):
         return None
@@ -127,16 +127,16 @@ def server_clock(client: Any, seconds: float) -> float | None:
 
 
 class NoToken(remote.Transient):
-    """A request has not left, because there is no token for it now."""
+    """A request was not sent, because no token is available now."""
 
 
 def need_token(auth: Any) -> None:
-    """See that there is a token, before the client asks for one in its own way.
+    """Make sure there is a token before the client needs one.
 
-    For a minute after a failure that way is to wait, and then to present the bare key, which is refused.
+    Within a minute of a failure the client itself waits, and then sends the bare API key, which is refused.
 
     Raises:
-        NoToken: The token service is out of order. Where it refuses, the client hears of that by itself.
+        NoToken: The token service fails. If it refuses the key, the client finds out by itself.
     """
     try:
         _authorization(auth)
@@ -157,7 +157,7 @@ def _authorization(auth: Any) -> str:
         if 400 <= code < 500 and code != 429:
             raise remote.Refused(message, code) from None
         raise remote.Transient(message, code) from None
-    except Exception as error:  # noqa: BLE001 - IBM's library stumbles over answers of another form, too
+    except Exception as error:  # noqa: BLE001 - IBM's library fails in many ways on an unexpected answer
         raise remote.Transient(f"the token service could not be asked ({type(error).__name__})") from None
 
 

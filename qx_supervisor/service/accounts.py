@@ -1,4 +1,4 @@
-"""The accounts that the user has saved."""
+"""The user's saved accounts."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ NONE_SAVED = (
 )
 
 _default_lock = threading.Lock()
-_default: tuple[Any, Any] | None = None  # what it was made from, the service
+_default: tuple[Any, Any] | None = None  # what the service was made from, and the service
 
-# A thread that is not in a forked child may have held it.
+# A thread of the parent's may have held it.
 os.register_at_fork(after_in_child=_default_lock._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def default_service(instance: str | None = None) -> Any:
-    """The user's saved account, as a `QiskitRuntimeService`; made once, and anew when the saved accounts change.
+    """The user's saved account, as a `QiskitRuntimeService`; made once, and again when the saved accounts change.
 
     Args:
         instance: The instance to use, instead of the saved one.
 
     Raises:
-        RunError: If there is none, or if it can't be used.
+        RunError: There is no account, or it can't be used.
     """
     import qiskit_ibm_runtime
     from qiskit_ibm_runtime.accounts import AccountNotFoundError
@@ -51,7 +51,7 @@ def default_service(instance: str | None = None) -> Any:
                 _default = (made_from, qiskit_ibm_runtime.QiskitRuntimeService(instance=instance))
             except AccountNotFoundError:
                 raise ConfigError("config", saved_accounts.fault() or NONE_SAVED) from None
-            except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+            except Exception as error:  # noqa: BLE001 - the client raises many kinds of errors
                 if found := saved_accounts.fault():
                     raise ConfigError("config", found) from None
                 if outage(error) is not None:
@@ -63,10 +63,10 @@ def default_service(instance: str | None = None) -> Any:
 
 
 def every_service() -> list[Any]:
-    """The default account, and all others that are saved, each as a `QiskitRuntimeService`.
+    """All saved accounts, the default one first, each as a `QiskitRuntimeService`.
 
     Raises:
-        RunError: If there is none, or if the default one can't be used.
+        RunError: There is no account, or the default one can't be used.
     """
     import qiskit_ibm_runtime
     from qiskit_ibm_runtime.accounts import AccountManager
@@ -76,7 +76,7 @@ def every_service() -> list[Any]:
     for name in AccountManager.list():
         try:
             service = qiskit_ibm_runtime.QiskitRuntimeService(name=name)
-        except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+        except Exception as error:  # noqa: BLE001 - the client raises many kinds of errors
             logger.warning("the saved account %r can't be used: %s", name, describe(error))
             continue
         found = {address(client) for client in clients_of(service)}
@@ -88,13 +88,13 @@ def every_service() -> list[Any]:
 
 @dataclass(frozen=True)
 class Account:
-    """What may be shown of the user's account: its key is not in it.
+    """The user's account without its key.
 
     Attributes:
         source: "environment" or "file".
         channel: The channel.
-        url: IBM Cloud's address, as the account has it.
-        instance: The instance's CRN or name, or "" where none is chosen.
+        url: IBM Cloud's address.
+        instance: The instance's CRN or name, or "".
     """
 
     source: str
@@ -104,7 +104,7 @@ class Account:
 
 
 def saved_account() -> Account | None:
-    """The account that `default_service` would use, without asking anybody; None if there is none."""
+    """The account that `default_service` would use, without a request; None if there is none."""
     from qiskit_ibm_runtime.accounts import AccountManager, AccountNotFoundError
 
     try:

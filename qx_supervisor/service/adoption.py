@@ -1,4 +1,4 @@
-"""What a driver that knows nothing of us does with Qiskit's client."""
+"""Hooks in Qiskit's client that report what a driver does, for `exec`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger("qx_supervisor")
 
 
 class Adopter(Protocol):
-    """Guards all that a driver does with Qiskit itself. What it raises before a request keeps that from leaving."""
+    """Guards what a driver does with Qiskit. A request is not sent if the call before it raises."""
 
     def submission(self, client: Any, tags: int, session_id: str, keeper: Submission | None) -> Submission:
-        """For a POST of a job that has so many tags, to a session or "", and that `guard` has this keeper for."""
+        """Called for the POST of a job with n tags, to a session or "", which `guard` guards by `keeper`."""
 
     def seen(self, job_id: str, reply: Any) -> None:
         """The driver has read the state of a job."""
@@ -28,7 +28,7 @@ class Adopter(Protocol):
         """The driver is about to ask for the cancel of a job."""
 
     def cancelled(self, job_id: str) -> None:
-        """That was accepted."""
+        """The cancel was accepted."""
 
     def deleted(self, job_id: str) -> None:
         """The driver has deleted a job."""
@@ -37,19 +37,19 @@ class Adopter(Protocol):
         """The driver is about to open a session."""
 
     def opened(self, client: Any, session_id: str) -> None:
-        """It has."""
+        """The driver has opened a session."""
 
     def closed(self, session_id: str, *, dropped: bool) -> None:
-        """The driver has closed a session. Dropped: with the jobs that were queued in it."""
+        """The driver has closed a session; if `dropped`, its queued jobs are cancelled."""
 
 
 _clients: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def be_adopted(adopter: Adopter) -> None:
-    """Have the client tell `adopter` what it does, for good; called again, also a client that was loaded anew.
+    """Install the hooks, permanently. Call it again after the client has been reloaded.
 
-    It makes no request of its own: what is known of a job is what the driver itself asks for.
+    The hooks make no requests: a job's state is known from the driver's own requests.
     """
     from qiskit_ibm_runtime.api.client import RuntimeClient
 
@@ -58,7 +58,7 @@ def be_adopted(adopter: Adopter) -> None:
         keep_all(adopter.submission)
         if is_hooked(RuntimeClient.job_get):
             return
-        # Where nothing of ours is called for, the driver makes its requests with the parent's connections otherwise.
+        # So that `_own_all_connections` reaches clients whose driver calls no other hook.
         _around(RuntimeClient, "__init__", after=lambda client, _, *__, **___: _made(client))
         _around(RuntimeClient, "job_get", after=lambda _, reply, job_id, *__, **___: adopter.seen(job_id, reply))
         _around(RuntimeClient, "jobs_get", after=lambda _, reply, *__, **___: _seen_all(adopter, reply))
@@ -86,23 +86,23 @@ def be_adopted(adopter: Adopter) -> None:
 def _around(
     kind: type, name: str, *, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
 ) -> None:
-    """Have a method of the client's tell what it is called with before, and that with its reply after."""
+    """Call `before` with the arguments of a method of the client, and `after` with its reply too."""
     method = getattr(kind, name)
 
     @functools.wraps(method)
-    def telling(client: Any, *args: Any, **kwargs: Any) -> Any:
+    def hooked(client: Any, *args: Any, **kwargs: Any) -> Any:
         if before is not None:
             before(client, *args, **kwargs)
         reply = method(client, *args, **kwargs)
         if after is not None:
             try:
                 after(client, reply, *args, **kwargs)
-            except Exception:  # the driver has its reply
+            except Exception:  # the driver gets its reply all the same
                 logger.exception("a fault in qx_supervisor, which goes on; please report it")
         return reply
 
-    setattr(telling, HOOKED, True)
-    setattr(kind, name, telling)
+    setattr(hooked, HOOKED, True)
+    setattr(kind, name, hooked)
 
 
 def _made(client: Any) -> None:
@@ -116,8 +116,8 @@ def _seen_all(adopter: Adopter, reply: Any) -> None:
 
 
 def _own_all_connections() -> None:
-    """In a forked child of an adopted driver: its requests must not be answered with its parent's."""
+    """In a forked child: its requests need their own connections, or it reads its parent's answers."""
     own_connections(list(_clients))
 
 
-os.register_at_fork(after_in_child=_own_all_connections)  # after what `connections` does
+os.register_at_fork(after_in_child=_own_all_connections)  # after the hook of `connections`

@@ -1,4 +1,4 @@
-"""Circuits that a backend can execute as they stand, and the others made so."""
+"""Finds circuits that a backend can't execute, and transpiles them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .targets import Target
 
 
 def not_isa(pubs: Sequence[Any], target: Target) -> list[int]:
-    """Which PUBs have a circuit that the backend can't execute as it stands.
+    """The indices of the PUBs whose circuit must be transpiled.
 
     Raises:
-        ConfigError: If a circuit is wider than the backend.
+        ConfigError: A circuit has more qubits than the backend.
     """
     from qiskit_ibm_runtime.utils.utils import is_isa_circuit
 
@@ -26,7 +26,7 @@ def not_isa(pubs: Sequence[Any], target: Target) -> list[int]:
                 f"a circuit has {pub.circuit.num_qubits} qubits, and {target.name} has {backend.num_qubits}; choose a "
                 "wider backend, or none to have one chosen",
             )
-    if backend.target.num_qubits is None:  # a simulator of any width: the client can't compare it
+    if backend.target.num_qubits is None:  # a simulator of any width, which the client can't check
         return list(range(len(pubs)))
     return [i for i, pub in enumerate(pubs) if is_isa_circuit(pub.circuit, backend.target)]
 
@@ -39,13 +39,13 @@ def to_isa(
     Args:
         pubs: Coerced PUBs.
         foreign: The indices of those to transpile.
-        target: Where they go.
+        target: The target.
         kind: "sampler" or "estimator".
         level: The transpiler's optimization level.
         seed: The transpiler's seed, or None.
 
     Raises:
-        RunError: If the transpiler fails.
+        RunError: The transpiler failed.
     """
     from qiskit.transpiler import generate_preset_pass_manager
 
@@ -56,17 +56,17 @@ def to_isa(
         raise RunError(
             "transpile", f"the circuit could not be transpiled for {target.name}: {describe(error)}"
         ) from error
-    made = list(pubs)
+    changed = list(pubs)
     for i, circuit in zip(foreign, transpiled, strict=True):
-        made[i] = _with_circuit(pubs[i], circuit, kind)
-    return made
+        changed[i] = _with_circuit(pubs[i], circuit, kind)
+    return changed
 
 
 def check_angles(pubs: Sequence[Any], target: Target) -> None:
-    """Check what the hardware refuses of a sweep only when the job's turn has come: `rzz` angles out of its range.
+    """Check parameter values for `rzz` angles out of range, which the hardware refuses only when the job runs.
 
     Raises:
-        ConfigError: If a value of a parameter makes such an angle.
+        ConfigError: A value leads to such an angle.
     """
     from qiskit_ibm_runtime.utils.utils import is_valid_rzz_pub
 
@@ -76,28 +76,27 @@ def check_angles(pubs: Sequence[Any], target: Target) -> None:
         message = is_valid_rzz_pub(pub)
         if message:
             which = f" (number {index})" if len(pubs) > 1 else ""
-            said = f"{message[:1].lower()}{message[1:].rstrip('.')}{which}"
+            reason = f"{message[:1].lower()}{message[1:].rstrip('.')}{which}"
             raise ConfigError(
                 "config",
-                f"{said}; give values that keep the angle in that range, bind the parameters "
+                f"{reason}; give values that keep the angle in that range, bind the parameters "
                 "before, so that the transpiler folds the angle, or use the backend without use_fractional_gates=True",
             )
 
 
 def _with_circuit(pub: Any, circuit: Any, kind: str) -> Any:
-    """The same PUB with its circuit transpiled."""
     from qiskit.primitives.containers.bindings_array import BindingsArray
     from qiskit.primitives.containers.estimator_pub import EstimatorPub
     from qiskit.primitives.containers.sampler_pub import SamplerPub
 
-    # The transpiler may remove a parameter, such as a rotation right before its measurement.
-    left = {parameter.name for parameter in circuit.parameters}
+    # The transpiler may remove a parameter, for instance that of a rotation right before a measurement.
+    remaining = {parameter.name for parameter in circuit.parameters}
     values = pub.parameter_values
     data = {}
     for names, array in values.data.items():
-        kept = [i for i, name in enumerate(names) if name in left]
-        if kept:
-            data[tuple(names[i] for i in kept)] = array[..., kept]
+        used = [i for i, name in enumerate(names) if name in remaining]
+        if used:
+            data[tuple(names[i] for i in used)] = array[..., used]
     bindings = BindingsArray(data, shape=values.shape)
     if kind == "sampler":
         return SamplerPub(circuit, bindings, pub.shots)

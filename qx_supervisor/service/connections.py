@@ -11,21 +11,21 @@ _owned: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def own_connections(clients: list[Any]) -> None:
-    """In a forked child, give clients that may be the parent's connections of their own.
+    """In a forked child, give inherited clients new connections.
 
-    On a connection that both have, each reads the other's answers.
+    On a shared connection, parent and child would read each other's answers.
     """
     for client in clients:
         if _forked and client not in _owned:
             _owned.add(client)
             for adapter in client._session.adapters.values():
-                adapter.__setstate__(adapter.__getstate__())  # as `requests` does for one that was pickled
+                adapter.__setstate__(adapter.__getstate__())  # new pools, as `requests` makes them when it unpickles
 
 
-def _begin_anew() -> None:
-    global _forked  # noqa: PLW0603 - what it says is true of the process
+def _reset_after_fork() -> None:
+    global _forked  # noqa: PLW0603 - it is a fact about the process
     _forked = True
     _owned.clear()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)

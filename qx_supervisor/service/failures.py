@@ -9,7 +9,7 @@ from .access import NoToken
 
 
 def is_ambiguous(error: BaseException) -> bool:
-    """Whether a failed POST may have made a job all the same: anything but a refusal by the service."""
+    """Whether a failed POST may have created a job: yes, unless the service refused it."""
     seen = api_error(error)
     if seen is None:
         return not is_unauthorized(error)
@@ -17,7 +17,7 @@ def is_ambiguous(error: BaseException) -> bool:
 
 
 def unsent(error: BaseException | None) -> bool:
-    """Whether a request has certainly not left: the connection could not be made, or there was no token."""
+    """Whether a request was certainly not sent: there was no connection, or no token."""
     from requests import ConnectTimeout
     from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ProxyError
 
@@ -29,21 +29,21 @@ def unsent(error: BaseException | None) -> bool:
             inner = error.reason
         elif isinstance(error, ProxyError):
             inner = error.original_error
-        elif error.args and isinstance(error.args[0], Exception):  # as `requests` wraps what urllib3 raises
+        elif error.args and isinstance(error.args[0], Exception):  # as `requests` wraps errors of urllib3
             inner = error.args[0]
         error = inner or error.__cause__ or error.__context__
     return False
 
 
 def is_late(error: Any) -> bool:
-    """Whether it is urllib3's word that an answer did not come in time."""
+    """Whether an error of urllib3 means that no answer came in time."""
     from urllib3.exceptions import ProxyError, ReadTimeoutError
 
     return isinstance(error.original_error if isinstance(error, ProxyError) else error, ReadTimeoutError | TimeoutError)
 
 
 def is_answered(error: BaseException | None) -> bool:
-    """Whether the service did answer a POST, with an error of its own: else its answer was lost."""
+    """Whether the service answered a POST with an error; otherwise its answer was lost."""
     from requests.exceptions import RequestException, RetryError
 
     while error is not None:
@@ -54,14 +54,14 @@ def is_answered(error: BaseException | None) -> bool:
 
 
 def is_unauthorized(error: BaseException) -> bool:
-    """Whether the service did not accept the account's credentials."""
+    """Whether the service refused the account's credentials."""
     from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError
 
     return isinstance(error, IBMNotAuthorizedError)
 
 
 def describe(error: BaseException) -> str:
-    """An error of the client's in one line: what the service answered, if it did, else the client's own words."""
+    """An error of the client in one line: the service's answer if there was one, else the client's own message."""
     answer = _answer(error)
     if answer is not None:
         return service_messages.answered(answer.status_code, answer.text)
@@ -71,21 +71,21 @@ def describe(error: BaseException) -> str:
 
 
 def said(error: BaseException) -> service_messages.ServiceMessage:
-    """The service's own message and code in an error of the client's; empty ones where it did not answer."""
+    """The service's message and code in an error of the client; empty ones if it did not answer."""
     answer = _answer(error)
     return service_messages.ServiceMessage() if answer is None else service_messages.parse(answer.text)
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status of the answer that made the client raise an error, or 0."""
+    """The HTTP status of the answer that led to an error, or 0."""
     answer = _answer(error)
     return 0 if answer is None else int(answer.status_code)
 
 
 def _answer(error: BaseException | None) -> Any:
-    """The answer in an error's history that made the client raise it."""
+    """The answer that led to an error, from the error or its causes; None if there is none."""
     while error is not None:
-        for name in ("response", "http_response"):  # of requests' errors; of those of IBM's own library
+        for name in ("response", "http_response"):  # of errors of `requests`; of errors of IBM's own library
             answer = getattr(error, name, None)
             if answer is not None and getattr(answer, "status_code", 0) >= 400:
                 return answer
@@ -94,7 +94,7 @@ def _answer(error: BaseException | None) -> Any:
 
 
 def api_error(error: BaseException | None) -> Any:
-    """The service's own answer in an error's history, with its `status_code`; None where it gave none."""
+    """The client's error for an answer of the service, from an error or its causes; None if there is none."""
     from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 
     while error is not None and not isinstance(error, RequestsApiError):

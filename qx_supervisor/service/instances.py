@@ -1,10 +1,9 @@
-"""The instance that is asked for, where a service has several.
+"""Submits to the requested instance, if a service has several.
 
-Qiskit's client has one active instance for each service. Whatever any thread asks moves it on, and a job goes to
-wherever another thread was just looking. And its current primitives name a backend only, so that their job goes to the
-first instance that has one of this name. What is asked for is known all the same: a backend's object says its
-instance. So what is looked for and submitted is looked for and submitted by a copy of the service that nobody else has,
-and that stays where it was put.
+Qiskit's client has one active instance per service object. A request of any thread may change it, so a job may go to
+the instance that another thread has just used. Also, the client's current primitives only name the backend, so a job
+goes to the first instance that has a backend of that name. But a backend object knows its instance. So backends are
+looked up, and jobs submitted, with a private copy of the service whose active instance is fixed.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from .access import clients_of
 from .connections import own_connections
 
 _chosen: ContextVar[Any] = ContextVar("qx_backend", default=None)
-_known: dict[str, str] = {}  # the instances of sessions and jobs, by their ids
+_known: dict[str, str] = {}  # the instances of sessions and jobs, by id
 
 _MOST_KNOWN = 10_000
 _UNKNOWN = (400, 403, 404)
-"""The statuses of an answer of an instance that has no such job or session."""
+"""HTTP statuses of an instance that does not have a job or session."""
 
 
 @contextlib.contextmanager
 def submitting_to(backend: Any) -> Iterator[None]:
-    """What the block submits is for this very object, where the client names it and its instance only."""
+    """In this block, jobs for the name and instance of this backend are submitted with this very object."""
     token = _chosen.set(backend)
     try:
         yield
@@ -37,21 +36,21 @@ def submitting_to(backend: Any) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def alone(service: Any) -> Any:
-    """A copy of a service whose active instance no other thread moves; what is no service, as it is."""
+def private_copy(service: Any) -> Any:
+    """A copy of a service with an active instance of its own; anything else is returned as it is."""
     from qiskit_ibm_runtime.qiskit_runtime_service import QiskitRuntimeService
 
     if not isinstance(service, QiskitRuntimeService):
         return service
-    own = copy.copy(service)
+    private = copy.copy(service)
     kind: Any = type(service)
-    own.__class__ = _staying(kind)
-    return own
+    private.__class__ = _pinned(kind)
+    return private
 
 
 @functools.lru_cache(maxsize=8)
-def _staying(kind: Any) -> Any:
-    """A kind of service that looks for a backend at `at_instance`, if nobody says where."""
+def _pinned(kind: Any) -> Any:
+    """A subclass of a service class that looks for backends at `at_instance` by default."""
 
     def backend(self: Any, name: str, instance: str | None = None, **options: Any) -> Any:
         return kind.backend(self, name, instance=instance or self.at_instance, **options)
@@ -59,21 +58,21 @@ def _staying(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {"backend": backend, "at_instance": None, "__module__": kind.__module__})
 
 
-def give_back(thing: Any, own: Any, service: Any) -> None:
-    """Have what a copy of a service has made be the service's own."""
-    if getattr(thing, "_service", None) is own:
+def reassign(thing: Any, private: Any, service: Any) -> None:
+    """Make an object that a copy of a service has created belong to the service."""
+    if getattr(thing, "_service", None) is private:
         thing._service = service
 
 
 def client_at(service: Any, instance: str | None) -> Any:
-    """The official REST client of an instance; None where the service has none for it."""
+    """The official REST client of an instance, or None."""
     return getattr(service, "_api_clients", {}).get(instance)
 
 
 def at_its_instance(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Around the method by which the client submits: the job goes to the instance that was asked for.
+    """Wrap the method by which the client submits, so that the job goes to the requested instance.
 
-    That is the one of the backend's object, or the one whose name comes beside the backend's; in a session, the one
+    That is the instance of the backend object or, beside a backend's name, the named one; in a session, the instance
     that has the session.
     """
 
@@ -84,23 +83,23 @@ def at_its_instance(run: Callable[..., Any]) -> Callable[..., Any]:
             instance = instance_of_session(service, kwargs["session_id"], instance)
         client = client_at(service, instance)
         if client is None or backend is None:
-            return run(service, program_id, inputs, options, *args, **kwargs)  # the client itself refuses it
-        own = alone(service)
-        own._active_api_client, own.at_instance = client, instance
-        made = _backend_at(own, backend, str(instance))
-        give_back(made, own, service)
-        job = run(own, program_id, inputs, _with_backend(options, made), *args, **kwargs)
-        give_back(job, own, service)
-        give_back(getattr(job, "_backend", None), own, service)
+            return run(service, program_id, inputs, options, *args, **kwargs)  # the client refuses it
+        private = private_copy(service)
+        private._active_api_client, private.at_instance = client, instance
+        pinned = _backend_at(private, backend, str(instance))
+        reassign(pinned, private, service)
+        job = run(private, program_id, inputs, _with_backend(options, pinned), *args, **kwargs)
+        reassign(job, private, service)
+        reassign(getattr(job, "_backend", None), private, service)
         if _chosen.get() is None:
-            service._active_api_client = client  # as the client does it, in the program's own thread
+            service._active_api_client = client  # as the client itself does
         return job
 
     return submit
 
 
 def _asked_for(options: Any) -> tuple[Any, str | None]:
-    """The backend, its name or None; and the instance."""
+    """The requested backend or its name, or None; and the requested instance."""
     if isinstance(options, Mapping):
         backend, instance = options.get("backend"), options.get("instance")
     else:
@@ -108,21 +107,21 @@ def _asked_for(options: Any) -> tuple[Any, str | None]:
     return backend, getattr(backend, "_instance", None) or instance
 
 
-def _backend_at(own: Any, asked: Any, instance: str) -> Any:
-    """The backend at an instance, for one that is asked for by its name, or by the object of another instance."""
+def _backend_at(private: Any, requested: Any, instance: str) -> Any:
+    """The backend object at an instance, for a backend's name or for an object of any instance."""
     fractional: bool | None = False
     calibration = None
-    if isinstance(asked, str):
+    if isinstance(requested, str):
         chosen = _chosen.get()
-        if chosen is not None and chosen.name == asked and getattr(chosen, "_instance", None) == instance:
+        if chosen is not None and chosen.name == requested and getattr(chosen, "_instance", None) == instance:
             return chosen
-    elif asked._instance == asked._api_client._instance == instance:
-        return asked
+    elif requested._instance == requested._api_client._instance == instance:
+        return requested
     else:
-        fractional, calibration = getattr(asked.options, "use_fractional_gates", False), asked.calibration_id
-        asked = asked.name
-    return own._create_backend_obj(
-        asked, instance=instance, use_fractional_gates=fractional, calibration_id=calibration
+        fractional, calibration = getattr(requested.options, "use_fractional_gates", False), requested.calibration_id
+        requested = requested.name
+    return private._create_backend_obj(
+        requested, instance=instance, use_fractional_gates=fractional, calibration_id=calibration
     )
 
 
@@ -138,46 +137,46 @@ def _with_backend(options: Any, backend: Any) -> Any:
 
 
 def noting(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """Around a method of the client's whose answer is a session or a job: it is at the instance that answers."""
+    """Wrap a method of the client that returns a session or job, to note the instance that has it."""
 
     @functools.wraps(ask)
-    def telling(client: Any, *args: Any, **kwargs: Any) -> Any:
+    def hooked(client: Any, *args: Any, **kwargs: Any) -> Any:
         reply = ask(client, *args, **kwargs)
         with contextlib.suppress(KeyError, TypeError):
             _note(client, reply["id"])
         return reply
 
-    return telling
+    return hooked
 
 
 def _note(client: Any, id_: str) -> None:
     if client._instance is not None:
         _known[id_] = client._instance
     if len(_known) > _MOST_KNOWN:
-        with contextlib.suppress(RuntimeError):  # another thread notes one at this moment
+        with contextlib.suppress(RuntimeError):  # another thread changes the dict at this moment
             _known.pop(next(iter(_known)), None)
 
 
-def instance_of_session(service: Any, session: str, asked: str | None) -> str | None:
-    """The instance that has a session: Qiskit's `from_id` may give it the backend of another.
+def instance_of_session(service: Any, session: str, requested: str | None) -> str | None:
+    """The instance that has a session. Qiskit's `from_id` may give a session the backend of another instance.
 
     Args:
         service: The session's service.
         session: The session's id.
-        asked: The instance of its backend: what is taken where nobody else is known to have it.
+        requested: The instance of its backend, which is returned if no other is known to have the session.
     """
     clients = clients_of(service)
     if session not in _known and len(clients) > 1:
-        found = _who_has(clients, client_at(service, asked), lambda client: client.session_details(session))
+        found = _who_has(clients, client_at(service, requested), lambda client: client.session_details(session))
         if found is None:
-            return asked
+            return requested
         _note(found, session)
     known = _known.get(session)
-    return known if client_at(service, known) is not None else asked
+    return known if client_at(service, known) is not None else requested
 
 
 def client_of_job(job: Any) -> Any:
-    """The official REST client of the instance that has a job of Qiskit's: other threads may have misled its own."""
+    """The official REST client of the instance that has a job; the job's own may be another instance's."""
     known = client_at(job._service, _known.get(job.job_id()))
     clients = clients_of(job._service)
     if known is not None or len(clients) < 2:
@@ -186,7 +185,7 @@ def client_of_job(job: Any) -> Any:
 
 
 def _who_has(clients: list[Any], first: Any, ask: Callable[[Any], object]) -> Any:
-    """The client whose instance knows of something; None if that can't be found out now."""
+    """The first client for which `ask` succeeds; None if none does, or if a request fails otherwise."""
     from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 
     own_connections(clients)
@@ -196,7 +195,7 @@ def _who_has(clients: list[Any], first: Any, ask: Callable[[Any], object]) -> An
         except RequestsApiError as error:
             if error.status_code not in _UNKNOWN:
                 return None
-        except Exception:  # noqa: BLE001 - the client raises of many kinds
+        except Exception:  # noqa: BLE001 - the client raises many kinds of errors
             return None
         else:
             return client

@@ -131,7 +131,7 @@ def install_hooks() -> None:
         for name in ("create_session", "session_details"):
             if not is_hooked(getattr(RuntimeClient, name)):
                 setattr(RuntimeClient, name, _hooked(noting(getattr(RuntimeClient, name))))
-        client_warnings.let_none_end(_advised)
+        client_warnings.keep_from_ending(_advised)
     hook_services()
 
 

@@ -1,4 +1,4 @@
-"""Qiskit's primitives: made, looked into, run where they need no guard, and their results decoded."""
+"""Qiskit's primitives: makes them, reads their options, runs local ones, decodes results."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .targets import Target
 
 
 def make_primitive(kind: str, target: Target, options: Any, shots: int | None) -> Any:
-    """Qiskit's current primitive of a kind, or the deprecated one for options of the deprecated type.
+    """Make Qiskit's current primitive of a kind, or the deprecated one for options of the deprecated type.
 
     Raises:
-        ConfigError: If the options are not of the primitive's.
+        ConfigError: The options don't fit the primitive.
     """
     name = "Sampler" if kind == "sampler" else "Estimator"
     if _is_deprecated(options):
         import qiskit_ibm_runtime
 
-        made = getattr(qiskit_ibm_runtime, f"{name}V2")
+        cls = getattr(qiskit_ibm_runtime, f"{name}V2")
     else:
         module = __import__(f"qiskit_ibm_runtime.executor_{kind}", fromlist=[name])
-        made = getattr(module, name)
+        cls = getattr(module, name)
     try:
-        primitive = made(mode=target.mode or target.backend, options=options)
+        primitive = cls(mode=target.mode or target.backend, options=options)
         if kind == "estimator" and shots is not None:
             primitive.options.default_shots = shots
     except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
@@ -38,14 +38,14 @@ def _is_deprecated(options: Any) -> bool:
 
 
 def class_of(kind: str, primitive: Any, options: Any) -> tuple[str, str]:
-    """The package and the name of the primitive's class that a run will use, the user's own or one made here."""
+    """The package and class name of the primitive that a run will use, the user's or one made here."""
     if primitive is not None:
         return type(primitive).__module__.partition(".")[0], type(primitive).__name__
     return "qiskit_ibm_runtime", kind.capitalize() + ("V2" if _is_deprecated(options) else "")
 
 
 def parts_of(item: Any) -> Any:
-    """What an object of the client's that may be among a primitive's options is made of; None for anything else."""
+    """The parts of a client object that may occur in a primitive's options; None for anything else."""
     from qiskit_ibm_runtime.options.utils import UnsetType
     from qiskit_ibm_runtime.results.noise_learner import LayerError, NoiseLearnerResult, PauliLindbladError
 
@@ -71,13 +71,13 @@ def run_local(primitive: Any, pubs: list[Any], kind: str, shots: int | None) -> 
 
 
 def decoders_of(job: Any) -> Sequence[Any]:
-    """What `job.result()` decodes the job's results with; the job itself need not be kept for that."""
+    """The decoders of `job.result()`. With them, the job object is no longer needed."""
     decoders: Sequence[Any] = job._result_decoders
     return decoders
 
 
 def decoders_for(job: Mapping[str, Any]) -> Sequence[Any]:
-    """What the results of a job are decoded with that was not submitted here, by what the service tells of it."""
+    """The decoders for a job that was not submitted here, by the service's description of it."""
     from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
     from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
 
@@ -86,7 +86,7 @@ def decoders_for(job: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def decode(decoders: Sequence[Any], text: str) -> Any:
-    """A job's results, decoded as `job.result()` decodes them, but fetched by us, with a read timeout and retries."""
+    """Decode a job's results as `job.result()` does. That would fetch them without a read timeout."""
     decoded: Any = text
     for decoder in decoders:
         if decoder.is_applicable(decoded):
@@ -95,5 +95,5 @@ def decode(decoders: Sequence[Any], text: str) -> Any:
 
 
 def is_result(decoded: Any) -> bool:
-    """Whether decoders have made a result of it, and not handed plain JSON, or a text, on as it is."""
+    """Whether the decoders returned a result, rather than plain JSON or text."""
     return decoded is not None and not isinstance(decoded, str | int | float | list | dict)

@@ -1,8 +1,7 @@
-"""What is known to compute on this machine, where there is nothing to guard.
+"""Backends that are known to compute on this machine, so that there is nothing to guard.
 
-A backend's class says nothing of where it computes: a `BackendV2` may be a simulator in this process, or another
-vendor's QPU, whose jobs cost money, and which nobody here could find again or cancel. So only the simulators of Qiskit,
-Aer and IBM's client count.
+A `BackendV2` may be a simulator in this process, or another vendor's QPU, whose jobs cost money and can't be found or
+cancelled by us. So only the simulators of Qiskit, Aer and IBM's client are accepted.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ def check_computes_here(backend: Any, primitive: Any = None) -> None:
     """Refuse a backend that is not IBM Quantum's, unless it is known to compute on this machine.
 
     Args:
-        backend: A backend that is no `IBMBackend`.
+        backend: A backend that is not an `IBMBackend`.
         primitive: The user's own primitive for it, or None.
 
     Raises:
-        ConfigError: If it is not known to.
+        ConfigError: It is not known to compute here.
     """
-    # Not what it is derived from: a vendor may take a simulator's description of a device, and send the circuits away.
-    if not _is_of(_who_runs(backend), _SIMULATORS):
+    # The class that defines `run` decides: a vendor's backend may inherit a device's description from a simulator.
+    if not _is_of(_class_with_run(backend), _SIMULATORS):
         kind = type(backend)
         raise ConfigError(
             "backend",
@@ -50,8 +49,7 @@ def check_computes_here(backend: Any, primitive: Any = None) -> None:
         )
 
 
-def _who_runs(backend: Any) -> type:
-    """The class whose `run` a backend has."""
+def _class_with_run(backend: Any) -> type:
     return next((base for base in type(backend).__mro__ if _runs(base)), object)
 
 

@@ -1,4 +1,4 @@
-"""Where a run goes: the backend, session or batch that was asked for, and what of the user's own can be guarded."""
+"""Finds the target of a run: the requested backend, session or batch. Also what `guard` is to guard."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from . import accounts
 from .access import account_name, address, clients_of
 from .connections import own_connections
 from .failures import describe
-from .instances import alone, client_at, client_of_job, give_back, instance_of_session
+from .instances import client_at, client_of_job, instance_of_session, private_copy, reassign
 from .post import install_hooks
 from .simulators import check_computes_here
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a run goes.
+    """The target of a run.
 
     Attributes:
         backend: Qiskit's backend object.
         mode: An open `Session` or `Batch`, or None.
-        client: The official client's REST client for the backend's instance; None for a local backend.
+        client: The official REST client of the backend's instance; None for a local backend.
     """
 
     backend: Any
@@ -36,7 +36,7 @@ class Target:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is simulated in this process, with nothing to guard."""
+        """Whether it is simulated in this process, so that there is nothing to guard."""
         return self.client is None
 
     @property
@@ -46,16 +46,16 @@ class Target:
 
 
 def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Target:
-    """Find where a run is to go.
+    """Find the target of a run.
 
     Args:
         backend: A name, a backend object, a `Session` or `Batch`, or None.
         service: A `QiskitRuntimeService`, or None for the saved account.
         primitive: A primitive object of the user's, or None.
-        width: The number of qubits that the widest circuit has.
+        width: The number of qubits of the widest circuit.
 
     Raises:
-        RunError: If there is no such place, or if what is asked for names two.
+        RunError: There is no such target, or the arguments contradict each other.
     """
     if service is not None and not hasattr(service, "least_busy"):
         hint = "; give its .service()" if hasattr(service, "service") else ""
@@ -68,17 +68,17 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
 
 
 def _check_service(service: Any, target: Target, what: str) -> None:
-    """Refuse a service beside what belongs to another account, or another instance.
+    """Check that a target belongs to the given service.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: It belongs to another account or instance.
     """
     if target.is_local or account_name(target.client) in {account_name(client) for client in clients_of(service)}:
         return
     raise ConfigError(
         "config",
         f"the {what} on {target.name}, at the instance {address(target.client)[1]}, belongs to another service than "
-        f"the one in service=; leave service= away, or make the {what} with that service",
+        f"the one in service=; omit service=, or make the {what} with that service",
     )
 
 
@@ -89,7 +89,7 @@ def _find(backend: Any, service: Any, primitive: Any, width: int) -> Target:
 
     if primitive is not None:
         if backend is not None:
-            raise ConfigError("config", "the primitive object already has its backend; leave backend= away")
+            raise ConfigError("config", "the primitive object already has its backend; omit backend=")
         backend = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None)
         if backend is None:
             raise ConfigError("config", f"{type(primitive).__name__} has no backend; make it with mode=...")
@@ -106,24 +106,24 @@ def _find(backend: Any, service: Any, primitive: Any, width: int) -> Target:
         return _on_service(backend, None, primitive)
     if backend is not None and not isinstance(backend, str):
         raise _not_a_backend(backend)
-    if backend == "":  # which Qiskit takes for any
+    if backend == "":  # Qiskit would take any
         raise ConfigError("config", "the backend's name is empty; give a name, or None to have one chosen")
     if service is None:
         service = accounts.default_service() if session is None else session.service
     own_connections(clients_of(service))
-    own = alone(service)
-    found = _by_name(own, backend) if backend is not None else _least_busy(own, width)
-    give_back(found, own, service)
+    private = private_copy(service)
+    found = _by_name(private, backend) if backend is not None else _least_busy(private, width)
+    reassign(found, private, service)
     return _inside(session, found, by_name=True)
 
 
 def backend_asked_for(backend: Any, primitive: Any) -> tuple[Any, ...] | None:
-    """What names the backend that a call asks for, before anything is asked of the service; None for the least busy.
+    """The name and options of the requested backend, known without a request; None for the least busy one.
 
-    A session or batch counts as its backend. To the name comes what else was asked for with it.
+    A session or batch counts as its backend.
 
     Raises:
-        ConfigError: If it is no backend.
+        ConfigError: It is not a backend.
     """
     from qiskit.providers import BackendV2
     from qiskit_ibm_runtime import IBMBackend, Session
@@ -153,32 +153,32 @@ def _not_a_backend(backend: Any) -> ConfigError:
 
 
 def _inside(session: Any, backend: Any, *, by_name: bool = False) -> Target:
-    """A backend that was named, or given, inside a `with Session(...)` or not."""
+    """The target for a backend, outside or inside a `with Session(...)`."""
     outside = _on_service(backend, None)
     if session is None:
         return outside
     inside = _on_service(session._backend, session)
-    elsewhere = ""
+    where = ""
     if backend.name != session.backend():
-        elsewhere = f"on {session.backend()}, and not on {backend.name}"
-    elif not by_name and not _are_at_one(inside, outside):  # a name is one of any instance
-        elsewhere = f"at its own instance of {backend.name}, and not at the backend's"
-    if elsewhere:
+        where = f"on {session.backend()}, and not on {backend.name}"
+    elif not by_name and not _same_account(inside, outside):  # a name fits every instance
+        where = f"at its own instance of {backend.name}, and not at the backend's"
+    if where:
         raise ConfigError(
             "config",
-            f"inside this `with` everything runs in the session {elsewhere}; leave backend= away, or call run outside",
+            f"inside this `with` everything runs in the session {where}; omit backend=, or call run outside",
         )
     return inside
 
 
-def _are_at_one(one: Target, other: Target) -> bool:
+def _same_account(one: Target, other: Target) -> bool:
     if one.is_local or other.is_local:
         return one.is_local and other.is_local
     return account_name(one.client) == account_name(other.client)
 
 
 def _on_service(backend: Any, mode: Any, primitive: Any = None) -> Target:
-    """A backend, with the client of the instance that it is at; of a session, the one that has the session.
+    """The target for a backend object, with the client of its instance or of its session's instance.
 
     Raises:
         ConfigError: It is neither IBM Quantum's nor known to compute here, or its service has no such instance.
@@ -195,7 +195,7 @@ def _on_service(backend: Any, mode: Any, primitive: Any = None) -> Target:
     if client is None:
         raise ConfigError(
             "config",
-            f"the service of the backend {backend.name} has no instance {instance}; take the backend anew from it",
+            f"the service of the backend {backend.name} has no instance {instance}; get the backend again from it",
         )
     own_connections([client])
     return Target(backend, mode, client)
@@ -208,7 +208,7 @@ def _by_name(service: Any, name: str) -> Any:
         return service.backend(name)
     except QiskitBackendNotFoundError:
         known = _backend_names(service)
-        if name in known or not known:  # the client swallows every failure to read it
+        if name in known or not known:  # the client hides every failure to read it
             raise RunError(
                 "backend", f"the backend {name!r} could not be read; the log of qiskit_ibm_runtime says why"
             ) from None
@@ -217,7 +217,7 @@ def _by_name(service: Any, name: str) -> Any:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
         raise ConfigError("backend", f"there is no backend {name!r} for this account; {hint}") from None
-    except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+    except Exception as error:  # noqa: BLE001 - the client raises many kinds of errors
         raise RunError("backend", f"the backend {name!r} could not be read: {describe(error)}") from None
 
 
@@ -232,7 +232,7 @@ def _least_busy(service: Any, width: int) -> Any:
     from qiskit.providers.exceptions import QiskitBackendNotFoundError
 
     try:
-        # With a default instance the client would choose by the queues as they were when it was made.
+        # With a default instance the client would compare the queues as they were when it was created.
         if getattr(service, "_default_instance", False):
             service._discover_backends_from_instance(service._account.instance)
         return service.least_busy(min_num_qubits=width)
@@ -240,19 +240,19 @@ def _least_busy(service: Any, width: int) -> Any:
         raise ConfigError(
             "backend", f"no backend of this account is online and has {width} qubits; see service.backends()"
         ) from None
-    except Exception as error:  # noqa: BLE001 - the client raises of many kinds
+    except Exception as error:  # noqa: BLE001 - the client raises many kinds of errors
         raise RunError("backend", f"the backends could not be listed: {describe(error)}") from None
 
 
 def instances_near(target: Target) -> list[str]:
-    """The instances of the service that a backend was found with: another one may be chosen the next time."""
+    """The instances of a target's service: a restarted driver may choose another one."""
     clients = clients_of(getattr(target.backend, "service", None))
     return [address(client)[1] for client in clients]
 
 
 @dataclass(frozen=True)
 class Guardable:
-    """A job or a session of the user's.
+    """A job or a session that `guard` can guard.
 
     Attributes:
         client: The official REST client for its instance.
@@ -266,15 +266,15 @@ class Guardable:
 
 
 def what_to_guard(target: Any) -> Guardable | None:
-    """What is to be guarded of a target, or None where it runs locally.
+    """The job or session to guard, or None if it is local.
 
     Raises:
-        ConfigError: If it can't be guarded.
+        ConfigError: It can't be guarded.
     """
     from qiskit_ibm_runtime import RuntimeJobV2, Session
     from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
 
-    install_hooks()  # from here on what the program itself submits goes to where it asked for
+    install_hooks()  # from now on the program's own jobs go to the requested instance
     if isinstance(target, Session):
         if not target._active:
             raise ConfigError("config", f"the session {target.session_id} is closed; there is nothing to guard")
