@@ -129,12 +129,12 @@ class _Beside:
 
 
 def sweep_window() -> float:
-    """Seconds after a driver's death in which a POST of it may still make a job.
+    """The sweep window (`protocol.SWEEP_WINDOW`), in seconds.
 
     Raises:
         WatcherError: If `QX_SWEEP_WINDOW` is no such time.
     """
-    return settings.seconds("QX_SWEEP_WINDOW", 120.0)
+    return settings.seconds("QX_SWEEP_WINDOW", protocol.SWEEP_WINDOW)
 
 
 def where(placement: str = "") -> str:

@@ -29,10 +29,10 @@ from multiprocess.connection import Connection
 
 from . import policy as p
 from .both import Both
-from .cancel import GIVE_UP, Cancellation, Closing, Crowd, Effort
+from .cancel import GIVE_UP, Again, Cancellation, Done, Operation, SessionClosing, StateReader
 from .driver_process import DriverIdentity, DriverProcess
 from .host_identity import start_ticks
-from .protocol import Credentials, ProtocolError, check_lease, decode_from_caller, encode
+from .protocol import Credentials, Outcome, ProtocolError, check_lease, decode_from_caller, encode
 from .record import Entry, Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
 from .shared import Shared
@@ -86,7 +86,7 @@ class Watcher:
         self._connection: Connection | None = connection
         self._parent = parent
         self._accounts: dict[str, Account] = {}
-        self._crowds: dict[tuple[str, str], Crowd] = {}
+        self._readers: dict[tuple[str, str], StateReader] = {}  # by account and driver's tag
         self._to_sweep: defaultdict[tuple[str, str], deque[tuple[str, str]]] = defaultdict(deque)
         self._events: queue.SimpleQueue[p.Event | Callable[[], object]] = queue.SimpleQueue()
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -445,43 +445,45 @@ class Watcher:
 
     def _start_cancel(self, run: str, account: str, job: str, driver: str, *, asked: bool) -> None:
         remote = self._accounts[account].remote
-        crowd = None
+        reader = None
         if driver:
-            crowd = self._crowds.setdefault((account, driver), Crowd(remote, driver, time.monotonic))
-            crowd.jobs.add(job)
-        cancellation = Cancellation(job, remote, time.monotonic, asked=asked, crowd=crowd)
+            reader = self._readers.setdefault((account, driver), StateReader(remote, driver, time.monotonic))
+            reader.jobs.add(job)
+        cancellation = Cancellation(job, remote, time.monotonic, asked=asked, reader=reader)
 
-        def ended(outcome: str) -> p.Event:
-            if crowd is not None:
-                crowd.jobs.discard(job)
+        def ended(outcome: Outcome) -> p.Event:
+            if reader is not None:
+                reader.jobs.discard(job)
             return p.CancelEnded(run, job, outcome, cancellation.trouble if outcome == "unconfirmed" else "")
 
         self._carry(cancellation, remote, ended)
 
     def _start_close(self, run: str, account: str, session: str, *, spares: bool) -> None:
         remote = self._accounts[account].remote
-        closing = Closing(session, remote, spares=spares)
+        closing = SessionClosing(session, remote, spares=spares)
 
-        def ended(outcome: str) -> p.Event:
+        def ended(outcome: Outcome) -> p.Event:
             return p.CloseEnded(run, closing.trouble if outcome == "unconfirmed" else "")
 
         self._carry(closing, remote, ended)
 
-    def _carry(self, effort: Effort, remote: Remote, ended: Callable[[str], p.Event]) -> None:
-        """Take an effort to its end, a step at a time."""
+    def _carry(self, operation: Operation, remote: Remote, ended: Callable[[Outcome], p.Event]) -> None:
+        """Take an operation to its end, a step at a time."""
         deadline = time.monotonic() + GIVE_UP
 
-        def step() -> None:
+        def advance() -> None:
             closed = remote.seconds_closed()
-            outcome = effort.step() if not closed or time.monotonic() >= deadline else closed
-            if isinstance(outcome, str):
-                self.post(ended(outcome))
-            elif (left := deadline - time.monotonic()) <= 0:
-                self.post(ended("unconfirmed"))
-            else:
-                self._later(min(outcome, left), step)  # a last try at the very end, whatever the service asks to wait
+            step = operation.step() if not closed or time.monotonic() >= deadline else Again(closed)
+            left = deadline - time.monotonic()
+            match step:
+                case Done(outcome):
+                    self.post(ended(outcome))
+                case Again() if left <= 0:
+                    self.post(ended("unconfirmed"))
+                case Again(after):
+                    self._later(min(after, left), advance)  # one last try at the end, whatever `Retry-After` says
 
-        self._pool.submit(step)
+        self._pool.submit(advance)
 
     def _later(self, seconds: float, work: Callable[[], object]) -> None:
         """Have a thread do something after a while; from any thread."""

@@ -23,10 +23,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .protocol import Lease, Message
-
-SWEEP_WINDOW = 120.0
-"""Seconds after the last moment at which a POST could have left in which it may still make a job."""
+from .protocol import SWEEP_WINDOW, Lease, Message, Outcome
 
 SWEEP_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Seconds between sweeps while the window is open; the last one repeats."""
@@ -123,11 +120,11 @@ class Lost:
 
 @dataclass(frozen=True)
 class CancelEnded:
-    """A cancel is over: "cancelled", "finished" or "unconfirmed"."""
+    """A cancel is over."""
 
     run: str
     job: str
-    outcome: str
+    outcome: Outcome
     detail: str = ""
 
 

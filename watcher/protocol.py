@@ -8,7 +8,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
+
+SWEEP_WINDOW = 120.0
+"""The sweep window: seconds after the last moment at which a POST could have left, in which it may still make a job.
+
+The default of `QX_SWEEP_WINDOW`. That moment is when the driver said `posted`, or died."""
+
+Outcome = Literal["cancelled", "finished", "gone", "unconfirmed"]
+"""How a cancel ended.
+
+- cancelled: the job was cancelled
+- finished: it was final already, or finished all the same
+- gone: there is no such job, and its id was not the service's own but one that somebody typed
+- unconfirmed: nobody knows
+"""
 
 Message = dict[str, Any]
 
