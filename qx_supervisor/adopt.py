@@ -24,7 +24,7 @@ from typing import Any
 from . import exit_status, service
 from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
-from .ours import remote
+from .ours import protocol, remote
 from .reap import reap_in_background
 from .worker import driver_tag
 
@@ -198,7 +198,7 @@ class Submission:
         self._session_id = session_id
         self._keeper = keeper
         self._retried = self._is_known = False
-        self._guarded = Guarded(run, account_of(client), tag, report=_hear, driver="".join(own[1:]))
+        self._guarded = Guarded(run, account_of(client), tag, report=_hear, driver_tag="".join(own[1:]))
 
     def posting_at(self, client: Any) -> None:
         """It is made for this very client."""
@@ -306,9 +306,9 @@ def _is_watched(guarded: Guarded) -> bool:
     return known
 
 
-def _hear(report: dict[str, Any]) -> None:
+def _hear(report: protocol.Report) -> None:
     """The watcher reports of a job while the driver lives: a duplicate that a retried POST made is cancelled."""
-    logger.info("job %s: %s", report["job"] or "-", report["event"])
+    logger.info("job %s: %s", report.job or "-", report.event)
 
 
 _adopter = Adopter()

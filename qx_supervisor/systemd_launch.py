@@ -25,7 +25,7 @@ from pathlib import Path
 
 from . import detached
 from .errors import WatcherError
-from .ours import host_identity
+from .ours import host_identity, protocol
 
 LOOK_SECONDS = 1.0
 """After so long without a call it is asked whether the unit runs at all."""
@@ -143,7 +143,7 @@ def check() -> tuple[str, Path]:
     return tool, folder
 
 
-def start(command: list[str], order: dict[str, object]) -> Called:
+def start(command: list[str], order: protocol.Order) -> Called:
     """Ask systemd for a watcher.
 
     Args:
@@ -162,7 +162,8 @@ def start(command: list[str], order: dict[str, object]) -> Called:
     try:
         listener.bind(str(address))
         listener.listen()
-        told = [*command, json.dumps(order | {"address": str(address)})]
+        order["address"] = str(address)
+        told = [*command, json.dumps(order)]
         child = detached.spawn([tool, *_properties(name, known), "--", *_literal(told)], known, errors=subprocess.PIPE)
         return Called(listener, address, f"{name}.service", child, known)
     except OSError:
