@@ -1,12 +1,12 @@
 """A watcher outside this process's control group: a transient service of the user's systemd.
 
-What kills the driver's whole unit, job step or terminal scope then leaves its watcher. A service is started by the user
-manager and inherits nothing of ours. So its watcher calls back, over a socket in the user's runtime directory, and is
-given there what a child would have inherited: the pipe, a pidfd of this process, and its environment, of which nothing
-needs to stand in a command line.
+Whatever kills the driver's whole unit, job step or terminal scope then spares its watcher. The user manager starts the
+service, which inherits nothing from this process. So the watcher calls back, over a socket in the user's runtime
+directory, and is given there what a child would have inherited: the connection, a pidfd of this process, and an
+environment, none of which has to stand in a command line.
 
-Who calls is known by what the kernel says of it: its user, and that it is in the unit that was asked for. No secret is
-needed for that, and there is none that could be read.
+The kernel says who calls: its user, and that it is in the unit that was asked for. That takes no secret, so there is
+none to be read.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from .errors import WatcherError
 from .ours import host_identity, protocol
 
 LOOK_SECONDS = 1.0
-"""After so long without a call it is asked whether the unit runs at all."""
+"""After this long without a call, systemd is asked whether the unit runs at all."""
 
 _INSTEAD = "or unset QX_WATCHER_PLACEMENT for a watcher in the driver's own control group"
 
 
 @dataclass
 class Called:
-    """A watcher that is to call back.
+    """A watcher that was asked for, and will call back.
 
     Attributes:
-        listener: Where it calls.
-        address: The same, in the file system.
+        listener: The socket on which it calls.
+        address: The socket's path.
         unit: The unit that it runs in.
-        child: The `systemd-run` that asks for it.
+        child: The `systemd-run` that starts it.
         known: The environment of `systemd-run`.
     """
 
@@ -52,10 +52,10 @@ class Called:
     known: dict[str, str]
 
     def connect(self, seconds: float) -> socket.socket:
-        """Our end of the pipe, once the watcher has called.
+        """The driver's end of the connection, once the watcher has called.
 
         Raises:
-            WatcherError: If it does not call within so many seconds.
+            WatcherError: If it does not call within that many seconds.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -81,7 +81,7 @@ class Called:
                 ) from None
             if not status:
                 return
-            os.set_blocking(errors.fileno(), False)  # what it has said is there, whoever else has the pipe
+            os.set_blocking(errors.fileno(), False)  # what it said is in the pipe by now, whoever else holds that open
             reason = (errors.read() or b"").decode(errors="replace").strip() or f"it ended with status {status}"
             raise WatcherError("config", f"systemd-run can't start the watcher ({reason}): mend that, {_INSTEAD}")
 
@@ -114,22 +114,22 @@ class Called:
 
 
 def is_in(cgroup: str, unit: str) -> bool:
-    """Whether a process is in a unit, by what its /proc/PID/cgroup says."""
+    """Whether a process is in a unit, judged by its /proc/PID/cgroup."""
     return any(line.endswith(f"/{unit}") for line in cgroup.splitlines())
 
 
 def runtime_directory() -> Path | None:
-    """The user's runtime directory, if a user manager of systemd answers there."""
-    # Cron, Slurm and services of the system set no XDG_RUNTIME_DIR, where there may well be one.
+    """The user's runtime directory, if a user manager of systemd runs there."""
+    # Cron, Slurm and system services do not set XDG_RUNTIME_DIR, though the directory may well exist.
     found = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}")
     return found if (found / "systemd" / "private").is_socket() else None
 
 
 def check() -> tuple[str, Path]:
-    """What starting a watcher outside takes: systemd-run, and the user's runtime directory.
+    """What it takes to start a watcher outside: systemd-run, and the user's runtime directory.
 
     Raises:
-        WatcherError: If there is no systemd to ask.
+        WatcherError: If one of them is missing.
     """
     tool, folder = shutil.which("systemd-run"), runtime_directory()
     if tool is None:
@@ -148,11 +148,11 @@ def start(command: list[str], order: protocol.Order) -> Called:
 
     Args:
         command: The watcher's command, without its order.
-        order: What it is told, without what a child would inherit.
+        order: Its order, without what a child would inherit.
 
     Raises:
-        WatcherError: If there is no systemd to ask.
-        OSError: If it can't be asked.
+        WatcherError: If there is no systemd.
+        OSError: If systemd can't be asked.
     """
     tool, folder = check()
     name = f"qx-watcher-{secrets.token_hex(16)}"
@@ -173,7 +173,7 @@ def start(command: list[str], order: protocol.Order) -> Called:
 
 
 def _properties(name: str, known: dict[str, str]) -> list[str]:
-    # The interpreter may need the library path before it runs a line of ours; all else comes by the socket.
+    # The interpreter may need the library path before it runs any code; all else comes over the socket.
     libraries = known.get("LD_LIBRARY_PATH")
     return [
         "--user",
@@ -187,7 +187,7 @@ def _properties(name: str, known: dict[str, str]) -> list[str]:
 
 
 def _literal(command: list[str]) -> list[str]:
-    """Two dollar signs for one: systemd puts variables in, even here."""
+    """Double each dollar sign: systemd expands variables, even here."""
     return [each.replace("$", "$$") for each in command]
 
 
@@ -197,7 +197,7 @@ def _give(theirs: socket.socket) -> None:
     pidfd = host_identity.pidfd_of(os.getpid())
     passed = [] if pidfd is None else [pidfd]
     try:
-        with contextlib.suppress(OSError):  # it has ended, and may have said why
+        with contextlib.suppress(OSError):  # the watcher has ended, and may have said why
             sent = socket.send_fds(theirs, [struct.pack("!i", len(message)) + message], passed)
             theirs.sendall((struct.pack("!i", len(message)) + message)[sent:])
     finally:
@@ -210,4 +210,4 @@ def _is_active(unit: str, known: dict[str, str], seconds: float) -> bool:
     try:
         return not subprocess.run(command, env=known, capture_output=True, timeout=seconds, check=False).returncode
     except (OSError, subprocess.SubprocessError):
-        return True  # nobody knows; the deadline will tell
+        return True  # unknown; the deadline decides
