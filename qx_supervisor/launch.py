@@ -169,7 +169,7 @@ def start(placement: str = "") -> Starting:
     me = os.getpid()
     ticks = host_identity.start_ticks(me)
     if ticks is None:
-        raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
+        raise WatcherError("config", "the watcher needs /proc to recognize this process; mount it")
     command = [executable, "-I", "-S", str(FOLDER / "boot.py")]
     order: protocol.Order = {
         "protocol": protocol.VERSION,
@@ -228,7 +228,32 @@ def launch(begun: Starting | None = None) -> WatcherProcess:
 def _meet(starting: Starting) -> WatcherProcess:
     from multiprocess.connection import Connection  # 40 ms, for which nobody needs to wait
 
-    return _welcome(Connection(starting.connect(START_SECONDS).detach()))
+    connection = Connection(starting.connect(START_SECONDS).detach())
+    try:
+        hello = _hello(connection)
+    except WatcherError:
+        connection.close()
+        raise
+    pidfd = host_identity.pidfd_of(hello.pid)
+    return WatcherProcess(hello.pid, connection, pidfd, hello.start_ticks, hello.version)
+
+
+def _hello(connection: Connection) -> protocol.Hello:
+    try:
+        if not connection.poll(START_SECONDS):
+            raise WatcherError(
+                "config", f"the watcher did not answer within {START_SECONDS:.0f} s; is the machine overloaded?"
+            )
+        hello = protocol.decode_hello(connection.recv_bytes())
+    except protocol.VersionError as error:
+        raise WatcherError("config", f"the installed watcher can't be used: {error}") from None
+    except (EOFError, OSError, protocol.ProtocolError):
+        raise WatcherError(
+            "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, multiprocess'`"
+        ) from None
+    if isinstance(hello, protocol.Nack):
+        raise WatcherError("config", f"the watcher could not be started: {hello.reason}")
+    return hello
 
 
 def _above_streams(descriptor: int) -> int:
@@ -260,32 +285,6 @@ def _package_folders() -> list[str]:
     for name in (*_PACKAGES, *shared_ledger.packages()):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            raise WatcherError("config", f"the watcher needs the package {name}; install qx-supervisor anew")
+            raise WatcherError("config", f"the watcher needs the package {name}; reinstall qx-supervisor")
         folders.append(str(Path(spec.origin).parent.parent))
     return list(dict.fromkeys(folders))
-
-
-def _welcome(connection: Connection) -> WatcherProcess:
-    try:
-        if not connection.poll(START_SECONDS):
-            raise WatcherError(
-                "config", f"the watcher did not answer within {START_SECONDS:.0f} s; is the machine overloaded?"
-            )
-        hello = protocol.decode_hello(connection.recv_bytes())
-    except protocol.VersionError as error:
-        connection.close()
-        raise WatcherError("config", f"the installed watcher can't be used: {error}") from None
-    except (EOFError, OSError, protocol.ProtocolError):
-        connection.close()
-        raise WatcherError(
-            "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, multiprocess'`"
-        ) from None
-    except WatcherError:
-        connection.close()
-        raise
-    if isinstance(hello, protocol.Nack):
-        connection.close()
-        raise WatcherError("config", f"the watcher could not be started: {hello.reason}")
-    return WatcherProcess(
-        hello.pid, connection, host_identity.pidfd_of(hello.pid), hello.start_ticks, version=hello.version
-    )

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from . import placement, shared_ledger
 from .errors import WatcherError
@@ -271,7 +271,7 @@ class Link:
             WatcherError: If there is no watcher.
         """
         try:
-            return _read(protocol.inspection, self._ask(protocol.Inspect()))
+            return cast(protocol.Inspection, self._ask(protocol.Inspect()).content)
         except _Died:
             raise WatcherError("config", "the watcher died") from None
 
@@ -299,7 +299,7 @@ class Link:
 
     # Runs with a key
 
-    def claim(self, guarded: Guarded, source: CredentialsSource, instances: Sequence[str]) -> protocol.LeaseAnswer:
+    def take_lease(self, guarded: Guarded, source: CredentialsSource, instances: Sequence[str]) -> protocol.LeaseAnswer:
         """Ask for the lease on a run's key; if the answer is "granted", the run is guarded from here on.
 
         The run's id and tag become those that the ledger has under the key.
@@ -322,7 +322,11 @@ class Link:
                 guarded.run, guarded.account, guarded.tag, guarded.driver_tag, lease, tuple(instances)
             )
             question = self._question(wanted, RUNNING_SECONDS)
-            found = _read(protocol.lease_answer, self._await(question, ANSWER_SECONDS))
+            ack = self._await(question, ANSWER_SECONDS)
+            try:
+                found = protocol.lease_answer(ack)
+            except protocol.ProtocolError as error:
+                raise WatcherError("config", f"the watcher's answer is refused: {error}") from None
             if found["answer"] == "granted":
                 with self._lock:
                     if self._process is not question.asked_of:
@@ -335,7 +339,7 @@ class Link:
 
         return self._ask_armed(guarded.account, source, ask)
 
-    def anew(self, run: str, outcomes: dict[str, str]) -> None:
+    def resubmit(self, run: str, outcomes: dict[str, str]) -> None:
         """The earlier jobs of a run with a key have ended, and another one will be submitted."""
         with self._lock:
             guarded = self._runs.get(run)
@@ -601,7 +605,7 @@ class Link:
                 self._receive_report_of_run(report)
             case _:  # of a later release
                 logger.warning(  # type: ignore[unreachable]
-                    "the watcher reported what this process does not know: %s", report.event
+                    "the watcher reported an event that this process does not know: %s", report.event
                 )
 
     def _receive_report_of_run(self, report: protocol.Report) -> None:
@@ -626,13 +630,6 @@ class Link:
                     return
 
 
-def _read(read: Callable[[protocol.Ack], T], answer: protocol.Ack) -> T:
-    try:
-        return read(answer)
-    except protocol.ProtocolError as error:
-        raise WatcherError("config", f"the watcher's answer is refused: {error}") from None
-
-
 def _as_watcher_error(error: Exception) -> WatcherError:
     if isinstance(error, WatcherError):
         return error
@@ -654,7 +651,7 @@ def _write_down(guarded: Guarded) -> None:
             if is_over:
                 book.finish(guarded.run, "done", durable=True)
     except ledger.LedgerError as error:
-        logger.debug("run %s is not written down as over: %s", guarded.run, error)
+        logger.debug("the ledger does not show that run %s is over: %s", guarded.run, error)
 
 
 link = Link()

@@ -59,7 +59,7 @@ def claim(
         sleep: Waits; it raises what ends the run.
 
     Returns:
-        What the ledger has under the key: `Link.claim`.
+        What the ledger has under the key: `Link.take_lease`.
 
     Raises:
         ConfigError: The key stands for something else, or a driver that lives holds it.
@@ -70,7 +70,7 @@ def claim(
     lease_until = None
     while True:
         try:
-            found = link.claim(guarded, source, instances)
+            found = link.take_lease(guarded, source, instances)
         except WatcherError as error:
             raise WatcherError(
                 "submit", f"nothing was submitted, because the key {key!r} can't be held: {error.reason}"

@@ -83,7 +83,7 @@ class Called:
                 return
             os.set_blocking(errors.fileno(), False)  # what it said is in the pipe by now, whoever else holds that open
             reason = (errors.read() or b"").decode(errors="replace").strip() or f"it ended with status {status}"
-            raise WatcherError("config", f"systemd-run can't start the watcher ({reason}): mend that, {_INSTEAD}")
+            raise WatcherError("config", f"systemd-run can't start the watcher ({reason}): fix that, {_INSTEAD}")
 
     def _answer(self, deadline: float) -> socket.socket:
         self.listener.settimeout(LOOK_SECONDS)

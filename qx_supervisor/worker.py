@@ -520,7 +520,7 @@ class Worker:
         self._guarded = True
         if job is None:
             self._posts.earlier = frozenset(search.outcomes)
-            link.anew(self.run_id, search.outcomes)
+            link.resubmit(self.run_id, search.outcomes)
             with self._changed:
                 self._phase = "preparing"
             return False

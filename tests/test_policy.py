@@ -33,17 +33,19 @@ def said(kind: str, seq: int = 7, **content: object) -> p.Received:
     return p.Received(*protocol.decode_from_driver(json.dumps({"kind": kind, "seq": seq, **content}).encode()))
 
 
-def ruling(answer: str) -> protocol.LeaseAnswer:
+def ruling(
+    answer: str, run: str = "r", tag: str = "t", *, is_new: bool = False, answered: bool = False
+) -> protocol.LeaseAnswer:
     """What the ledger says of a key."""
     return {
         "answer": answer,
-        "run": "r",
-        "tag": "t",
+        "run": run,
+        "tag": tag,
         "driver": "",
         "instance": "i",
         "jobs": {},
-        "answered": True,
-        "is_new": True,
+        "answered": answered,
+        "is_new": is_new,
         "is_seen": False,
         "seconds_left": 0.0,
         "lease_until": None,
@@ -70,8 +72,8 @@ NOTHING = p.SweepEnded("r", ())
 LEASE = {"key": "k", "fingerprint": "f", "grace": 60.0, "holder": "h"}
 KEYED_INTENT = said("intent", run="r", account="a", tag="t", driver="", lease=LEASE)
 CLAIM = said("claim", 5, run="r", account="a", tag="t", driver="d", lease=LEASE, instances=["i"])
-GRANTED = p.LeaseTaken(5, ruling("granted"), "", "r", "t", is_new=True, answered=True)
-DOUBTFUL = p.LeaseTaken(5, ruling("granted"), "", "r", "t", is_new=False, answered=False)
+GRANTED = p.LeaseTaken(5, ruling("granted", is_new=True, answered=True))
+DOUBTFUL = p.LeaseTaken(5, ruling("granted"))
 LET_GO = said("let go", run="r")
 WON = p.LeaseRetaken("r", "h", won=True)
 
@@ -640,15 +642,15 @@ AGAIN = said("claim", 6, run="r", account="a", tag="t", driver="d", lease={**LEA
 
 
 def granted_again(*, answered: bool) -> p.LeaseTaken:
-    return p.LeaseTaken(6, ruling("granted"), "", "r", "t", is_new=False, answered=answered)
+    return p.LeaseTaken(6, ruling("granted", answered=answered))
 
 
 def test_a_claim_asks_the_ledger_and_its_answer_goes_to_the_driver():
     policy = brought_to()
     lease = protocol.Lease(**LEASE)
     assert policy.handle(CLAIM) == [p.TakeLease(5, protocol.TakeLease("r", "a", "t", "d", lease, ("i",)))]
-    assert policy.handle(p.LeaseTaken(5, ruling("granted"), "", "q", "u", answered=True)) == [
-        p.Answer(5, ruling("granted"))
+    assert policy.handle(p.LeaseTaken(5, ruling("granted", "q", "u", answered=True))) == [
+        p.Answer(5, ruling("granted", "q", "u", answered=True))
     ]
     # It is guarded under the id and the tag that the key has had before; its jobs so far are not this driver's.
     assert policy.handle(said("let go", run="q")) == [
@@ -1149,7 +1151,7 @@ class World:
         run.is_free = run.claimed = run.let_go = run.done = run.handed_over = run.cancelling = run.told = False
         run.retried = run.lost = False
         run.held, run.over = set(), ""
-        self.tell(p.LeaseTaken(seq, ruling(how), "", run.id, run.tag, is_new, run.answered))
+        self.tell(p.LeaseTaken(seq, ruling(how, run.id, run.tag, is_new=is_new, answered=run.answered)))
 
     def say(self, kind: str, run: str = "", **content: object) -> None:
         self.seq += 1
@@ -1395,7 +1397,7 @@ def _key(world: World) -> str:
     timers = {timer: 1 if timer.kind == "sweep" else number for timer, number in world.timers.items()}
     rest = {**vars(world), "policy": policy, "seq": 0, "unanswered": 0, "timers": sorted(timers.items())}
     policy["_windows"], policy["_sweeps"] = dict(world.policy._windows), sorted(world.policy._sweeps.items())
-    policy["_claims"] = len(world.policy._claims)
+    policy["_wanted"] = len(world.policy._wanted)
     rest["asked"] = sorted(world.asked)
     rest["claims"] = [(name, holder) for name, (_, holder) in world.claims.items()]
     # What the driver would do next, if it lived.

@@ -33,7 +33,7 @@ from .both import Both
 from .cancel import GIVE_UP, Again, Cancellation, Done, Operation, SessionClosing, StateReader
 from .driver_process import DriverIdentity, DriverProcess
 from .host_identity import start_ticks
-from .protocol import Credentials, Lease, Outcome
+from .protocol import Credentials, Outcome
 from .record import Entry, Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
 from .shared import Shared
@@ -284,17 +284,7 @@ class Watcher:
             case p.RetakeLease(run, holder):
                 self._retake_lease(run, holder)
             case p.RecordRun(state="guarded"):
-                self._written = self._record.guard(
-                    self._entry(
-                        action.account,
-                        run=action.run,
-                        tag=action.tag,
-                        driver=action.driver_tag,
-                        session=action.session,
-                        owner=action.owner,
-                        lease=action.lease,
-                    )
-                )
+                self._written = self._record.guard(self._entry(action))
             case p.RecordRun(run, state, detail=detail, lease=lease):
                 self._record.finish(run, state, detail, lease.holder if lease else "")
             case p.RecordResubmit(run, outcomes, holder):
@@ -310,62 +300,31 @@ class Watcher:
             case p.Exit():
                 self._over = True
 
-    def _entry(
-        self,
-        account: str,
-        *,
-        run: str,
-        tag: str,
-        driver: str,
-        lease: Lease | None,
-        session: str = "",
-        owner: bool = False,
-    ) -> Entry:
-        how = self._accounts[account].credentials
+    def _entry(self, run: p.RecordRun) -> Entry:
+        how = self._accounts[run.account].credentials
         return Entry(
-            run=run,
-            tag=tag,
-            driver=driver,
+            run=run.run,
+            tag=run.tag,
+            driver=run.driver_tag,
             endpoint=how.endpoint,
             instance=how.instance,
-            session=session,
-            owner=owner,
-            lease=lease,
+            session=run.session,
+            owner=run.owner,
+            lease=run.lease,
         )
 
     def _take_lease(self, seq: int, wanted: protocol.TakeLease) -> None:
         """Ask the ledger for a lease, and tell the policy what it says."""
-        entry = self._entry(wanted.account, run=wanted.run, tag=wanted.tag, driver=wanted.driver, lease=wanted.lease)
+        record = p.RecordRun(wanted.run, "guarded", wanted.account, wanted.tag, wanted.driver, lease=wanted.lease)
 
         def answered(said: Future[Ruling]) -> None:
             trouble = said.exception()
             if trouble is not None:
                 self.post(p.LeaseTaken(seq, None, f"a key needs the ledger: {trouble}"))
-                return
-            ruling = said.result()
-            row = ruling.row
-            answer: protocol.LeaseAnswer = {
-                "answer": ruling.answer,
-                "run": row.run,
-                "tag": row.tag or "",
-                "driver": row.driver_tag or "",
-                "instance": row.instance,
-                "jobs": dict(row.jobs),
-                "answered": row.answered,
-                "is_new": ruling.is_new,
-                "is_seen": ruling.is_seen,
-                "seconds_left": ruling.seconds_left,
-                "lease_until": row.lease_until,
-                "since": None if ruling.let_go_at is None else max(0.0, time.time() - ruling.let_go_at),
-                "pid": row.pid,
-                "host": row.place.host,
-            }
-            if ruling.answer == "granted":
-                self.post(p.LeaseTaken(seq, answer, "", row.run, row.tag or "", ruling.is_new, row.answered))
             else:
-                self.post(p.LeaseTaken(seq, answer))
+                self.post(p.LeaseTaken(seq, _lease_answer(said.result())))
 
-        self._record.take(entry, wanted.instances).add_done_callback(answered)
+        self._record.take(self._entry(record), wanted.instances).add_done_callback(answered)
 
     def _retake_lease(self, run: str, holder: str) -> None:
         """Ask the ledger whether a run is still its dead driver's, and tell the policy."""
@@ -438,7 +397,7 @@ class Watcher:
         except RemoteError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001 - the driver waits for an answer
-            problem = f"no token could be had ({type(error).__name__})"
+            problem = f"no token could be obtained ({type(error).__name__})"
         self.post(p.Prepared(name, problem))
         if account.is_renewed:
             return
@@ -574,6 +533,26 @@ class Watcher:
             "dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),  # PR_GET_DUMPABLE: prctl(2)
             "runs": {run.id: sorted({*run.held, *run.cancels}) for run in self._policy.runs.values()},
         }
+
+
+def _lease_answer(ruling: Ruling) -> protocol.LeaseAnswer:
+    row = ruling.row
+    return {
+        "answer": ruling.answer,
+        "run": row.run,
+        "tag": row.tag or "",
+        "driver": row.driver_tag or "",
+        "instance": row.instance,
+        "jobs": dict(row.jobs),
+        "answered": row.answered,
+        "is_new": ruling.is_new,
+        "is_seen": ruling.is_seen,
+        "seconds_left": ruling.seconds_left,
+        "lease_until": row.lease_until,
+        "since": None if ruling.let_go_at is None else max(0.0, time.time() - ruling.let_go_at),
+        "pid": row.pid,
+        "host": row.place.host,
+    }
 
 
 def _taken_from(waiting: deque[tuple[str, str]]) -> Iterator[tuple[str, str]]:

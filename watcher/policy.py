@@ -96,25 +96,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class LeaseTaken:
-    """The ledger was asked for a lease.
-
-    Attributes:
-        seq: The message that asked.
-        answer: What the driver is told; None if the ledger could not be asked.
-        problem: Why not, or "".
-        run: The run that the driver has now, or "".
-        tag: The run's tag.
-        is_new: Whether nothing was known under the key.
-        answered: Whether no job of the run is unknown.
-    """
+    """The ledger has answered a `TakeLease`, or could not be asked (`problem`)."""
 
     seq: int
     answer: LeaseAnswer | None
     problem: str = ""
-    run: str = ""
-    tag: str = ""
-    is_new: bool = False
-    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -443,14 +429,13 @@ class Policy:
         self._ready: set[str] = set()  # accounts with credentials and a token
         self._waiting: dict[str, list[int]] = {}  # account → messages that wait for it
         self._preparing: Counter[str] = Counter()  # account → how often it is being made ready
-        self._claims: dict[int, protocol.TakeLease] = {}  # that the ledger has not answered
+        self._wanted: dict[int, protocol.TakeLease] = {}  # leases that the ledger was asked for
 
     def handle(self, event: Event) -> list[Action]:
         """What is to be done about an event."""
-        touched: tuple[str, ...] = ()  # the runs that may be resolved by it
+        touched = self._touched(event)
         match event:
             case Received(seq, message):
-                touched = (getattr(message, "run", ""),)
                 actions = self._receive(seq, message)
             case Malformed(reason, seq):
                 actions = [Nack(seq, reason)]
@@ -459,35 +444,40 @@ class Policy:
                 actions = []
             case DriverDied():
                 self.driver_alive = False
-                touched = tuple(self.runs)
                 actions = [action for run in list(self.runs.values()) for action in self._driver_died(run)]
             case Prepared(account, problem):
                 actions = self._prepared(account, problem)
-            case LeaseTaken():
-                actions = self._lease_taken(event)
+            case LeaseTaken(seq, answer, problem):
+                actions = self._lease_taken(seq, answer, problem)
             case LeaseRetaken(run_id, holder, won):
-                touched = (run_id,)
                 actions = self._lease_retaken(run_id, holder, won=won)
             case LeaseLost(run_id, holder, detail):
-                touched = (run_id,)
                 actions = self._lease_lost(run_id, holder, detail)
             case CancelEnded(run_id, job, outcome, detail):
-                touched = (run_id,)
                 actions = self._cancel_ended(run_id, job, outcome, detail)
             case SweepEnded(run_id, found, detail):
-                touched = (run_id,)
                 actions = self._sweep_ended(run_id, found, detail)
             case CloseEnded(run_id, problem):
-                touched = (run_id,)
                 actions = self._close_ended(run_id, problem)
             case Fired(timer):
-                touched = (timer.run,)
                 actions = self._fired(timer)
             case Terminated():
                 # While anything is guarded a SIGTERM is ignored: whoever ends a process tree ends the driver too.
                 self._hung_up |= not self.runs
                 actions = []
         return [*actions, *self._settle(touched)]
+
+    def _touched(self, event: Event) -> tuple[str, ...]:
+        """The runs that an event may resolve."""
+        match event:
+            case DriverDied():
+                return tuple(self.runs)
+            case Received(_, message):
+                return (getattr(message, "run", ""),)
+            case Fired(timer):
+                return (timer.run,)
+            case _:
+                return (getattr(event, "run", ""),)
 
     # Messages
 
@@ -507,7 +497,7 @@ class Policy:
             case protocol.TakeLease(account=account):
                 if (refusal := self._refusal(seq, account)) is not None:
                     return [refusal]
-                self._claims[seq] = message
+                self._wanted[seq] = message
                 return [TakeLease(seq, message)]
             case protocol.GuardSession(run_id, account, tag, session, owner):
                 run = GuardedRun(run_id, account, tag, session=session if owner else "")
@@ -518,7 +508,7 @@ class Policy:
                 actions = self._guard(seq, run, RecordRun(run_id, "guarded", account, tag, session=session))
                 return [*actions, RecordAnswered(run_id)] if run_id in self.runs else actions
             case protocol.Bye():
-                if self.runs or self._claims:
+                if self.runs or self._wanted:
                     return [Nack(seq, "runs are guarded")]
                 self._leaving = True
                 return [Ack(seq), SetTimer(Timer("leave"), LEAVE_SECONDS)]
@@ -568,16 +558,16 @@ class Policy:
         self._waiting[run.account].append(seq)
         return [record]
 
-    def _lease_taken(self, event: LeaseTaken) -> list[Action]:
-        wanted = self._claims.pop(event.seq)
-        if event.answer is None:
-            return [Nack(event.seq, event.problem)]
-        actions: list[Action] = [Answer(event.seq, event.answer)]
-        if event.run:
+    def _lease_taken(self, seq: int, answer: LeaseAnswer | None, problem: str) -> list[Action]:
+        wanted = self._wanted.pop(seq)
+        if answer is None:
+            return [Nack(seq, problem)]
+        actions: list[Action] = [Answer(seq, answer)]
+        if answer["answer"] == "granted":
             # The jobs of an earlier driver are not under this one's tag: they are looked for by themselves.
-            driver_tag = wanted.driver if event.is_new else ""
-            run = GuardedRun(event.run, wanted.account, event.tag, driver_tag, lease=wanted.lease)
-            run.posting, run.window = False, not event.answered
+            driver_tag = wanted.driver if answer["is_new"] else ""
+            run = GuardedRun(answer["run"], wanted.account, answer["tag"], driver_tag, lease=wanted.lease)
+            run.posting, run.window = False, not answer["answered"]
             known = self.runs.get(run.id)
             if known is not None:  # this driver had let go of it; a cancel that is under way still has to end
                 run.cancels = {job: None for job, outcome in known.cancels.items() if outcome is None}
@@ -828,6 +818,6 @@ class Policy:
             actions.append(RecordRun(run.id, state, detail=run.unresolved, lease=run.lease))
             if run.doomed:
                 actions.append(Report(state, run.id, detail=run.unresolved))
-        if not self.runs and not self._claims and (not self.driver_alive or self._hung_up):
+        if not self.runs and not self._wanted and (not self.driver_alive or self._hung_up):
             actions.append(Exit())
         return actions

@@ -283,7 +283,7 @@ class Bye(NamedTuple):
 
 
 class Inspect(NamedTuple):
-    """What does the watcher know of itself? For tests and for `doctor`. Answered with an `Inspection`."""
+    """What does the watcher know of itself? For tests. Answered with an `Inspection`."""
 
 
 RunMessage = JobKnown | Posted | Resubmit | LetGo | Cancelling | HandOver | StandDown
@@ -312,7 +312,7 @@ Event = Literal[
 
 
 class Ack(NamedTuple):
-    """The answer to a message, with what was asked for: see `lease_answer` and `inspection`."""
+    """The answer to a message, with what was asked for: a `LeaseAnswer`, an `Inspection`, or nothing."""
 
     content: Mapping[str, object]
 
@@ -474,16 +474,6 @@ def lease_answer(ack: Ack) -> LeaseAnswer:
     return found
 
 
-def inspection(ack: Ack) -> Inspection:
-    """What the answer to an `Inspect` says.
-
-    Raises:
-        ProtocolError: If it says something else.
-    """
-    found: Inspection = _read_fields("inspect", ack.content, Inspection.__annotations__)
-    return found
-
-
 def version_to_speak(asked: object) -> int:
     """The version to speak with a driver that asked for this one.
 
@@ -576,12 +566,6 @@ def _table(what: str, value: object) -> dict[str, str]:
     return value
 
 
-def _lists(what: str, value: object) -> dict[str, list[str]]:
-    if not isinstance(value, dict):
-        raise ProtocolError(f"{what} is not a table")
-    return {name: _strings(what, each) for name, each in value.items()}
-
-
 def _made_by(make: Callable[[object], T]) -> Callable[[str, object], T]:
     def read(what: str, value: object) -> T:
         try:
@@ -601,10 +585,8 @@ _READERS: dict[Any, Callable[[str, Any], object]] = {
     int | None: _is(int, NoneType),
     float | None: _is(float, int, NoneType),
     Event: _is(str),
-    list[str]: _strings,
     tuple[str, ...]: lambda what, value: tuple(_strings(what, value)),
     dict[str, str]: _table,
-    dict[str, list[str]]: _lists,
     Credentials: _made_by(Credentials.from_json),
     Lease: _made_by(Lease.from_json),
     Lease | None: _made_by(lambda value: None if value == {} else Lease.from_json(value)),

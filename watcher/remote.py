@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,11 @@ from .protocol import Credentials
 
 if TYPE_CHECKING:
     import requests
+
+Json = dict[str, Any]
+"""An object in an answer of the service."""
+
+Query = Mapping[str, str | int]
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0  # the official client has none: a server that stops answering would block it for ever
@@ -73,10 +78,10 @@ class JobState:
     status: str
     reason: str
     code: int | str | None
-    reply: dict[str, Any]
+    reply: Json
 
     @classmethod
-    def from_reply(cls, reply: dict[str, Any]) -> JobState:
+    def from_reply(cls, reply: Json) -> JobState:
         """Read the answer to GET /jobs/{id}, or an item of GET /jobs."""
         state = reply.get("state")
         if not isinstance(state, dict):
@@ -245,7 +250,7 @@ class Remote:
             raise Transient(f"the service's answer was not about job {job}", 200)
         return state
 
-    def metrics(self, job: str) -> dict[str, Any]:
+    def metrics(self, job: str) -> Json:
         """Read a job's place in the queue and its cost."""
         return self._object(self._request("GET", f"/jobs/{job}/metrics"))
 
@@ -253,11 +258,11 @@ class Remote:
         """Fetch the results of a completed job, as the service encodes them."""
         return self._request("GET", f"/jobs/{job}/results").text
 
-    def backend_status(self, backend: str) -> dict[str, Any]:
+    def backend_status(self, backend: str) -> Json:
         """Read whether a backend runs the jobs in its queue."""
         return self._object(self._request("GET", f"/backends/{backend}/status"))
 
-    def usage(self) -> dict[str, Any]:
+    def usage(self) -> Json:
         """Read how much of its time the instance has used."""
         return self._object(self._request("GET", "/instances/usage"))
 
@@ -272,7 +277,7 @@ class Remote:
         if reply.status_code == 404:
             known = self._object(self._request("GET", f"/sessions/{session}"))
             if str(known.get("state")).lower() != "closed":
-                raise Transient("the service says that there is no such session, and that it is open", 404)
+                raise Transient("the service does not know this session, and says that it is open", 404)
 
     def end_session(self, session: str) -> None:
         """Have a session take no more jobs: it ends with those that are in it. One that has ended refuses."""
@@ -319,11 +324,11 @@ class Remote:
                 break
         return found
 
-    def _unfinished(self, tag: str, session: str) -> dict[str, dict[str, Any]]:
+    def _unfinished(self, tag: str, session: str) -> dict[str, Json]:
         if not tag and not session:
             raise ValueError("neither a tag nor a session is named")
         query = {"pending": "true"} | ({"tags": tag} if tag else {}) | ({"session_id": session} if session else {})
-        seen: dict[str, dict[str, Any] | None] = {}  # None: not one that was asked for
+        seen: dict[str, Json | None] = {}  # None: not one that was asked for
         for page in self._pages(query):
             known = len(seen)
             for item in page:
@@ -334,7 +339,7 @@ class Remote:
                 break
         return {job: item for job, item in seen.items() if item is not None}
 
-    def _pages(self, query: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    def _pages(self, query: Query) -> Iterator[list[Json]]:
         offset = 0
         while True:
             asked = {"exclude_params": "true", "limit": PAGE, "offset": offset, **query}
@@ -351,9 +356,9 @@ class Remote:
         self,
         method: str,
         path: str,
-        query: dict[str, Any] | None = None,
+        query: Query | None = None,
         accept: tuple[int, ...] = (),
-        body: dict[str, Any] | None = None,
+        body: dict[str, bool] | None = None,
     ) -> requests.Response:
         import requests
 
@@ -385,7 +390,7 @@ class Remote:
         raise RemoteError(message, status)
 
     @staticmethod
-    def _object(reply: requests.Response) -> dict[str, Any]:
+    def _object(reply: requests.Response) -> Json:
         try:
             value = reply.json()
         except (ValueError, RecursionError):
@@ -445,7 +450,7 @@ def _is_job(item: object) -> bool:
     return isinstance(item, dict) and isinstance(item.get("id"), str)
 
 
-def _is_wanted(item: dict[str, Any], tag: str, session: str) -> bool:
+def _is_wanted(item: Json, tag: str, session: str) -> bool:
     """Whether a listed job is one that was asked for.
 
     To trust the service's filter alone is to cancel all jobs of the account on the day that a gateway drops the query.

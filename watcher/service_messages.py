@@ -53,7 +53,7 @@ def parse(text: str) -> ServiceMessage:
     if re.search(r"<(!doctype|html|head|body|title|h1)\b", text[:4000], re.IGNORECASE):
         found = _TITLES.search(text[:20000])
         title = one_line(html.unescape(_TAG.sub(" ", found[1] or found[2] or ""))) if found else ""
-        return ServiceMessage(title or "a page of HTML, and not of the service's interface")
+        return ServiceMessage(title or "an HTML page, not an answer of the service's interface")
     return ServiceMessage(one_line(text))
 
 
