@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 
 def spawn(
     command: Sequence[str],
-    known: dict[str, str],
+    env: dict[str, str],
     *,
     passed: Sequence[int] = (),
     errors: int = subprocess.DEVNULL,
@@ -35,7 +35,7 @@ def spawn(
 
     Args:
         command: The command.
-        known: Its environment.
+        env: Its environment.
         passed: The descriptors that it inherits.
         errors: Where its stderr goes: `subprocess.DEVNULL` or `subprocess.PIPE`.
 
@@ -53,7 +53,7 @@ def spawn(
             stderr=errors,
             pass_fds=passed,
             cwd="/",
-            env=known,
+            env=env,
             start_new_session=True,
         )
     finally:

@@ -61,18 +61,18 @@ class WatcherProcess:
     def __post_init__(self) -> None:
         """Remember what the descriptors refer to."""
         numbers = [self.connection.fileno(), *([] if self.pidfd is None else [self.pidfd])]
-        self._marks = {number: _mark_of(number) for number in numbers}
+        self._files = {number: _file_of(number) for number in numbers}
 
-    def is_whole(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether the descriptors still are the watcher's.
 
         A driver may close all descriptors, as daemonizing code does, and open files of its own under the same numbers.
         """
-        return all(_mark_of(number) == mark for number, mark in self._marks.items())
+        return all(_file_of(number) == file for number, file in self._files.items())
 
-    def takes(self, seconds: float) -> bool:
+    def has_room(self, seconds: float) -> bool:
         """Whether there is room for another message, or will be within some seconds."""
-        if not self.is_whole():
+        if not self.is_intact():
             return False
         return is_writable(self.connection.fileno(), seconds)
 
@@ -85,16 +85,16 @@ class WatcherProcess:
 
     def close(self) -> None:
         """Close the descriptors; the watcher goes on by itself."""
-        for number, mark in self._marks.items():
-            if _mark_of(number) == mark:
+        for number, file in self._files.items():
+            if _file_of(number) == file:
                 with contextlib.suppress(OSError):
                     os.close(number)
-        self._marks.clear()
+        self._files.clear()
         self.connection._handle = self.pidfd = None  # noqa: SLF001 - it would close that number, whatever it is now
 
 
-def _mark_of(number: int) -> tuple[int, int] | None:
-    """What distinguishes the open files that a descriptor may refer to."""
+def _file_of(number: int) -> tuple[int, int] | None:
+    """The file that a descriptor refers to."""
     try:
         found = os.fstat(number)
     except OSError:

@@ -445,7 +445,7 @@ class Link:
         if self._process is None:
             return False
         try:
-            if self._process.takes(SEND_SECONDS):
+            if self._process.has_room(SEND_SECONDS):
                 self._process.connection.send_bytes(protocol.encode(message, self._seq, self._process.version))
                 return True
             self._process.kill()
@@ -536,7 +536,7 @@ class Link:
             watched.append(process.pidfd)
         while True:
             ready = wait(watched, LINGER_SECONDS / 4)
-            if not process.is_whole():
+            if not process.is_intact():
                 return
             if process.connection in ready:
                 try:

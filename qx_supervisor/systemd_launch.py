@@ -42,14 +42,14 @@ class Called:
         address: The socket's path.
         unit: The unit that it runs in.
         child: The `systemd-run` that starts it.
-        known: The environment of `systemd-run`.
+        env: The environment of `systemd-run`.
     """
 
     listener: socket.socket
     address: Path
     unit: str
     child: subprocess.Popen[bytes]
-    known: dict[str, str]
+    env: dict[str, str]
 
     def connect(self, seconds: float) -> socket.socket:
         """The driver's end of the connection, once the watcher has called.
@@ -94,7 +94,7 @@ class Called:
             except TimeoutError:
                 if not runs:
                     break
-                runs = _is_active(self.unit, self.known, left)
+                runs = _is_active(self.unit, self.env, left)
                 continue
             if self._is_watcher(theirs):
                 theirs.settimeout(None)
@@ -157,24 +157,24 @@ def start(command: list[str], order: protocol.Order) -> Called:
     tool, folder = check()
     name = f"qx-watcher-{secrets.token_hex(16)}"
     address = folder / f"{name}.socket"
-    known = {**detached.environment(), "XDG_RUNTIME_DIR": str(folder), "SYSTEMD_COLORS": "0"}
+    env = {**detached.environment(), "XDG_RUNTIME_DIR": str(folder), "SYSTEMD_COLORS": "0"}
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(str(address))
         listener.listen()
         order["address"] = str(address)
         told = [*command, json.dumps(order)]
-        child = detached.spawn([tool, *_properties(name, known), "--", *_literal(told)], known, errors=subprocess.PIPE)
-        return Called(listener, address, f"{name}.service", child, known)
+        child = detached.spawn([tool, *_properties(name, env), "--", *_literal(told)], env, errors=subprocess.PIPE)
+        return Called(listener, address, f"{name}.service", child, env)
     except OSError:
         listener.close()
         address.unlink(missing_ok=True)
         raise
 
 
-def _properties(name: str, known: dict[str, str]) -> list[str]:
+def _properties(name: str, env: dict[str, str]) -> list[str]:
     # The interpreter may need the library path before it runs any code; all else comes over the socket.
-    libraries = known.get("LD_LIBRARY_PATH")
+    libraries = env.get("LD_LIBRARY_PATH")
     return [
         "--user",
         "--quiet",
@@ -205,9 +205,9 @@ def _give(theirs: socket.socket) -> None:
             os.close(each)
 
 
-def _is_active(unit: str, known: dict[str, str], seconds: float) -> bool:
+def _is_active(unit: str, env: dict[str, str], seconds: float) -> bool:
     command = ["systemctl", "--user", "--quiet", "is-active", unit]
     try:
-        return not subprocess.run(command, env=known, capture_output=True, timeout=seconds, check=False).returncode
+        return not subprocess.run(command, env=env, capture_output=True, timeout=seconds, check=False).returncode
     except (OSError, subprocess.SubprocessError):
         return True  # unknown; the deadline decides
