@@ -24,7 +24,7 @@ from . import exit_status, service
 from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
 from .reap import reap_in_background
-from .watcher import remote
+from .watcher import protocol, remote
 from .worker import driver_tag
 
 logger = logging.getLogger("qx_supervisor")
@@ -197,7 +197,7 @@ class Submission:
         self._session_id = session_id
         self._keeper = keeper
         self._retried = self._is_known = False
-        self._guarded = Guarded(run, account_of(client), tag, report=_log_report, driver="".join(own_tags[1:]))
+        self._guarded = Guarded(run, account_of(client), tag, report=_log_report, driver_tag="".join(own_tags[1:]))
 
     def posting_at(self, client: Any) -> None:
         """The POST is sent by this client."""
@@ -305,9 +305,9 @@ def _is_watched(guarded: Guarded) -> bool:
     return known
 
 
-def _log_report(report: dict[str, Any]) -> None:
+def _log_report(report: protocol.Report) -> None:
     """Log the watcher's report of a cancelled duplicate."""
-    logger.info("job %s: %s", report["job"] or "-", report["event"])
+    logger.info("job %s: %s", report.job or "-", report.event)
 
 
 _adopter = Adopter()

@@ -1,4 +1,4 @@
-"""Children that are no part of this program: no signal of its terminal reaches them, and they know little of it."""
+"""Children that are detached from this program: without its terminal's signals, and with little of its environment."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 _BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
-# What a watcher may know of the driver's environment: how to reach the service, and where the user's files are. Never
-# the driver's QISKIT_IBM_*: a key stands in them. Nor QX_*, since those who come from Qx have a key in QX_IBM_API_KEY.
+# What a watcher gets of the driver's environment: how to reach the service, and where the user's files are. Never its
+# QISKIT_IBM_*, which include a key; nor its QX_*, because users who come from Qx have a key in QX_IBM_API_KEY.
 _ALLOWED = re.compile(
     r"""(https?|no|all|ftp)_proxy | REQUESTS_CA_BUNDLE | CURL_CA_BUNDLE | SSL_CERT_(FILE|DIR) | LD_LIBRARY_PATH
     | LANG | LC_[A-Z]+ | TZ | HOME | XDG_[A-Z_]+ | IAM_URL""",
@@ -20,13 +20,13 @@ _ALLOWED = re.compile(
 
 
 def environment() -> dict[str, str]:
-    """What of this process's environment a watcher gets."""
+    """The part of this process's environment that a watcher gets."""
     return {name: value for name, value in os.environ.items() if _ALLOWED.fullmatch(name)}
 
 
 def spawn(
     command: Sequence[str],
-    known: dict[str, str],
+    env: dict[str, str],
     *,
     passed: Sequence[int] = (),
     errors: int = subprocess.DEVNULL,
@@ -35,15 +35,15 @@ def spawn(
 
     Args:
         command: The command.
-        known: Its environment.
+        env: Its environment.
         passed: The descriptors that it inherits.
         errors: Where its stderr goes: `subprocess.DEVNULL` or `subprocess.PIPE`.
 
     Raises:
         OSError: If it can't be started.
     """
-    # A Ctrl-C at the terminal reaches the whole foreground group: blocked, it can't end the child before it has a
-    # session of its own. The mask that comes back is the one that was there.
+    # A Ctrl-C at the terminal reaches the whole foreground group. Blocked, it can't end the child before that has a
+    # session of its own.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     try:
         return subprocess.Popen(
@@ -53,7 +53,7 @@ def spawn(
             stderr=errors,
             pass_fds=passed,
             cwd="/",
-            env=known,
+            env=env,
             start_new_session=True,
         )
     finally:

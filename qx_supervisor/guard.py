@@ -16,7 +16,7 @@ from . import service
 from .errors import ConfigError
 from .link import Guarded, link
 from .poller import Poller, poller_of
-from .watcher import remote
+from .watcher import protocol, remote
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -202,10 +202,10 @@ class _Kept:
     def _name(self) -> str:
         return f"session {self._place.session_id}" if self._place.session_id else f"job {self._place.job_id}"
 
-    def _hear(self, report: dict[str, Any]) -> None:
-        if not report["job"] and report["event"] in ("cancelled", "pending"):
-            if report["event"] == "pending":
-                logger.warning("%s: its cancel could not be confirmed: %s", self._name(), report["detail"])
+    def _hear(self, report: protocol.Report) -> None:
+        if not report.job and report.event in ("cancelled", "pending"):
+            if report.event == "pending":
+                logger.warning("%s: its cancel could not be confirmed: %s", self._name(), report.detail)
             self._over.set()
 
     # What the client's POST asks (`service.Submission`)

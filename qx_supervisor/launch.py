@@ -1,9 +1,9 @@
 """Starts the watcher, detached.
 
-By exec of a clean interpreter, never by a bare fork of the driver: a forked watcher would pin the dead driver's memory,
-and a child forked from a process that has transpiled hangs in Qiskit's thread pool. `subprocess` uses vfork here, so
-the driver's size does not matter. Where it is started: beside the driver, in the driver's control group, or outside it
-(`outside`), if `QX_WATCHER_PLACEMENT` says so.
+It is a clean interpreter, never a fork of the driver: a forked watcher would pin the dead driver's memory, and a child
+forked from a process that has transpiled hangs in Qiskit's thread pool. `subprocess` uses vfork here, so the driver's
+size does not matter. The watcher starts beside the driver, in the driver's control group, or outside it
+(`systemd_launch`), if `QX_WATCHER_PLACEMENT` says so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("qx_supervisor")
 
 START_SECONDS = 30.0
-"""How long a watcher may take to say that it is there: a loaded node and a cold file system take seconds."""
+"""How long a watcher may take to say hello: a loaded node and a cold file system take seconds."""
 
 BOOT = Path(host_identity.__file__).with_name("boot.py")
 """What a watcher's interpreter runs, of this installation's watcher."""
@@ -49,53 +49,55 @@ class WatcherProcess:
 
     Attributes:
         pid: Its process id.
-        connection: The caller's end of the pipe.
-        pidfd: A pidfd of it, or None where the kernel has none.
+        connection: The driver's end of the connection.
+        pidfd: A pidfd of it, or None if the kernel has none.
         start_ticks: Its start, in clock ticks since boot.
+        version: The version of the protocol that it speaks.
     """
 
     pid: int
     connection: Connection
     pidfd: int | None
-    start_ticks: int | None = None
+    start_ticks: int | None
+    version: int
 
     def __post_init__(self) -> None:
-        """Mark the descriptors."""
+        """Remember what the descriptors refer to."""
         numbers = [self.connection.fileno(), *([] if self.pidfd is None else [self.pidfd])]
-        self._marks = {number: _mark_of(number) for number in numbers}
+        self._files = {number: _file_of(number) for number in numbers}
 
-    def is_whole(self) -> bool:
-        """Whether the descriptors are the watcher's still.
+    def is_intact(self) -> bool:
+        """Whether the descriptors still are the watcher's.
 
         A driver may close all descriptors, as daemonizing code does, and open files of its own under the same numbers.
         """
-        return all(_mark_of(number) == mark for number, mark in self._marks.items())
+        return all(_file_of(number) == file for number, file in self._files.items())
 
-    def takes(self, seconds: float) -> bool:
-        """Whether there is room for another message, or will be within so many seconds."""
-        if not self.is_whole():
+    def has_room(self, seconds: float) -> bool:
+        """Whether there is room for another message, or will be within some seconds."""
+        if not self.is_intact():
             return False
         return is_writable(self.connection.fileno(), seconds)
 
     def kill(self) -> None:
-        """End it: it hears nothing any more, and what it knows would be acted upon when this process ends."""
-        # Not by the pidfd: a driver that closes all descriptors may have another process's under that number now.
+        """Kill it: it receives nothing any more, and would act on outdated knowledge when this process ends."""
+        # Not by the pidfd: if the driver closed all descriptors, that number may be another process's now.
         if self.start_ticks is not None and host_identity.start_ticks(self.pid) == self.start_ticks:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let go of it; it goes on as it sees fit."""
-        for number, mark in self._marks.items():
-            if _mark_of(number) == mark:
+        """Close the descriptors; the watcher goes on by itself."""
+        for number, file in self._files.items():
+            if _file_of(number) == file:
                 with contextlib.suppress(OSError):
                     os.close(number)
-        self._marks.clear()
-        self.connection._handle = self.pidfd = None  # noqa: SLF001 - it would close the number, whoever has it now
+        self._files.clear()
+        self.connection._handle = self.pidfd = None  # noqa: SLF001 - it would close that number, whatever it is now
 
 
-def _mark_of(number: int) -> tuple[int, int] | None:
-    """What tells one open file from another under the same number."""
+def _file_of(number: int) -> tuple[int, int] | None:
+    """The file that a descriptor refers to."""
     try:
         found = os.fstat(number)
     except OSError:
@@ -104,13 +106,13 @@ def _mark_of(number: int) -> tuple[int, int] | None:
 
 
 class Starting(Protocol):
-    """A watcher that was started and has not said that it is there."""
+    """A watcher that was started and has not said hello."""
 
     def connect(self, seconds: float) -> socket.socket:
-        """Our end of the pipe, once the watcher has its own, or is bound to get it.
+        """The driver's end of the connection, once the watcher has its own, or is bound to get it.
 
         Raises:
-            WatcherError: If it does not get it within so many seconds.
+            WatcherError: If it does not get it within that many seconds.
         """
 
 
@@ -119,35 +121,35 @@ class _Beside:
     """A watcher in this process's control group.
 
     Attributes:
-        ours: Our end of the pipe.
-        child: What was started; its own fork is the watcher, and it ends at once.
+        ours: The driver's end of the connection.
+        child: The child that was started. It forks the watcher, and ends at once.
     """
 
     ours: socket.socket
     child: subprocess.Popen[bytes]
 
-    def connect(self, seconds: float) -> socket.socket:  # noqa: ARG002 - it has its end from the beginning
+    def connect(self, seconds: float) -> socket.socket:  # noqa: ARG002 - it has inherited its end
         self.child.wait()
         return self.ours
 
 
 def sweep_window() -> float:
-    """Seconds after a driver's death in which a POST of it may still make a job.
+    """The sweep window (`protocol.SWEEP_WINDOW`), in seconds.
 
     Raises:
-        WatcherError: If `QX_SWEEP_WINDOW` is no such time.
+        WatcherError: If `QX_SWEEP_WINDOW` is no number of seconds.
     """
-    return settings.seconds("QX_SWEEP_WINDOW", 120.0)
+    return settings.seconds("QX_SWEEP_WINDOW", protocol.SWEEP_WINDOW)
 
 
 def where(placement: str = "") -> str:
-    """Where a watcher is to be: "here" or "systemd".
+    """Where to start a watcher: "here" or "systemd".
 
     Args:
         placement: As for `start`.
 
     Raises:
-        WatcherError: If it is to be somewhere else.
+        WatcherError: If `QX_WATCHER_PLACEMENT` is something else.
     """
     found = placement or os.environ.get(PLACEMENT) or "here"
     if found not in ("here", "systemd"):
@@ -160,7 +162,7 @@ def start(placement: str = "") -> Starting:
 
     Args:
         placement: "here", beside this process; "systemd", outside its control group; "": as `QX_WATCHER_PLACEMENT`
-            says, and "here" if it says nothing.
+            says, by default "here".
 
     Raises:
         WatcherError: If it can't be started; the text says why, and what to do.
@@ -170,9 +172,10 @@ def start(placement: str = "") -> Starting:
     me = os.getpid()
     ticks = host_identity.start_ticks(me)
     if ticks is None:
-        raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
+        raise WatcherError("config", "the watcher needs /proc to recognize this process; mount it")
     command = [executable, "-I", "-S", str(BOOT)]
-    order = {
+    order: protocol.Order = {
+        "protocol": protocol.VERSION,
         "pid": me,
         "start_ticks": ticks,
         "path": _package_folders(),
@@ -190,16 +193,14 @@ def start(placement: str = "") -> Starting:
         raise WatcherError("config", f"the watcher could not be started: {error}") from None
 
 
-def _start_beside(command: list[str], order: dict[str, object]) -> _Beside:
+def _start_beside(command: list[str], order: protocol.Order) -> _Beside:
     ours, theirs = socket.socketpair()
     pidfd = host_identity.pidfd_of(os.getpid())
     passed: list[int] = []
     try:
         passed.extend(_above_streams(each) for each in (theirs.fileno(), pidfd) if each is not None)
-        inherited = {"connection": passed[0], "pidfd": None if pidfd is None else passed[1]}
-        return _Beside(
-            ours, detached.spawn([*command, json.dumps(order | inherited)], detached.environment(), passed=passed)
-        )
+        order["connection"], order["pidfd"] = passed[0], None if pidfd is None else passed[1]
+        return _Beside(ours, detached.spawn([*command, json.dumps(order)], detached.environment(), passed=passed))
     except OSError:
         ours.close()
         raise
@@ -210,7 +211,7 @@ def _start_beside(command: list[str], order: dict[str, object]) -> _Beside:
 
 
 def launch(begun: Starting | None = None) -> WatcherProcess:
-    """Wait until a watcher is there: the one that was started, or, where one has died, another one.
+    """Wait for a watcher: the one that was started, or another one.
 
     Raises:
         WatcherError: If it can't be started; the text says why, and what to do.
@@ -228,13 +229,38 @@ def launch(begun: Starting | None = None) -> WatcherProcess:
 
 
 def _meet(starting: Starting) -> WatcherProcess:
-    from multiprocess.connection import Connection  # 40 ms, for which no caller needs to wait
+    from multiprocess.connection import Connection  # 40 ms, for which nobody needs to wait
 
-    return _welcome(Connection(starting.connect(START_SECONDS).detach()))
+    connection = Connection(starting.connect(START_SECONDS).detach())
+    try:
+        hello = _hello(connection)
+    except WatcherError:
+        connection.close()
+        raise
+    pidfd = host_identity.pidfd_of(hello.pid)
+    return WatcherProcess(hello.pid, connection, pidfd, hello.start_ticks, hello.version)
+
+
+def _hello(connection: Connection) -> protocol.Hello:
+    try:
+        if not connection.poll(START_SECONDS):
+            raise WatcherError(
+                "config", f"the watcher did not answer within {START_SECONDS:.0f} s; is the machine overloaded?"
+            )
+        hello = protocol.decode_hello(connection.recv_bytes())
+    except protocol.VersionError as error:
+        raise WatcherError("config", f"the installed watcher can't be used: {error}") from None
+    except (EOFError, OSError, protocol.ProtocolError):
+        raise WatcherError(
+            "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, multiprocess'`"
+        ) from None
+    if isinstance(hello, protocol.Nack):
+        raise WatcherError("config", f"the watcher could not be started: {hello.reason}")
+    return hello
 
 
 def _above_streams(descriptor: int) -> int:
-    """A copy that the watcher's own streams can't take the place of: a driver may have closed its 0, 1 and 2."""
+    """A copy above the standard streams, which a driver may have closed: the watcher opens its own there."""
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
@@ -242,7 +268,7 @@ def _state_directory() -> str:
     try:
         return str(ledger.state_directory())
     except ledger.LedgerError:
-        return ""  # the watcher will say that it keeps no ledger
+        return ""  # the watcher will report that there is no ledger
 
 
 def _interpreter() -> str:
@@ -257,32 +283,11 @@ def _interpreter() -> str:
 
 
 def _package_folders() -> list[str]:
-    """The folders from which this process has the watcher's packages, in order, each once."""
+    """The folders from which this process imports the watcher's packages, in order, each once."""
     folders = []
     for name in (*_PACKAGES, *shared_ledger.packages()):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            raise WatcherError("config", f"the watcher needs the package {name}; install qx-supervisor anew")
+            raise WatcherError("config", f"the watcher needs the package {name}; reinstall qx-supervisor")
         folders.append(str(Path(spec.origin).parent.parent))
     return list(dict.fromkeys(folders))
-
-
-def _welcome(connection: Connection) -> WatcherProcess:
-    try:
-        if not connection.poll(START_SECONDS):
-            raise WatcherError(
-                "config", f"the watcher did not answer within {START_SECONDS:.0f} s; is the machine overloaded?"
-            )
-        hello = protocol.decode_from_watcher(connection.recv_bytes())
-    except (EOFError, OSError, protocol.ProtocolError):
-        connection.close()
-        raise WatcherError(
-            "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, multiprocess'`"
-        ) from None
-    except WatcherError:
-        connection.close()
-        raise
-    if hello["kind"] != "ack":
-        connection.close()
-        raise WatcherError("config", f"the watcher could not be started: {hello.get('reason')}")
-    return WatcherProcess(hello["pid"], connection, host_identity.pidfd_of(hello["pid"]), hello.get("start_ticks"))

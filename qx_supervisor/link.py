@@ -1,8 +1,9 @@
-"""The caller's end of the pipe to the watcher: arm, announce, stand down.
+"""The driver's end of the connection to its watcher: it arms, announces and stands down.
 
-One `Link` per process, one watcher for all its runs. A thread of the link starts the watcher, hears its answers,
-notices its death at once, and then starts another one and tells it every run that is guarded. In a forked child the
-link is closed and forgotten: the watcher is the parent's, and a child that runs jobs gets one of its own.
+There is one `Link` in a process, and one watcher for all its runs. A thread of the link starts the watcher, receives
+its messages, and notices its death at once; then it starts another one, and tells it every run that is guarded. A
+forked child closes the link and forgets it: the watcher is its parent's, and a child that runs jobs gets one of its
+own.
 """
 
 from __future__ import annotations
@@ -15,60 +16,70 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from . import placement, shared_ledger
 from .errors import WatcherError
 from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
 from .watcher import ledger, protocol
 
+if TYPE_CHECKING:
+    from multiprocess.connection import Connection
+
+T = TypeVar("T")
+
 logger = logging.getLogger("qx_supervisor")
 
 ANSWER_SECONDS = 15.0
 """How long an answer may take: arming may wait for the token service."""
 
+RUNNING_SECONDS = START_SECONDS + 5
+"""How long to wait for a watcher that is being started."""
+
 LINGER_SECONDS = 60.0
 """How long a watcher stays after the last run, for the next one."""
 
 RELAUNCHES, RELAUNCH_SPAN = 3, 60.0
-"""More deaths of watchers in so many seconds, and no other one is started: something kills them."""
+"""After more deaths of watchers than this, within this many seconds, no other one is started: something kills them."""
 
 TRY_AGAIN_SECONDS = 60.0
-"""After which another start is tried, where there are runs to guard and none could be started."""
+"""After this, another start is tried, if there are runs to guard and none could be started."""
 
 SEND_SECONDS = 5.0
-"""How long a watcher may take to make room for a message. One that was stopped (`kill -STOP`) takes nothing, and all
-runs would wait for it. Then it is ended, and the next one is told everything."""
+"""How long a watcher may take to make room for a message. One that was stopped (`kill -STOP`) takes none, and all runs
+would wait for it. So it is killed, and the next one is told everything."""
 
 
 class CredentialsSource(Protocol):
     """Gives the credentials of an account."""
 
     def __call__(self, *, fetch: bool = True) -> protocol.Credentials:
-        """The credentials, with the token at hand; fetch: with a new one, where that has expired."""
+        """The credentials, with the token at hand; fetch: with a new one, if that has expired."""
 
 
 @dataclass
 class Guarded:
-    """A run that the watcher is to know of.
+    """A run that the watcher is to guard.
 
     Attributes:
         run: The run's id.
         account: The name under which its service is armed.
         tag: The tag that no other run has.
-        driver: The tag of all jobs of this process, or "" where this one's have none.
         report: Called with what the watcher reports of the run, in the link's thread.
+        driver_tag: The tag of all jobs of this process, or "" if this run's have none.
         session: A session to guard as a whole, or "".
-        owner: Whether that session is this program's own.
-        opened: Whether it is only to be closed, with the jobs in it left to those who guard them.
-        lease: What the ledger is told of its key; None without one.
+        owner: Whether this program owns that session.
+        opened: Whether that session is only to be closed, and its jobs left to those who guard them.
+        lease: The lease on its key; None without one.
+        jobs: The ids of its jobs that are known.
+        posted: None while a POST may still leave; then whether each was answered at the first try.
     """
 
     run: str
     account: str
     tag: str
-    report: Callable[[dict[str, Any]], None]
-    driver: str = ""
+    report: Callable[[protocol.Report], None]
+    driver_tag: str = ""
     session: str = ""
     owner: bool = False
     opened: bool = False
@@ -78,21 +89,20 @@ class Guarded:
     handed_over: bool = False
     let_go: bool = False
 
-    def intent(self) -> tuple[str, dict[str, Any]]:
-        """The message that announces it: its kind, and what it says."""
-        content = {"run": self.run, "account": self.account, "tag": self.tag}
+    def intent(self) -> protocol.Intent | protocol.GuardSession | protocol.OpenedSession:
+        """The message that announces it."""
         if self.opened:
-            return "opened", {**content, "session": self.session}
+            return protocol.OpenedSession(self.run, self.account, self.tag, self.session)
         if self.session:
-            return "session", {**content, "session": self.session, "owner": self.owner}
-        return "intent", {**content, "driver": self.driver, "lease": self.lease.to_json() if self.lease else {}}
+            return protocol.GuardSession(self.run, self.account, self.tag, self.session, self.owner)
+        return protocol.Intent(self.run, self.account, self.tag, self.driver_tag, self.lease)
 
 
 @dataclass
 class _Question:
     asked_of: WatcherProcess
     seq: int = 0
-    answer: dict[str, Any] | None = None
+    answer: protocol.Ack | protocol.Nack | None = None
     answered: threading.Event = field(default_factory=threading.Event)
 
 
@@ -101,7 +111,7 @@ class _Died(Exception):
 
 
 class Link:
-    """The caller's end. Safe to use from any thread."""
+    """The driver's end. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -116,7 +126,7 @@ class Link:
         self._seq = 0
         self._advised = False
         self._idle_since = 0.0
-        self._bye = -1  # the number of the last goodbye
+        self._bye = -1  # the number of the last `Bye`
         self._deaths: deque[float] = deque(maxlen=RELAUNCHES + 1)
 
     # What a run says
@@ -129,17 +139,17 @@ class Link:
                 self._failure = None
                 try:
                     # Here, and not in the thread, which would have to wait for the interpreter's lock again and again
-                    # while the caller builds its circuits.
+                    # while the driver builds its circuits.
                     begun = start()
                     thread = threading.Thread(target=self._serve, args=(begun,), name="qx-watcher-link", daemon=True)
                     thread.start()
                     self._thread = thread
-                except Exception as error:  # noqa: BLE001 - too many threads, for one; who needs the watcher hears of it
+                except Exception as error:  # noqa: BLE001 - too many threads, say; the next question raises it
                     self._failure = _as_watcher_error(error)
 
     @property
     def watcher_pid(self) -> int | None:
-        """The watcher's process id, or None where there is none."""
+        """The watcher's process id, or None if there is no watcher."""
         process = self._process
         return process.pid if process else None
 
@@ -149,10 +159,10 @@ class Link:
             return self._process is not None and account in self._armed
 
     def arm(self, account: str, source: CredentialsSource) -> None:
-        """Have the watcher ready for an account, so that an announcement takes no longer than it must.
+        """Get the watcher ready for an account, so that an announcement is quick.
 
         Raises:
-            WatcherError: If there can be none.
+            WatcherError: If there can be no watcher.
         """
         with contextlib.suppress(_Died):  # an announcement tries again
             self._arm(account, source, source())
@@ -168,26 +178,25 @@ class Link:
             WatcherError: If the run can't be protected.
         """
 
-        def ask() -> dict[str, Any]:
+        def ask() -> protocol.Ack:
             with self._lock:
                 self._runs[guarded.run] = guarded
-            kind, content = guarded.intent()
-            return self._ask(kind, **content)
+            return self._ask(guarded.intent())
 
         self._ask_armed(guarded.account, source, ask)
 
     def announce_early(self, guarded: Guarded, source: CredentialsSource) -> Callable[[], None] | None:
-        """Announce a run to a watcher that is there and armed, and do not wait.
+        """Announce a run to a watcher that is there and armed, without waiting.
 
         Returns:
-            What waits for the acknowledgement, and raises what `announce` does; None if there is no such watcher.
+            A function that waits for the acknowledgement, and raises what `announce` does; None if there is no such
+            watcher.
         """
         with self._lock:
             if not self.is_armed(guarded.account):
                 return None
             self._runs[guarded.run] = guarded
-            kind, content = guarded.intent()
-            question = self._put(kind, **content)
+            question = self._put(guarded.intent())
 
         def wait() -> None:
             try:
@@ -203,35 +212,35 @@ class Link:
             guarded = self._runs.get(run)
             if guarded is not None:
                 guarded.jobs.append(job)
-                self._tell("job", run=run, job=job)
+                self._tell(protocol.JobKnown(run, job))
 
     def posted(self, run: str, *, clean: bool) -> None:
-        """No POST of the run leaves any more. Clean: each was answered at the first try, so no job is unknown."""
+        """No more POST of the run leaves. Clean: each was answered at the first try, so that no job is unknown."""
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is not None:
                 guarded.posted = clean
-                self._tell("posted", run=run, clean=clean)
+                self._tell(protocol.Posted(run, clean))
 
     def cancelling(self, run: str) -> None:
-        """This process is about to ask for the cancel itself; should it die, the watcher looks first."""
+        """This process is about to request the cancel itself; should it die, the watcher looks first."""
         with self._lock:
             if run in self._runs:
-                self._tell("cancelling", run=run)
+                self._tell(protocol.Cancelling(run))
 
     def stand_down(self, run: str, of: Guarded | None = None) -> None:
         """The run is over: the watcher is to forget it.
 
         Args:
             run: The run's id.
-            of: Whose it was, of a run with a key: a later call of this process may have it by now.
+            of: The call that stands down, if the run has a key: a later call of this process may have it by now.
         """
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is None or guarded is not (of or guarded):
                 return
             del self._runs[run]
-            told = self._send("done", run=run)
+            told = self._send(protocol.StandDown(run))
             self._idle_since = time.monotonic()
         if not told:
             _write_down(guarded)
@@ -240,27 +249,29 @@ class Link:
         """Leave the cancel of a run to the watcher.
 
         Returns:
-            Whether it said within so many seconds that it will.
+            Whether it took it over within that many seconds.
         """
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is None:
                 return False
             guarded.handed_over = True
+        until = time.monotonic() + seconds
         try:
-            self._ask("cancel", run=run, seconds=seconds)
+            question = self._question(protocol.HandOver(run), seconds)
+            self._await(question, max(0.0, until - time.monotonic()))
         except (WatcherError, _Died):
             return False
         return True
 
-    def inspect(self) -> dict[str, Any]:
+    def inspect(self) -> protocol.Inspection:
         """What the watcher knows of itself.
 
         Raises:
-            WatcherError: If there is none.
+            WatcherError: If there is no watcher.
         """
         try:
-            return self._ask("inspect")
+            return cast(protocol.Inspection, self._ask(protocol.Inspect()).content)
         except _Died:
             raise WatcherError("config", "the watcher died") from None
 
@@ -270,11 +281,14 @@ class Link:
             return self._process is not None and run in self._runs
 
     def all_guarded(self) -> list[Guarded]:
-        """What is guarded now. Takes no lock, so that the end of the interpreter can ask."""
+        """What is guarded now. Takes no lock, so that it can be asked while the interpreter ends."""
         return list(self._runs.values())
 
     def forget(self) -> None:
-        """In a forked child: close the parent's pipe and know nothing. Takes no lock: its holder is not here."""
+        """In a forked child: close the parent's connection and forget everything.
+
+        Takes no lock: the thread that holds it may not exist here.
+        """
         process = self._process
         if process is not None:
             try:
@@ -285,8 +299,8 @@ class Link:
 
     # Runs with a key
 
-    def claim(self, guarded: Guarded, source: CredentialsSource, instances: Sequence[str]) -> dict[str, Any]:
-        """Ask for the key of a run; if the answer is "granted", the run is guarded from here on.
+    def take_lease(self, guarded: Guarded, source: CredentialsSource, instances: Sequence[str]) -> protocol.LeaseAnswer:
+        """Ask for the lease on a run's key; if the answer is "granted", the run is guarded from here on.
 
         The run's id and tag become those that the ledger has under the key.
 
@@ -295,57 +309,52 @@ class Link:
             source: Gives the credentials of its account, with a token that is valid now.
             instances: The CRNs of all instances that this process can use.
 
-        Returns:
-            What the watcher answered: "answer" (`watcher.ledger.lease.Answer`), "run", "tag", "jobs" and the rest.
-
         Raises:
-            WatcherError: If the watcher, or the ledger, can't be had.
+            WatcherError: If there is no watcher, or no ledger.
         """
         lease = guarded.lease
         assert lease is not None
 
-        # If the watcher dies before the run is entered here, the next one is not told of it. Then the key is asked for
-        # again, and the ledger finds that the lease is this run's already.
-        def ask() -> dict[str, Any]:
-            question = self._question(
-                "claim",
-                START_SECONDS + 5,
-                run=guarded.run,
-                account=guarded.account,
-                tag=guarded.tag,
-                driver=guarded.driver,
-                lease=lease.to_json(),
-                instances=list(instances),
+        # If the watcher dies before the run is entered here, the next one is not told of it. Then the lease is asked
+        # for again, and the ledger finds that it is this run's already.
+        def ask() -> protocol.LeaseAnswer:
+            wanted = protocol.TakeLease(
+                guarded.run, guarded.account, guarded.tag, guarded.driver_tag, lease, tuple(instances)
             )
-            found = self._await(question, ANSWER_SECONDS)
+            question = self._question(wanted, RUNNING_SECONDS)
+            ack = self._await(question, ANSWER_SECONDS)
+            try:
+                found = protocol.lease_answer(ack)
+            except protocol.ProtocolError as error:
+                raise WatcherError("config", f"the watcher's answer is refused: {error}") from None
             if found["answer"] == "granted":
                 with self._lock:
                     if self._process is not question.asked_of:
                         raise _Died
                     guarded.run, guarded.tag = found["run"], found["tag"]
                     if not found["is_new"]:
-                        guarded.driver = ""  # its jobs so far are another driver's
+                        guarded.driver_tag = ""  # its jobs so far are another driver's
                     self._runs[guarded.run] = guarded
             return found
 
         return self._ask_armed(guarded.account, source, ask)
 
-    def anew(self, run: str, outcomes: dict[str, str]) -> None:
-        """What became of the jobs of a run with a key; another one will be submitted."""
+    def resubmit(self, run: str, outcomes: dict[str, str]) -> None:
+        """The earlier jobs of a run with a key have ended, and another one will be submitted."""
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is not None:
                 guarded.jobs.clear()
                 guarded.posted = None
-                self._tell("anew", run=run, outcomes=outcomes)
+                self._tell(protocol.Resubmit(run, outcomes))
 
     def let_go(self, run: str) -> None:
-        """Nobody waits for a run with a key any more: its grace begins, in which it may be taken up again."""
+        """Nobody waits for a run with a key any more: its grace period begins, in which it may be taken up again."""
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is not None:
                 guarded.let_go = True
-                self._tell("let go", run=run)
+                self._tell(protocol.LetGo(run))
 
     # Questions and answers
 
@@ -354,18 +363,18 @@ class Link:
             self._sources[account] = source
             if self._process is not None and account in self._armed:
                 return
-        question = self._question("arm", START_SECONDS + 5, account=account, credentials=credentials.to_json())
+        question = self._question(protocol.Arm(account, credentials), RUNNING_SECONDS)
         self._await(question, ANSWER_SECONDS)
         with self._lock:
             if self._process is not question.asked_of:
-                raise _Died  # the next one has not heard of it
+                raise _Died  # the next one is not armed
             self._armed.add(account)
 
-    def _ask_armed(self, account: str, source: CredentialsSource, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _ask_armed(self, account: str, source: CredentialsSource, ask: Callable[[], T]) -> T:
         """Ask a watcher that is armed for an account, and the next one if it dies, or was leaving.
 
         Raises:
-            WatcherError: If there can be none, or it refuses.
+            WatcherError: If there can be no watcher, or it refuses.
         """
         credentials = source()
         for attempt in range(RELAUNCHES + 1):
@@ -375,44 +384,44 @@ class Link:
             except _Died:
                 continue
             except WatcherError as error:
-                # A watcher that was leaving when the question crossed its goodbye: there will be another.
+                # The question crossed the agreement to leave: there will be another watcher.
                 if error.reason != "leaving" or attempt == RELAUNCHES:
                     raise
                 self._wait_for_end()
         raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
 
-    def _ask(self, kind: str, seconds: float = ANSWER_SECONDS, **content: Any) -> dict[str, Any]:
-        until = time.monotonic() + seconds
-        question = self._question(kind, seconds if kind == "cancel" else START_SECONDS + 5, **content)
-        return self._await(question, max(0.0, until - time.monotonic()) if kind == "cancel" else seconds)
+    def _ask(self, message: protocol.FromDriver) -> protocol.Ack:
+        return self._await(self._question(message, RUNNING_SECONDS), ANSWER_SECONDS)
 
-    def _question(self, kind: str, seconds: float, **content: Any) -> _Question:
-        """Send a question to a watcher, which may take so many seconds to start."""
+    def _question(self, message: protocol.FromDriver, seconds: float) -> _Question:
+        """Send a question to a watcher, which may take some seconds to start."""
         with self._lock:
             self._running(seconds)
-            return self._put(kind, **content)
+            return self._put(message)
 
-    def _put(self, kind: str, **content: Any) -> _Question:
+    def _put(self, message: protocol.FromDriver) -> _Question:
         """Send a question to the watcher that runs. Called with the lock held."""
         assert self._process is not None
         question = _Question(self._process)
-        question.seq = self._tell(kind, **content)
+        question.seq = self._tell(message)
         self._questions[question.seq] = question
         return question
 
-    def _await(self, question: _Question, seconds: float) -> dict[str, Any]:
+    def _await(self, question: _Question, seconds: float) -> protocol.Ack:
         if not question.answered.wait(seconds):
             with self._lock:
                 is_late = self._questions.pop(question.seq, None) is not None
             if is_late:
                 pid = question.asked_of.pid
                 raise WatcherError("config", f"the watcher (pid {pid}) did not answer within {seconds:.0f} s")
-            question.answered.wait()  # it is being heard at this moment
-        if question.answer is None:
-            raise _Died
-        if question.answer["kind"] == "nack":
-            raise WatcherError("config", str(question.answer.get("reason")))
-        return question.answer
+            question.answered.wait()  # the answer is being received at this moment
+        match question.answer:
+            case None:
+                raise _Died
+            case protocol.Nack(reason):
+                raise WatcherError("config", reason)
+            case answer:
+                return answer
 
     def _running(self, seconds: float) -> WatcherProcess:
         """The watcher, started if there is none. Called with the lock held."""
@@ -425,19 +434,19 @@ class Link:
                 raise WatcherError("config", "the watcher did not start in time; is the machine overloaded?")
         return self._process
 
-    def _tell(self, kind: str, **content: Any) -> int:
-        """Send a message, if there is a watcher to send it to; returns its number. Called with the lock held."""
-        self._send(kind, **content)  # if it died, the link's thread sees that, and tells the next one all
+    def _tell(self, message: protocol.FromDriver) -> int:
+        """Send a message, if there is a watcher; returns its number. Called with the lock held."""
+        self._send(message)  # if the watcher died, the link's thread notices, and tells the next one everything
         return self._seq
 
-    def _send(self, kind: str, **content: Any) -> bool:
+    def _send(self, message: protocol.FromDriver) -> bool:
         """Send a message; returns whether there was a watcher to take it. Called with the lock held."""
         self._seq += 1
         if self._process is None:
             return False
         try:
-            if self._process.takes(SEND_SECONDS):
-                self._process.connection.send_bytes(protocol.encode(kind, self._seq, **content))
+            if self._process.has_room(SEND_SECONDS):
+                self._process.connection.send_bytes(protocol.encode(message, self._seq, self._process.version))
                 return True
             self._process.kill()
         except OSError:
@@ -460,13 +469,13 @@ class Link:
                 self._changed.notify_all()
             if not self._advised:
                 self._advised = True
-                with contextlib.suppress(RuntimeError):  # no thread can be had any more
+                with contextlib.suppress(RuntimeError):  # no more threads can be started
                     threading.Thread(target=placement.warn, name="qx-placement", daemon=True).start()
             self._listen(process)
             with self._lock:
                 self._process = None
                 self._armed.clear()
-                process.kill()  # if it lives, it was the pipe that broke
+                process.kill()  # if it lives, it was the connection that broke
                 process.close()
                 questions, self._questions = self._questions, {}
                 for question in questions.values():
@@ -502,94 +511,114 @@ class Link:
     def _replay(self) -> None:
         """Tell a new watcher every guarded run. Called with the lock held."""
         if url := shared_ledger.url():
-            self._tell("ledger", url=url)
-        # Nothing is fetched here, and no account passes for armed: the token service may be what is out of order. The
-        # watcher asks it by itself, and the next run asks for the account to be armed again.
+            self._tell(protocol.UseLedger(url))
+        # No token is fetched here, and no account counts as armed: it may be the token service that fails. The watcher
+        # asks it by itself, and the next run arms the account again.
         for account in {guarded.account for guarded in self._runs.values()}:
-            self._tell("arm", account=account, credentials=self._sources[account](fetch=False).to_json())
+            self._tell(protocol.Arm(account, self._sources[account](fetch=False)))
         for guarded in self._runs.values():
-            kind, content = guarded.intent()
-            self._tell(kind, **content)
+            self._tell(guarded.intent())
             for job in guarded.jobs:
-                self._tell("job", run=guarded.run, job=job)
+                self._tell(protocol.JobKnown(guarded.run, job))
             if guarded.posted is not None:
-                self._tell("posted", run=guarded.run, clean=guarded.posted)
+                self._tell(protocol.Posted(guarded.run, guarded.posted))
             if guarded.let_go:
-                self._tell("let go", run=guarded.run)
+                self._tell(protocol.LetGo(guarded.run))
             if guarded.handed_over:
-                self._tell("cancel", run=guarded.run)
+                self._tell(protocol.HandOver(guarded.run))
 
     def _listen(self, process: WatcherProcess) -> None:
-        """Hear the watcher until it is gone."""
+        """Receive the watcher's messages until it is gone."""
         from multiprocess.connection import wait
 
-        watched: list[Any] = [process.connection]
+        watched: list[Connection | int] = [process.connection]
         if process.pidfd is not None:
             watched.append(process.pidfd)
         while True:
             ready = wait(watched, LINGER_SECONDS / 4)
-            if not process.is_whole():
+            if not process.is_intact():
                 return
             if process.connection in ready:
                 try:
-                    self._hear(protocol.decode_from_watcher(process.connection.recv_bytes()))
-                except (EOFError, OSError, protocol.ProtocolError):
+                    seq, message = protocol.decode_from_watcher(process.connection.recv_bytes())
+                except (EOFError, OSError):
                     return
-            elif ready or self._may_leave():
+                except protocol.ProtocolError as error:
+                    logger.warning("the watcher (pid %d) sent a message that is refused: %s", process.pid, error)
+                    return
+                self._receive(seq, message)
+            elif ready:
                 return
+            else:
+                self._let_leave()
 
-    def _may_leave(self) -> bool:
-        """Say goodbye to a watcher that had nothing to do for a while; True if it leaves."""
+    def _let_leave(self) -> None:
+        """Say goodbye to a watcher that had nothing to do for a while."""
         with self._lock:
-            if self._runs or time.monotonic() - self._idle_since < LINGER_SECONDS:
-                return False
-            # An intent that crosses this is refused, and its run gets a new watcher.
-            self._bye = self._tell("bye")
-            self._idle_since = time.monotonic()
-            return False
+            if not self._runs and time.monotonic() - self._idle_since >= LINGER_SECONDS:
+                # An intent that crosses this is refused, and its run gets a new watcher.
+                self._bye = self._tell(protocol.Bye())
+                self._idle_since = time.monotonic()
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _receive(self, seq: int, message: protocol.FromWatcher) -> None:
+        if isinstance(message, protocol.Report):
+            self._receive_report(message)
+            return
         with self._lock:
-            question = self._questions.pop(message["seq"], None)
-            guarded = self._runs.get(message.get("run", ""))
-        if question is not None:
-            question.answer = message
-            question.answered.set()
-        elif message.get("answer") == "granted" and guarded is None:  # a key that nobody waits for any more
-            with self._lock:
-                self._tell("let go", run=message["run"])
-        elif message["kind"] == "report":
-            if message["event"] == "ledger lost":
+            question = self._questions.pop(seq, None)
+            if question is not None:
+                question.answer = message
+                question.answered.set()
+            elif isinstance(message, protocol.Ack):
+                # A lease that was asked for, and for which nobody waits any more.
+                run = str(message.content.get("run"))
+                if message.content.get("answer") == "granted" and run not in self._runs:
+                    self._tell(protocol.LetGo(run))
+            elif seq != self._bye:  # a watcher that still looks for duplicates refuses to leave
+                logger.warning("the watcher refused a message: %s", message.reason)
+
+    def _receive_report(self, report: protocol.Report) -> None:
+        match report.event:
+            case "ledger lost":
                 logger.warning(
                     "the ledger can't be kept (%s): the watcher protects the runs all the same, but should it die with "
                     "this process, their jobs would not be found again",
-                    message["detail"],
+                    report.detail,
                 )
-            elif message["event"] == "shared ledger away":
+            case "shared ledger away":
                 logger.warning(
                     "the ledger of many hosts is away (%s): the watcher protects the runs all the same, but should "
                     "this host be lost, their jobs would not be cancelled; it is tried again",
-                    message["detail"],
+                    report.detail,
                 )
-            elif message["event"] == "shared ledger back":
+            case "shared ledger back":
                 logger.info("the ledger of many hosts is back")
-            elif message["event"] == "fault":
-                logger.error("a fault in the watcher, which goes on: %s; please report it", message["detail"])
-            elif message["event"] == "token refused":
+            case "fault":
+                logger.error("a fault in the watcher, which goes on: %s; please report it", report.detail)
+            case "token refused":
                 logger.warning(
                     "the token service refuses this account's API key (%s): jobs in flight could not be cancelled if "
                     "this process died; check the key",
-                    message["detail"],
+                    report.detail,
                 )
-            elif guarded is not None:
-                guarded.report(message)
-                is_over = message["event"] in ("cancelled", "pending") and not message["job"]
-                # Without a key the watcher guards it all the same: who has it now is a reaper, and can only cancel too.
-                is_lost = message["event"] == "lost" and guarded.lease is not None
-                if is_lost or (is_over and (guarded.handed_over or guarded.let_go)):
-                    self.stand_down(guarded.run)
-        elif message["kind"] == "nack" and message["seq"] != self._bye:  # who still looks for duplicates stays
-            logger.warning("the watcher refused a message: %s", message["reason"])
+            case "cancelled" | "finished" | "gone" | "unconfirmed" | "pending" | "done" | "lost":
+                self._receive_report_of_run(report)
+            case _:  # of a later release
+                logger.warning(  # type: ignore[unreachable]
+                    "the watcher reported an event that this process does not know: %s", report.event
+                )
+
+    def _receive_report_of_run(self, report: protocol.Report) -> None:
+        with self._lock:
+            guarded = self._runs.get(report.run)
+        if guarded is None:
+            return
+        guarded.report(report)
+        is_over = report.event in ("cancelled", "pending") and not report.job
+        # Without a key the watcher guards it all the same: a reaper has it, and can only cancel too.
+        is_lost = report.event == "lost" and guarded.lease is not None
+        if is_lost or (is_over and (guarded.handed_over or guarded.let_go)):
+            self.stand_down(guarded.run)
 
     def _wait_for_end(self) -> None:
         """Wait until a watcher that is leaving has left."""
@@ -608,10 +637,10 @@ def _as_watcher_error(error: Exception) -> WatcherError:
 
 
 def _write_down(guarded: Guarded) -> None:
-    """Write to the ledger that a run was stood down, for want of a watcher that could.
+    """Write to the ledger that a run was stood down, if there is no watcher that could.
 
-    The next watcher is not told of it any more. Left as it is, its row would be an orphan's once this process ends, and
-    whoever reaps would cancel a job that was let go.
+    The next watcher is not told of the run. Its row would become an orphan's when this process ends, and whoever reaps
+    would cancel a job that its driver let go.
     """
     is_over = guarded.posted is not False or not guarded.jobs  # else there may be duplicates, for whoever reaps
     shared_ledger.stand_down(guarded.run, guarded.jobs, is_over=is_over)
@@ -622,7 +651,7 @@ def _write_down(guarded: Guarded) -> None:
             if is_over:
                 book.finish(guarded.run, "done", durable=True)
     except ledger.LedgerError as error:
-        logger.debug("run %s is not written down as over: %s", guarded.run, error)
+        logger.debug("the ledger does not show that run %s is over: %s", guarded.run, error)
 
 
 link = Link()

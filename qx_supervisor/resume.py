@@ -24,7 +24,7 @@ from .backoff import REFUSED_SECONDS, Backoff
 from .errors import ConfigError, WatcherError
 from .link import CredentialsSource, Guarded, link
 from .poller import ask
-from .watcher import remote
+from .watcher import protocol, remote
 
 Say = Callable[[Any, str, str], None]
 Sleep = Callable[[float], None]
@@ -48,7 +48,7 @@ def run_tag(run: str, fingerprint: str) -> str:
 
 def claim(
     guarded: Guarded, source: CredentialsSource, instances: Sequence[str], say: Say, sleep: Sleep
-) -> dict[str, Any]:
+) -> protocol.LeaseAnswer:
     """Ask for a key until it is this run's, or can't be.
 
     Args:
@@ -59,7 +59,7 @@ def claim(
         sleep: Waits; it raises what ends the run.
 
     Returns:
-        What the ledger has under the key: `Link.claim`.
+        What the ledger has under the key: `Link.take_lease`.
 
     Raises:
         ConfigError: The key stands for something else, or a driver that lives holds it.
@@ -70,7 +70,7 @@ def claim(
     lease_until = None
     while True:
         try:
-            found = link.claim(guarded, source, instances)
+            found = link.take_lease(guarded, source, instances)
         except WatcherError as error:
             raise WatcherError(
                 "submit", f"nothing was submitted, because the key {key!r} can't be held: {error.reason}"
@@ -83,7 +83,8 @@ def claim(
                 sleep(_BUSY_PAUSE)
             case "held":
                 # One that can't be seen from here lives if its lease is renewed while we look.
-                if found["is_seen"] or (lease_until is not None and found["lease_until"] > lease_until + _JITTER):
+                until = found["lease_until"] or 0.0
+                if found["is_seen"] or (lease_until is not None and until > lease_until + _JITTER):
                     raise _held(key, found)
                 lease_until = found["lease_until"] if lease_until is None else lease_until
                 left = found["seconds_left"]
@@ -100,7 +101,7 @@ def claim(
                 )
 
 
-def _held(key: str, found: dict[str, Any]) -> ConfigError:
+def _held(key: str, found: protocol.LeaseAnswer) -> ConfigError:
     mine = " (this process)" if found["pid"] == os.getpid() and found["is_seen"] else ""
     return ConfigError(
         "config",
@@ -135,7 +136,7 @@ class Search:
 
     there: remote.Remote
     guarded: Guarded
-    found: dict[str, Any]
+    found: protocol.LeaseAnswer
     window: float
     say: Say
     sleep: Sleep

@@ -1,12 +1,12 @@
 """A watcher outside this process's control group: a transient service of the user's systemd.
 
-What kills the driver's whole unit, job step or terminal scope then leaves its watcher. A service is started by the user
-manager and inherits nothing of ours. So its watcher calls back, over a socket in the user's runtime directory, and is
-given there what a child would have inherited: the pipe, a pidfd of this process, and its environment, of which nothing
-needs to stand in a command line.
+Whatever kills the driver's whole unit, job step or terminal scope then spares its watcher. The user manager starts the
+service, which inherits nothing from this process. So the watcher calls back, over a socket in the user's runtime
+directory, and is given there what a child would have inherited: the connection, a pidfd of this process, and an
+environment, none of which has to stand in a command line.
 
-Who calls is known by what the kernel says of it: its user, and that it is in the unit that was asked for. No secret is
-needed for that, and there is none that could be read.
+The kernel says who calls: its user, and that it is in the unit that was asked for. That takes no secret, so there is
+none to be read.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from pathlib import Path
 
 from . import detached
 from .errors import WatcherError
-from .watcher import host_identity
+from .watcher import host_identity, protocol
 
 LOOK_SECONDS = 1.0
-"""After so long without a call it is asked whether the unit runs at all."""
+"""After this long without a call, systemd is asked whether the unit runs at all."""
 
 _INSTEAD = "or unset QX_WATCHER_PLACEMENT for a watcher in the driver's own control group"
 
 
 @dataclass
 class Called:
-    """A watcher that is to call back.
+    """A watcher that was asked for, and will call back.
 
     Attributes:
-        listener: Where it calls.
-        address: The same, in the file system.
+        listener: The socket on which it calls.
+        address: The socket's path.
         unit: The unit that it runs in.
-        child: The `systemd-run` that asks for it.
-        known: The environment of `systemd-run`.
+        child: The `systemd-run` that starts it.
+        env: The environment of `systemd-run`.
     """
 
     listener: socket.socket
     address: Path
     unit: str
     child: subprocess.Popen[bytes]
-    known: dict[str, str]
+    env: dict[str, str]
 
     def connect(self, seconds: float) -> socket.socket:
-        """Our end of the pipe, once the watcher has called.
+        """The driver's end of the connection, once the watcher has called.
 
         Raises:
-            WatcherError: If it does not call within so many seconds.
+            WatcherError: If it does not call within that many seconds.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -81,9 +81,9 @@ class Called:
                 ) from None
             if not status:
                 return
-            os.set_blocking(errors.fileno(), False)  # what it has said is there, whoever else has the pipe
+            os.set_blocking(errors.fileno(), False)  # what it said is in the pipe by now, whoever else holds that open
             reason = (errors.read() or b"").decode(errors="replace").strip() or f"it ended with status {status}"
-            raise WatcherError("config", f"systemd-run can't start the watcher ({reason}): mend that, {_INSTEAD}")
+            raise WatcherError("config", f"systemd-run can't start the watcher ({reason}): fix that, {_INSTEAD}")
 
     def _answer(self, deadline: float) -> socket.socket:
         self.listener.settimeout(LOOK_SECONDS)
@@ -94,7 +94,7 @@ class Called:
             except TimeoutError:
                 if not runs:
                     break
-                runs = _is_active(self.unit, self.known, left)
+                runs = _is_active(self.unit, self.env, left)
                 continue
             if self._is_watcher(theirs):
                 theirs.settimeout(None)
@@ -114,22 +114,22 @@ class Called:
 
 
 def is_in(cgroup: str, unit: str) -> bool:
-    """Whether a process is in a unit, by what its /proc/PID/cgroup says."""
+    """Whether a process is in a unit, judged by its /proc/PID/cgroup."""
     return any(line.endswith(f"/{unit}") for line in cgroup.splitlines())
 
 
 def runtime_directory() -> Path | None:
-    """The user's runtime directory, if a user manager of systemd answers there."""
-    # Cron, Slurm and services of the system set no XDG_RUNTIME_DIR, where there may well be one.
+    """The user's runtime directory, if a user manager of systemd runs there."""
+    # Cron, Slurm and system services do not set XDG_RUNTIME_DIR, though the directory may well exist.
     found = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}")
     return found if (found / "systemd" / "private").is_socket() else None
 
 
 def check() -> tuple[str, Path]:
-    """What starting a watcher outside takes: systemd-run, and the user's runtime directory.
+    """What it takes to start a watcher outside: systemd-run, and the user's runtime directory.
 
     Raises:
-        WatcherError: If there is no systemd to ask.
+        WatcherError: If one of them is missing.
     """
     tool, folder = shutil.which("systemd-run"), runtime_directory()
     if tool is None:
@@ -143,37 +143,38 @@ def check() -> tuple[str, Path]:
     return tool, folder
 
 
-def start(command: list[str], order: dict[str, object]) -> Called:
+def start(command: list[str], order: protocol.Order) -> Called:
     """Ask systemd for a watcher.
 
     Args:
         command: The watcher's command, without its order.
-        order: What it is told, without what a child would inherit.
+        order: Its order, without what a child would inherit.
 
     Raises:
-        WatcherError: If there is no systemd to ask.
-        OSError: If it can't be asked.
+        WatcherError: If there is no systemd.
+        OSError: If systemd can't be asked.
     """
     tool, folder = check()
     name = f"qx-watcher-{secrets.token_hex(16)}"
     address = folder / f"{name}.socket"
-    known = {**detached.environment(), "XDG_RUNTIME_DIR": str(folder), "SYSTEMD_COLORS": "0"}
+    env = {**detached.environment(), "XDG_RUNTIME_DIR": str(folder), "SYSTEMD_COLORS": "0"}
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(str(address))
         listener.listen()
-        told = [*command, json.dumps(order | {"address": str(address)})]
-        child = detached.spawn([tool, *_properties(name, known), "--", *_literal(told)], known, errors=subprocess.PIPE)
-        return Called(listener, address, f"{name}.service", child, known)
+        order["address"] = str(address)
+        told = [*command, json.dumps(order)]
+        child = detached.spawn([tool, *_properties(name, env), "--", *_literal(told)], env, errors=subprocess.PIPE)
+        return Called(listener, address, f"{name}.service", child, env)
     except OSError:
         listener.close()
         address.unlink(missing_ok=True)
         raise
 
 
-def _properties(name: str, known: dict[str, str]) -> list[str]:
-    # The interpreter may need the library path before it runs a line of ours; all else comes by the socket.
-    libraries = known.get("LD_LIBRARY_PATH")
+def _properties(name: str, env: dict[str, str]) -> list[str]:
+    # The interpreter may need the library path before it runs any code; all else comes over the socket.
+    libraries = env.get("LD_LIBRARY_PATH")
     return [
         "--user",
         "--quiet",
@@ -186,7 +187,7 @@ def _properties(name: str, known: dict[str, str]) -> list[str]:
 
 
 def _literal(command: list[str]) -> list[str]:
-    """Two dollar signs for one: systemd puts variables in, even here."""
+    """Double each dollar sign: systemd expands variables, even here."""
     return [each.replace("$", "$$") for each in command]
 
 
@@ -196,7 +197,7 @@ def _give(theirs: socket.socket) -> None:
     pidfd = host_identity.pidfd_of(os.getpid())
     passed = [] if pidfd is None else [pidfd]
     try:
-        with contextlib.suppress(OSError):  # it has ended, and may have said why
+        with contextlib.suppress(OSError):  # the watcher has ended, and may have said why
             sent = socket.send_fds(theirs, [struct.pack("!i", len(message)) + message], passed)
             theirs.sendall((struct.pack("!i", len(message)) + message)[sent:])
     finally:
@@ -204,9 +205,9 @@ def _give(theirs: socket.socket) -> None:
             os.close(each)
 
 
-def _is_active(unit: str, known: dict[str, str], seconds: float) -> bool:
+def _is_active(unit: str, env: dict[str, str], seconds: float) -> bool:
     command = ["systemctl", "--user", "--quiet", "is-active", unit]
     try:
-        return not subprocess.run(command, env=known, capture_output=True, timeout=seconds, check=False).returncode
+        return not subprocess.run(command, env=env, capture_output=True, timeout=seconds, check=False).returncode
     except (OSError, subprocess.SubprocessError):
-        return True  # nobody knows; the deadline will tell
+        return True  # unknown; the deadline decides

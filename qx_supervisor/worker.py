@@ -491,7 +491,7 @@ class Worker:
         guarded = Guarded(self.run_id, account, tag, self._hear, driver_tag(), lease=lease)
         near = service.instances_near(self._target)
 
-        def claim() -> dict[str, Any]:
+        def claim() -> protocol.LeaseAnswer:
             armed, self._armed = self._armed, None
             if armed is not None:
                 armed.result()
@@ -520,7 +520,7 @@ class Worker:
         self._guarded = True
         if job is None:
             self._posts.earlier = frozenset(search.outcomes)
-            link.anew(self.run_id, search.outcomes)
+            link.resubmit(self.run_id, search.outcomes)
             with self._changed:
                 self._phase = "preparing"
             return False
@@ -942,13 +942,13 @@ class Worker:
         if self._has_lost_its_key():
             raise SubmitError("submit", f"not submitted here: {self._lease_lost}; run again with the same key")
 
-    def _hear(self, report: dict[str, Any]) -> None:
+    def _hear(self, report: protocol.Report) -> None:
         """What the watcher reports of this run, in the link's thread."""
-        job = report["job"]
-        if report["event"] == "lost":
-            self._lease_lost = report["detail"] or "another driver has taken it up"
+        job = report.job
+        if report.event == "lost":
+            self._lease_lost = report.detail or "another driver has taken it up"
             self._say(self.status.stage, self.status.state, f"lease lost: {self._lease_lost}")
-        if job and job != self.job_id and report["event"] == "cancelled":
+        if job and job != self.job_id and report.event == "cancelled":
             self._say("submit", "duplicate cancelled", f"a retried submission had made {job} too")
 
     # Small things

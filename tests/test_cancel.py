@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from qx_supervisor import local
 from qx_supervisor.watcher import cancel as cancelling
 from qx_supervisor.watcher import remote as remotes
-from qx_supervisor.watcher.cancel import ASK_AGAIN, Cancellation, Closing, cancel
+from qx_supervisor.watcher.cancel import ASK_AGAIN, Again, Cancellation, Done, SessionClosing, cancel
 from qx_supervisor.watcher.protocol import Credentials
 from qx_supervisor.watcher.remote import (
     CONNECTIONS,
@@ -294,16 +294,16 @@ def test_somebody_else_asked(bench, clock):
     """Who died while it was cancelling: it is looked at first."""
     job = bench.submit()
     bench.remote.cancel(job)
-    assert Cancellation(job, bench.remote, clock, asked=True).step() == "cancelled"
+    assert Cancellation(job, bench.remote, clock, asked=True).step() == Done("cancelled")
     assert cancelled_once(bench, job)
 
 
 def test_somebody_else_was_about_to_ask(bench, clock):
     job = bench.submit()
-    effort = Cancellation(job, bench.remote, clock, asked=True)
-    while isinstance(outcome := effort.step(), float):
-        clock.wait(outcome)
-    assert outcome == "cancelled"
+    operation = Cancellation(job, bench.remote, clock, asked=True)
+    while isinstance(step := operation.step(), Again):
+        clock.wait(step.after)
+    assert step == Done("cancelled")
     assert 1.0 <= clock.now - 1000 < 3.0
     assert cancelled_once(bench, job)
 
@@ -536,13 +536,13 @@ class TestRemote:
         assert bench.remote.unfinished(session=session) == (job,)
         assert set(bench.remote.unfinished(tag="t")) == {job, other}
         bench.faults({"path": "*/close", "status": 503, "times": 2})
-        effort = Closing(session, bench.remote)
-        while isinstance(outcome := effort.step(), float):
-            clock.wait(outcome)
-        assert (outcome, len(clock.pauses)) == ("finished", 2)
+        operation = SessionClosing(session, bench.remote)
+        while isinstance(step := operation.step(), Again):
+            clock.wait(step.after)
+        assert (step, len(clock.pauses)) == (Done("finished"), 2)
         assert bench.ibm.job(job).status == "Cancelled"
         assert bench.ibm.job(other).status == "Queued"
-        assert isinstance(Closing(session, bench.remote).step(), str)  # again
+        assert isinstance(SessionClosing(session, bench.remote).step(), Done)  # again
 
     def test_a_session_that_it_does_not_know_is_not_closed(self, bench, clock):
         """It gave the id: it was asked at the wrong place, or somebody on the way answers."""
@@ -552,15 +552,15 @@ class TestRemote:
             headers={"Authorization": bench.remote._authorization()},
         )
         session = reply.json()["id"]
-        elsewhere = Closing("nosuchsession", bench.remote)
-        assert isinstance(elsewhere.step(), float)
+        elsewhere = SessionClosing("nosuchsession", bench.remote)
+        assert isinstance(elsewhere.step(), Again)
         assert "404" in elsewhere.trouble
         bench.faults({"path": "/api/v1/sessions/*/close", "method": "DELETE", "status": 404, "times": 3})
-        effort = Closing(session, bench.remote)
-        assert isinstance(effort.step(), float)
-        assert "it is open" in effort.trouble
+        operation = SessionClosing(session, bench.remote)
+        assert isinstance(operation.step(), Again)
+        assert "it is open" in operation.trouble
         bench.remote.end_session(session)  # closed meanwhile
-        assert effort.step() == "finished"
+        assert operation.step() == Done("finished")
 
     def test_unfinished_over_several_pages(self, bench):
         mine = [bench.submit("mine", "driver") for _ in range(2 * remotes.PAGE + 7)]
@@ -650,9 +650,9 @@ def test_an_answer_of_no_known_form_is_never_taken_for_an_end(scripted, clock, s
     service, base = scripted
     service.reply = shape
     far = Remote(Credentials(base, "crn", base, KEY), lambda: "Bearer eyJ.mine", lambda: None)
-    effort = Cancellation("j", far, clock)
+    operation = Cancellation("j", far, clock)
     for _ in range(3):
-        assert isinstance(effort.step(), float)
+        assert isinstance(operation.step(), Again)
     try:
         found = far.unfinished(tag="t")
     except RemoteError:

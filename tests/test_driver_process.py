@@ -1,4 +1,4 @@
-"""Whether the caller still lives: real processes, real deaths, and everything that only looks like one."""
+"""Whether the driver still lives: real processes, real deaths, and everything that only looks like one."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_a_start_that_cannot_be_read_is_no_other_start(child, monkeypatch):
 
 
 def test_hidden_from_proc_and_there(child, monkeypatch):
-    """As where /proc is mounted with hidepid, and the caller is not dumpable."""
+    """As where /proc is mounted with hidepid, and the driver is not dumpable."""
 
     def hide(self: psutil.Process) -> str:
         raise psutil.NoSuchProcess(child.pid)

@@ -1,12 +1,13 @@
 """The watcher's judgement: every cell of its table, every state that a run can come to, and random walks of several.
 
-The last two put the policy into a `World`: a caller, a service and a clock that may do anything they might, in any
+The last two put the policy into a `World`: a driver, a service and a clock that may do anything they might, in any
 order, and that know the truth. The world checks every order that the policy gives.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -17,12 +18,41 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from qx_supervisor.watcher import policy as p
+from qx_supervisor.watcher import protocol
 
 Move = tuple[str, ...]
 
 
+CREDENTIALS = protocol.Credentials("https://x.test/api/v1", "crn:v1:x", "https://iam.test", "key")
+
+
 def said(kind: str, seq: int = 7, **content: object) -> p.Received:
-    return p.Received({"kind": kind, "seq": seq, **content})
+    """A message as it comes from the wire."""
+    if kind == "arm":
+        content["credentials"] = CREDENTIALS.to_json()
+    return p.Received(*protocol.decode_from_driver(json.dumps({"kind": kind, "seq": seq, **content}).encode()))
+
+
+def ruling(
+    answer: str, run: str = "r", tag: str = "t", *, is_new: bool = False, answered: bool = False
+) -> protocol.LeaseAnswer:
+    """What the ledger says of a key."""
+    return {
+        "answer": answer,
+        "run": run,
+        "tag": tag,
+        "driver": "",
+        "instance": "i",
+        "jobs": {},
+        "answered": answered,
+        "is_new": is_new,
+        "is_seen": False,
+        "seconds_left": 0.0,
+        "lease_until": None,
+        "since": None,
+        "pid": 7,
+        "host": "here",
+    }
 
 
 # The table ------------------------------------------------------------------------------------------------------
@@ -37,14 +67,15 @@ CANCELLING = said("cancelling", run="r")
 DONE = said("done", run="r")
 CANCEL = said("cancel", run="r")
 DEATH = p.DriverDied()
+WINDOW, PAUSE, GRACE = p.Timer("window", "r"), p.Timer("sweep", "r"), p.Timer("grace", "r", "h")
 NOTHING = p.SweepEnded("r", ())
 LEASE = {"key": "k", "fingerprint": "f", "grace": 60.0, "holder": "h"}
 KEYED_INTENT = said("intent", run="r", account="a", tag="t", driver="", lease=LEASE)
 CLAIM = said("claim", 5, run="r", account="a", tag="t", driver="d", lease=LEASE, instances=["i"])
-GRANTED = p.Claimed(5, "", {"answer": "granted"}, "r", "t", is_new=True, answered=True)
-DOUBTFUL = p.Claimed(5, "", {"answer": "granted"}, "r", "t", is_new=False, answered=False)
+GRANTED = p.LeaseTaken(5, ruling("granted", is_new=True, answered=True))
+DOUBTFUL = p.LeaseTaken(5, ruling("granted"))
 LET_GO = said("let go", run="r")
-WON = p.Contested("r", "h", won=True)
+WON = p.LeaseRetaken("r", "h", won=True)
 
 STATES: dict[str, tuple[p.Event, ...]] = {
     "no run": (),
@@ -71,7 +102,7 @@ STATES: dict[str, tuple[p.Event, ...]] = {
     "let go, doubles": (CLAIM, GRANTED, KEYED_INTENT, JOB, IN_DOUBT, LET_GO),
     "key died": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, DEATH),
     "key died posting": (CLAIM, GRANTED, KEYED_INTENT, DEATH),
-    "contesting": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, CANCEL),
+    "retaking": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, CANCEL),
     "won": (CLAIM, GRANTED, KEYED_INTENT, JOB, CLEAN, CANCEL, WON),
     "key done, doubles": (CLAIM, GRANTED, KEYED_INTENT, JOB, IN_DOUBT, DONE),
     "session": (SESSION, JOB),
@@ -94,8 +125,8 @@ EVENTS: dict[str, p.Event] = {
     "hung up": p.HungUp(),
     "death": DEATH,
     "SIGTERM": p.Terminated(),
-    "window over": p.Fired(("window", "r")),
-    "pause over": p.Fired(("sweep", "r")),
+    "window over": p.Fired(WINDOW),
+    "pause over": p.Fired(PAUSE),
     "found none": NOTHING,
     "found J": p.SweepEnded("r", ("J",)),
     "found K": p.SweepEnded("r", ("K",)),
@@ -104,17 +135,17 @@ EVENTS: dict[str, p.Event] = {
     "closed": p.CloseEnded("r"),
     "granted": GRANTED,
     "granted?": DOUBTFUL,
-    "refused": p.Claimed(5, "", {"answer": "held"}),
-    "no ledger": p.Claimed(5, "the disk is full"),
-    "grace over": p.Fired(("grace h", "r")),
-    "another's": p.Fired(("grace g", "r")),
-    "asked again": p.Fired(("contest h", "r")),
+    "refused": p.LeaseTaken(5, ruling("held")),
+    "no ledger": p.LeaseTaken(5, None, "the disk is full"),
+    "grace over": p.Fired(GRACE),
+    "another's": p.Fired(p.Timer("grace", "r", "g")),
+    "asked again": p.Fired(p.Timer("retake", "r", "h")),
     "won": WON,
-    "lost": p.Contested("r", "h", won=False),
-    "not decided": p.Contested("r", "h", won=None),
-    "won, other": p.Contested("r", "g", won=True),
-    "taken": p.Lost("r", "h"),
-    "taken, other": p.Lost("r", "g"),
+    "lost": p.LeaseRetaken("r", "h", won=False),
+    "not decided": p.LeaseRetaken("r", "h", won=None),
+    "won, other": p.LeaseRetaken("r", "g", won=True),
+    "taken": p.LeaseLost("r", "h"),
+    "taken, other": p.LeaseLost("r", "g"),
 }
 
 TABLE = """
@@ -266,7 +297,7 @@ claiming
 claimed
     intent       ack
     posted?      window
-    cancel       contest + ack
+    cancel       retake + ack
     let go       grace
     bye          nack
     inspect      inspect
@@ -275,7 +306,7 @@ claimed
 key, doubtful
     intent       ack
     posted?      window
-    cancel       contest + ack
+    cancel       retake + ack
     let go       grace
     bye          nack
     inspect      inspect
@@ -284,7 +315,7 @@ key, doubtful
 key, posting
     intent       ack
     posted?      window
-    cancel       contest + ack
+    cancel       retake + ack
     let go       grace
     bye          nack
     inspect      inspect
@@ -293,7 +324,7 @@ key, posting
 key, held
     intent       ack
     posted?      window + sweep
-    cancel       contest + ack
+    cancel       retake + ack
     let go       grace
     bye          nack
     inspect      inspect
@@ -302,8 +333,8 @@ key, held
 key, doubles
     intent       ack
     posted?      window
-    done         contest
-    cancel       contest + ack
+    done         retake
+    cancel       retake + ack
     let go       grace
     bye          nack
     inspect      inspect
@@ -316,51 +347,51 @@ key, doubles
 key, cancelling
     intent       ack
     posted?      window + sweep
-    cancel       contest + ack
+    cancel       retake + ack
     let go       grace
     bye          nack
     inspect      inspect
     malformed    nack
-    death        contest
+    death        retake
 let go
     intent       ack
     posted?      window + sweep
-    cancel       contest + ack
+    cancel       retake + ack
     bye          nack
     inspect      inspect
     malformed    nack
-    grace over   contest
+    grace over   retake
 let go, doubles
     intent       ack
     posted?      window
-    done         contest
-    cancel       contest + ack
+    done         retake
+    cancel       retake + ack
     bye          nack
     inspect      inspect
     malformed    nack
-    grace over   contest
+    grace over   retake
 key died
     malformed    nack
-    grace over   contest
+    grace over   retake
     taken        exit
 key died posting
     malformed    nack
-    grace over   contest
+    grace over   retake
     taken        exit
-contesting
+retaking
     intent       ack
     posted?      window + sweep
     cancel       ack
     bye          nack
     inspect      inspect
     malformed    nack
-    asked again  contest
+    asked again  retake
     won          cancel J + sweep
     not decided  wait
 won
     intent       ack
     posted?      window
-    done         contest
+    done         retake
     cancel       ack
     bye          nack
     inspect      inspect
@@ -374,7 +405,7 @@ key done, doubles
     bye          nack
     inspect      inspect
     malformed    nack
-    asked again  contest
+    asked again  retake
     not decided  wait
 session
     intent       ack
@@ -406,9 +437,13 @@ def words(actions: list[p.Action]) -> str:
                 told.append("sweep s" if session else "sweep")
             case p.StartClose():
                 told.append("close s")
-            case p.SetTimer((purpose, _), _):
-                told.append({"sweep": "pause", "contest h": "wait", "grace h": "grace"}.get(purpose, purpose))
-            case p.Contest() | p.Claim() | p.Answer() | p.Ack() | p.Nack() | p.Exit() | p.Inspect():
+            case p.SetTimer(timer, _):
+                told.append({"sweep": "pause", "retake": "wait"}.get(timer.kind, timer.kind))
+            case p.RetakeLease():
+                told.append("retake")
+            case p.TakeLease():
+                told.append("claim")
+            case p.Answer() | p.Ack() | p.Nack() | p.Exit() | p.Inspect():
                 told.append(type(action).__name__.lower())
     return " + ".join(told)
 
@@ -437,7 +472,7 @@ def test_table(state):
         name: event
         for name, event in EVENTS.items()
         if ("died" not in state or not isinstance(event, p.Received))  # the dead say nothing
-        and (state == "claiming" or not isinstance(event, p.Claimed))  # and only what was asked is answered
+        and (state == "claiming" or not isinstance(event, p.LeaseTaken))  # and only what was asked is answered
     }
     assert {name: words(brought_to(*STATES[state]).handle(event)) for name, event in events.items()} == {
         name: cell for (row, name), cell in table().items() if row == state and name in events
@@ -452,7 +487,7 @@ def test_an_intent_waits_for_its_account():
     assert policy.handle(INTENT) == [p.Nack(7, "this account is not armed")]
     assert policy.handle(said("arm", 2, account="a")) == [p.Prepare("a")]
     announced = said("intent", 3, run="r", account="a", tag="t", driver="", lease={})
-    assert policy.handle(announced) == [p.Remember("r", "guarded", "a", "t")]
+    assert policy.handle(announced) == [p.RecordRun("r", "guarded", "a", "t")]
     assert policy.handle(p.Prepared("a")) == [p.Ack(2), p.Ack(3)]
 
 
@@ -481,16 +516,16 @@ def test_an_intent_that_crosses_the_goodbye_is_refused():
     assert policy.handle(said("intent", 2, run="r", account="a", tag="t", driver="", lease={})) == [
         p.Nack(2, "leaving")
     ]
-    assert policy.handle(p.Fired(("leave", ""))) == [p.Exit()]
+    assert policy.handle(p.Fired(p.Timer("leave"))) == [p.Exit()]
 
 
 def test_a_done_sent_before_the_death_wins():
     policy = brought_to(INTENT, JOB, CLEAN)
-    assert policy.handle(DONE) == [p.Remember("r", "done")]
+    assert policy.handle(DONE) == [p.RecordRun("r", "done")]
     assert policy.handle(DEATH) == [p.Exit()]
 
 
-def test_runs_of_a_dead_caller_are_told_apart():
+def test_runs_of_a_dead_driver_are_told_apart():
     policy = brought_to(INTENT, JOB, CLEAN, said("intent", run="q", account="a", tag="u", driver="", lease={}))
     policy.handle(DONE)
     assert [action for action in policy.handle(DEATH) if isinstance(action, p.StartSweep)] == [
@@ -500,16 +535,16 @@ def test_runs_of_a_dead_caller_are_told_apart():
 
 def test_what_is_found_and_what_comes_of_it_is_written_down_and_told():
     policy = brought_to(INTENT, JOB, CLEAN, DEATH)
-    assert policy.handle(p.SweepEnded("r", ("K",))) == [p.RememberJob("r", "K"), p.StartCancel("r", "a", "K")]
+    assert policy.handle(p.SweepEnded("r", ("K",))) == [p.RecordJob("r", "K"), p.StartCancel("r", "a", "K")]
     assert policy.handle(p.CancelEnded("r", "J", "cancelled")) == [
-        p.RememberJob("r", "J", "cancelled"),
-        p.Report("cancelled", "r", "J"),
+        p.RecordJob("r", "J", "cancelled"),
+        protocol.Report("cancelled", "r", "J"),
     ]
     assert policy.handle(p.CancelEnded("r", "K", "unconfirmed", "503")) == [
-        p.RememberJob("r", "K", "unconfirmed"),
-        p.Report("unconfirmed", "r", "K", "503"),
-        p.Remember("r", "pending", detail="503"),
-        p.Report("pending", "r", detail="503"),
+        p.RecordJob("r", "K", "unconfirmed"),
+        protocol.Report("unconfirmed", "r", "K", "503"),
+        p.RecordRun("r", "pending", detail="503"),
+        protocol.Report("pending", "r", detail="503"),
         p.Exit(),
     ]
 
@@ -529,12 +564,16 @@ def test_a_session_that_was_opened_is_closed_and_spares_what_is_in_it():
     policy = brought_to()
     opened = said("opened", run="r", account="a", tag="t", session="s")
     assert policy.handle(opened) == [
-        p.Remember("r", "guarded", "a", "t", session="s"),
+        p.RecordRun("r", "guarded", "a", "t", session="s"),
         p.Ack(7),
-        p.RememberAnswered("r"),
+        p.RecordAnswered("r"),
     ]
     assert policy.handle(DEATH) == [p.StartClose("r", "a", "s", spares=True)]
-    assert policy.handle(p.CloseEnded("r")) == [p.Remember("r", "cancelled"), p.Report("cancelled", "r"), p.Exit()]
+    assert policy.handle(p.CloseEnded("r")) == [
+        p.RecordRun("r", "cancelled"),
+        protocol.Report("cancelled", "r"),
+        p.Exit(),
+    ]
 
 
 def test_an_opened_session_that_its_driver_has_closed_is_left_alone():
@@ -556,7 +595,7 @@ def test_pauses_grow_and_a_sweep_that_always_fails_ends_after_a_quarter_of_an_ho
         assert words(policy.handle(p.Fired(timer.timer))) == "sweep"
     assert pauses == sorted(pauses)
     assert 13 * 60 < sum(pauses) < 16 * 60
-    assert p.Remember("r", "pending", detail="503") in actions
+    assert p.RecordRun("r", "pending", detail="503") in actions
 
 
 @pytest.mark.parametrize("first", ["done", "failures"])
@@ -566,34 +605,34 @@ def test_duplicates_that_could_not_be_looked_for_are_left_to_the_ledger(first):
     actions = policy.handle(DONE) if first == "done" else []
     for _ in range(p.SWEEP_FAILURES):
         actions += policy.handle(p.SweepEnded("r", None, "503"))
-        policy.handle(p.Fired(("sweep", "r")))
+        policy.handle(p.Fired(PAUSE))
     actions += policy.handle(DONE)
-    assert p.RememberJob("r", "J", "kept") in actions
-    written = [action for action in actions if isinstance(action, p.Remember)]
-    assert written == [p.Remember("r", "pending", detail="503")]
+    assert p.RecordJob("r", "J", "kept") in actions
+    written = [action for action in actions if isinstance(action, p.RecordRun)]
+    assert written == [p.RecordRun("r", "pending", detail="503")]
     assert not policy.runs
 
 
 def test_failures_from_before_a_death_do_not_shorten_what_follows_it():
-    """The list could not be read while the caller lived, and duplicates were given up; then it dies."""
+    """The list could not be read while the driver lived, and duplicates were given up; then it dies."""
     policy = brought_to(INTENT, JOB, IN_DOUBT)
     for _ in range(p.SWEEP_FAILURES - 1):
         policy.handle(p.SweepEnded("r", None, "503"))
-        policy.handle(p.Fired(("sweep", "r")))
+        policy.handle(p.Fired(PAUSE))
     assert words(policy.handle(p.SweepEnded("r", None, "503"))) == ""
     assert words(policy.handle(DEATH)) == "cancel J + sweep"
     policy.handle(p.CancelEnded("r", "J", "cancelled"))
     assert words(policy.handle(p.SweepEnded("r", None, "503"))) == "pause"
-    policy.handle(p.Fired(("window", "r")))
-    assert policy.handle(NOTHING)[:1] == [p.Remember("r", "cancelled")]
+    policy.handle(p.Fired(WINDOW))
+    assert policy.handle(NOTHING)[:1] == [p.RecordRun("r", "cancelled")]
 
 
 def test_a_session_with_a_job_that_cannot_be_cancelled_is_left_to_the_ledger():
     policy = brought_to(SESSION, JOB, DEATH, p.CloseEnded("r"), p.CancelEnded("r", "J", "unconfirmed", "503"))
     assert words(policy.handle(p.SweepEnded("r", ("J",)))) == "pause"
-    policy.handle(p.Fired(("sweep", "r")))
+    policy.handle(p.Fired(PAUSE))
     actions = policy.handle(p.SweepEnded("r", ("J",)))
-    assert p.Remember("r", "pending", detail="503") in actions
+    assert p.RecordRun("r", "pending", detail="503") in actions
     assert actions[-1] == p.Exit()
 
 
@@ -602,24 +641,24 @@ def test_a_session_with_a_job_that_cannot_be_cancelled_is_left_to_the_ledger():
 AGAIN = said("claim", 6, run="r", account="a", tag="t", driver="d", lease={**LEASE, "holder": "h2"}, instances=["i"])
 
 
-def granted_again(*, answered: bool) -> p.Claimed:
-    return p.Claimed(6, "", {}, "r", "t", is_new=False, answered=answered)
+def granted_again(*, answered: bool) -> p.LeaseTaken:
+    return p.LeaseTaken(6, ruling("granted", answered=answered))
 
 
-def test_a_claim_asks_the_ledger_and_its_answer_is_the_callers():
+def test_a_claim_asks_the_ledger_and_its_answer_goes_to_the_driver():
     policy = brought_to()
-    lease = p.Lease(**LEASE)
-    assert policy.handle(CLAIM) == [p.Claim(5, "r", "a", "t", "d", lease, ("i",))]
-    assert policy.handle(p.Claimed(5, "", {"answer": "granted"}, "q", "u", answered=True)) == [
-        p.Answer(5, {"answer": "granted"})
+    lease = protocol.Lease(**LEASE)
+    assert policy.handle(CLAIM) == [p.TakeLease(5, protocol.TakeLease("r", "a", "t", "d", lease, ("i",)))]
+    assert policy.handle(p.LeaseTaken(5, ruling("granted", "q", "u", answered=True))) == [
+        p.Answer(5, ruling("granted", "q", "u", answered=True))
     ]
     # It is guarded under the id and the tag that the key has had before; its jobs so far are not this driver's.
     assert policy.handle(said("let go", run="q")) == [
-        p.RememberLetGo("q", "h"),
-        p.SetTimer(("grace h", "q"), 60.0),
+        p.RecordLetGo("q", "h"),
+        p.SetTimer(p.Timer("grace", "q", "h"), 60.0),
     ]
-    assert policy.handle(p.Fired(("grace h", "q"))) == [p.Contest("q", "h")]
-    assert policy.handle(p.Contested("q", "h", won=True)) == [p.StartSweep("q", "a", "u")]
+    assert policy.handle(p.Fired(p.Timer("grace", "q", "h"))) == [p.RetakeLease("q", "h")]
+    assert policy.handle(p.LeaseRetaken("q", "h", won=True)) == [p.StartSweep("q", "a", "u")]
 
 
 def test_a_claim_needs_an_account():
@@ -630,7 +669,7 @@ def test_a_claim_needs_an_account():
 
 
 @pytest.mark.parametrize("goes", [DEATH, p.HungUp()])
-@pytest.mark.parametrize("answer", [p.Claimed(5, "", {"answer": "held"}), p.Claimed(5, "the disk is full")])
+@pytest.mark.parametrize("answer", [p.LeaseTaken(5, ruling("held")), p.LeaseTaken(5, None, "the disk is full")])
 def test_the_watcher_does_not_leave_before_a_claim_is_answered(goes, answer):
     policy = brought_to(CLAIM)
     assert policy.handle(goes) == []
@@ -639,33 +678,37 @@ def test_the_watcher_does_not_leave_before_a_claim_is_answered(goes, answer):
 
 def test_a_claim_that_is_granted_to_the_dead_waits_for_its_grace():
     policy = brought_to(CLAIM, DEATH)
-    assert policy.handle(GRANTED)[1:] == [p.RememberLetGo("r", "h"), p.SetTimer(("grace h", "r"), 60.0)]
-    assert policy.handle(p.Fired(("grace h", "r"))) == [p.Contest("r", "h")]
+    assert policy.handle(GRANTED)[1:] == [p.RecordLetGo("r", "h"), p.SetTimer(GRACE, 60.0)]
+    assert policy.handle(p.Fired(GRACE)) == [p.RetakeLease("r", "h")]
     assert words(policy.handle(WON)) == "sweep"
-    lease = p.Lease(**LEASE)
-    assert policy.handle(NOTHING) == [p.Remember("r", "cancelled", lease=lease), p.Report("cancelled", "r"), p.Exit()]
+    lease = protocol.Lease(**LEASE)
+    assert policy.handle(NOTHING) == [
+        p.RecordRun("r", "cancelled", lease=lease),
+        protocol.Report("cancelled", "r"),
+        p.Exit(),
+    ]
 
 
 def test_what_another_has_taken_up_is_forgotten():
-    for event in (p.Lost("r", "h"), p.Contested("r", "h", won=False)):
-        policy = brought_to(*STATES["contesting"])
-        assert policy.handle(event) == [p.Report("lost", "r")]
+    for event in (p.LeaseLost("r", "h"), p.LeaseRetaken("r", "h", won=False)):
+        policy = brought_to(*STATES["retaking"])
+        assert policy.handle(event) == [protocol.Report("lost", "r")]
         assert words(policy.handle(DEATH)) == "exit"
 
 
 def test_a_ledger_that_never_decides_is_asked_for_ten_minutes():
-    policy = brought_to(*STATES["key died"], p.Fired(("grace h", "r")))
+    policy = brought_to(*STATES["key died"], p.Fired(GRACE))
     waited = 0.0
-    while words(actions := policy.handle(p.Contested("r", "h", won=None))) == "wait":
+    while words(actions := policy.handle(p.LeaseRetaken("r", "h", won=None))) == "wait":
         waited += actions[0].seconds
-        assert policy.handle(p.Fired(actions[0].timer)) == [p.Contest("r", "h")]
+        assert policy.handle(p.Fired(actions[0].timer)) == [p.RetakeLease("r", "h")]
     assert words(actions) == "cancel J + sweep"
     assert waited == 600
 
 
-def test_a_grace_that_ends_while_the_lease_is_contested_asks_no_second_time():
+def test_a_grace_that_ends_while_the_lease_is_retaken_asks_no_second_time():
     policy = brought_to(*STATES["let go"], CANCEL)
-    assert policy.handle(p.Fired(("grace h", "r"))) == []
+    assert policy.handle(p.Fired(GRACE)) == []
 
 
 def test_a_sweep_for_an_earlier_call_cancels_nothing_of_the_next():
@@ -682,16 +725,16 @@ def test_a_sweep_for_an_earlier_call_cancels_nothing_of_the_next():
 
 def test_the_window_is_over_when_the_last_of_its_timers_fires():
     policy = brought_to(*STATES["key, doubles"], LET_GO, AGAIN, granted_again(answered=False), NOTHING, CANCEL)
-    assert words(policy.handle(p.Contested("r", "h2", won=True))) == "sweep"
-    policy.handle(p.Fired(("window", "r")))  # of the first call
+    assert words(policy.handle(p.LeaseRetaken("r", "h2", won=True))) == "sweep"
+    policy.handle(p.Fired(WINDOW))  # of the first call
     assert words(policy.handle(NOTHING)) == "pause"
-    assert words(policy.handle(p.Fired(("window", "r")))) == "sweep"
-    assert p.Report("cancelled", "r") in policy.handle(NOTHING)
+    assert words(policy.handle(p.Fired(WINDOW))) == "sweep"
+    assert protocol.Report("cancelled", "r") in policy.handle(NOTHING)
 
 
 def test_the_window_of_an_earlier_submission_does_not_end_the_next_ones():
     """It was looked for, and not found; the next one has left when the window ends, and is handed over."""
-    policy = brought_to(CLAIM, DOUBTFUL, said("anew", run="r", outcomes={}), KEYED_INTENT, p.Fired(("window", "r")))
+    policy = brought_to(CLAIM, DOUBTFUL, said("anew", run="r", outcomes={}), KEYED_INTENT, p.Fired(WINDOW))
     policy.handle(CANCEL)
     assert words(policy.handle(WON)) == "sweep"
     assert words(policy.handle(NOTHING)) == "pause"
@@ -701,27 +744,27 @@ def test_the_cancel_of_a_duplicate_is_waited_for_by_the_next_call():
     policy = brought_to(*STATES["key, doubles"], p.SweepEnded("r", ("J", "K")), LET_GO, AGAIN)
     policy.handle(granted_again(answered=True))
     policy.handle(CANCEL)
-    assert words(policy.handle(p.Contested("r", "h2", won=True))) == "sweep"
-    assert p.Report("cancelled", "r") not in policy.handle(p.SweepEnded("r", ("J", "K")))
+    assert words(policy.handle(p.LeaseRetaken("r", "h2", won=True))) == "sweep"
+    assert protocol.Report("cancelled", "r") not in policy.handle(p.SweepEnded("r", ("J", "K")))
     policy.handle(p.CancelEnded("r", "J", "cancelled"))
-    assert p.Report("cancelled", "r") in policy.handle(p.CancelEnded("r", "K", "cancelled"))
+    assert protocol.Report("cancelled", "r") in policy.handle(p.CancelEnded("r", "K", "cancelled"))
 
 
 @pytest.mark.parametrize("won", [True, False])
 def test_duplicates_of_what_is_done_are_cancelled_under_a_lease_that_was_won(won):
     """From its `done` on another may have the key, and submit a job of its own under the same tag."""
     policy = brought_to(*STATES["key, doubles"])
-    assert policy.handle(DONE) == [p.RememberJob("r", "J", "kept"), p.Contest("r", "h")]
+    assert policy.handle(DONE) == [p.RecordJob("r", "J", "kept"), p.RetakeLease("r", "h")]
     assert words(policy.handle(p.SweepEnded("r", ("J", "K")))) == ""
-    assert words(policy.handle(p.Contested("r", "h", won=won))) == ("sweep" if won else "")
+    assert words(policy.handle(p.LeaseRetaken("r", "h", won=won))) == ("sweep" if won else "")
     assert words(policy.handle(p.SweepEnded("r", ("J", "K")))) == ("cancel K + pause" if won else "")
 
 
 def test_what_is_replayed_to_a_new_watcher_is_let_go_there_too():
     policy = brought_to(KEYED_INTENT, JOB, CLEAN)
-    assert policy.handle(LET_GO) == [p.RememberLetGo("r", "h"), p.SetTimer(("grace h", "r"), 60.0)]
-    lease = p.Lease(**LEASE)
-    assert policy.handle(KEYED_INTENT)[0] == p.Remember("r", "guarded", "a", "t", lease=lease)
+    assert policy.handle(LET_GO) == [p.RecordLetGo("r", "h"), p.SetTimer(GRACE, 60.0)]
+    lease = protocol.Lease(**LEASE)
+    assert policy.handle(KEYED_INTENT)[0] == p.RecordRun("r", "guarded", "a", "t", lease=lease)
 
 
 # The world ------------------------------------------------------------------------------------------------------
@@ -733,7 +776,7 @@ KEYED = {
     "at once": "the same, without a grace",
     "known": "an earlier driver left a job",
     "doubtful": "an earlier driver left a submission that is on its way",
-    "replayed": "another watcher claimed it for the caller, and died",
+    "replayed": "another watcher claimed it for the driver, and died",
     "taken": "the same, it let go of it, and another driver has it by now",
 }
 """The kinds of a run that has a key."""
@@ -760,7 +803,7 @@ class Truth:
     done: bool = False
     over: str = ""  # what the ledger says at last
     excused: bool = False  # the service could not be asked, or a cancel not be confirmed
-    # With a key: the caller
+    # With a key: the driver
     claims: int = 0
     holder: str = ""  # what its call is told from others by
     chosen: bool = True  # it knows what is under the key
@@ -813,7 +856,7 @@ class Truth:
 
 
 class World:
-    """The caller, the service and the clock. `moves` is all that may happen next; `make` has it happen."""
+    """The driver, the service and the clock. `moves` is all that may happen next; `make` has it happen."""
 
     def __init__(self, *kinds: str) -> None:
         self.policy = p.Policy()
@@ -838,7 +881,7 @@ class World:
         self.unanswered: dict[int, tuple[str, str]] = {}  # seq → kind, run
         self.claims: dict[str, tuple[int, str]] = {}  # run → seq, holder
         self.is_quick = False  # the ledger decides and answers at once
-        self.contests: dict[tuple[str, str], str] = {}  # run, holder → "" not decided, "won", "lost"
+        self.retakes: dict[tuple[str, str], str] = {}  # run, holder → "" not decided, "won", "lost"
 
     # What may happen
 
@@ -849,7 +892,7 @@ class World:
         if self.alive:
             moves.append(("die",))
             if self.connected:
-                moves += self.callers()
+                moves += self.driver_moves()
                 moves += [("hang up",)] if self.armed else []
         return moves
 
@@ -863,13 +906,13 @@ class World:
         moves += [("land", run.id) for run in self.runs.values() if run.in_flight and not run.closed]
         moves += [("land late", run.id) for run in self.runs.values() if run.older]
         moves += [("claimed", name, how) for name in self.claims for how in self._rulings(self.runs[name])]
-        for (name, holder), verdict in self.contests.items():
+        for (name, holder), verdict in self.retakes.items():
             run = self.runs[name]
-            moves.append(("contested" if verdict or self.is_quick else "decide", name, holder, verdict))
+            moves.append(("retaken" if verdict or self.is_quick else "decide", name, holder, verdict))
             # It can't be asked for as long as it takes to give up: then nobody can ask it.
             known = self.policy.runs.get(name)
-            if run.owner == run.holder or known is None or known.contests < p.CONTEST_FAILURES:
-                moves.append(("contested", name, holder, "?"))
+            if run.owner == run.holder or known is None or known.undecided < p.RETAKE_FAILURES:
+                moves.append(("retaken", name, holder, "?"))
         for run in self.runs.values():
             if run.is_keyed and run.owner == run.holder and not (run.over or run.claimed or run.away) and run.guarded:
                 moves += [("taken", run.id)] if run.is_free or not self.alive else []
@@ -890,7 +933,7 @@ class World:
         # Before anything was known of it here, it may be another's.
         return ("granted", "trouble") if is_had else ("refused", "trouble")
 
-    def callers(self) -> list[Move]:
+    def driver_moves(self) -> list[Move]:
         moves: list[Move] = [("bye",)] if self.armed else []
         if self.armed < 2:
             moves.append(("arm",))
@@ -922,7 +965,7 @@ class World:
         return moves
 
     def _is_claimed(self, run: Truth, moves: list[Move]) -> bool:
-        """Whether a caller goes on with a run that has a key; adds what it may do to come to that."""
+        """Whether a driver goes on with a run that has a key; adds what it may do to come to that."""
         is_mine = run.guarded or run.kind in ("replayed", "taken")
         is_left = run.let_go or run.over or run.lost or not is_mine
         if is_left and run.claims < 2 and run.id not in self.claims:
@@ -1028,27 +1071,27 @@ class World:
             case ("taken", name):
                 self.runs[name].owner = ANOTHER
             case ("noticed", name):
-                self.tell(p.Lost(name, self.runs[name].holder))
+                self.tell(p.LeaseLost(name, self.runs[name].holder))
             case ("noticed late", name):
-                self.tell(p.Lost(name, "h1"))
+                self.tell(p.LeaseLost(name, "h1"))
             case ("cut off", name):
                 self.runs[name].owner = ANOTHER
-                self.tell(p.Lost(name, self.runs[name].holder))
+                self.tell(p.LeaseLost(name, self.runs[name].holder))
             case ("decide", name, holder, _):
                 run = self.runs[name]
                 won = run.owner == holder and run.over not in ("cancelled", "done")
-                self.contests[name, holder] = "won" if won else "lost"
+                self.retakes[name, holder] = "won" if won else "lost"
                 run.claimed |= won
                 run.is_free |= won
-            case ("contested", name, holder, verdict):
+            case ("retaken", name, holder, verdict):
                 if not verdict:
                     self.make(("decide", name, holder, ""))
-                    verdict = self.contests[name, holder]
-                del self.contests[name, holder]
+                    verdict = self.retakes[name, holder]
+                del self.retakes[name, holder]
                 run, known = self.runs[name], self.policy.runs.get(name)
-                if verdict == "?" and known is not None and known.contests >= p.CONTEST_FAILURES:
+                if verdict == "?" and known is not None and known.undecided >= p.RETAKE_FAILURES:
                     run.away = True
-                self.tell(p.Contested(name, holder, {"won": True, "lost": False, "?": None}[verdict]))
+                self.tell(p.LeaseRetaken(name, holder, {"won": True, "lost": False, "?": None}[verdict]))
             case ("bye",):
                 self.say("bye")
             case ("cancelled", name, job, fate):
@@ -1071,14 +1114,15 @@ class World:
                     self.runs[name].closed = True
                     self.runs[name].in_flight = 0
                 self.tell(p.CloseEnded(name, problem))
-            case ("fire", purpose, name):
-                self.timers[purpose, name] -= 1
+            case ("fire", *fields):
+                timer = p.Timer(*fields)
+                self.timers[timer] -= 1
                 self.timers += Counter()
-                if purpose == "window" and not self.timers[purpose, name]:
-                    self.runs[name].in_flight = self.runs[name].older = 0  # that is what the window is
-                if name and purpose == f"grace {self.runs[name].holder}":
-                    self.runs[name].grace_over = True
-                self.tell(p.Fired((purpose, name)))
+                if timer.kind == "window" and not self.timers[timer]:
+                    self.runs[timer.run].in_flight = self.runs[timer.run].older = 0  # that is what the window is
+                if timer.kind == "grace" and timer.holder == self.runs[timer.run].holder:
+                    self.runs[timer.run].grace_over = True
+                self.tell(p.Fired(timer))
             case _:
                 raise AssertionError(move)
 
@@ -1095,7 +1139,8 @@ class World:
         """The ledger answers a claim."""
         seq, holder = self.claims.pop(run.id)
         if how != "granted":
-            self.tell(p.Claimed(seq, "the disk is full" if how == "trouble" else "", {"answer": how}))
+            trouble = how == "trouble"
+            self.tell(p.LeaseTaken(seq, None if trouble else ruling(how), "the disk is full" if trouble else ""))
             return
         is_new = not run.owner
         run.answered |= run.over in ("cancelled", "done")
@@ -1106,12 +1151,12 @@ class World:
         run.is_free = run.claimed = run.let_go = run.done = run.handed_over = run.cancelling = run.told = False
         run.retried = run.lost = False
         run.held, run.over = set(), ""
-        self.tell(p.Claimed(seq, "", {"answer": how}, run.id, run.tag, is_new, run.answered))
+        self.tell(p.LeaseTaken(seq, ruling(how, run.id, run.tag, is_new=is_new, answered=run.answered)))
 
     def say(self, kind: str, run: str = "", **content: object) -> None:
         self.seq += 1
         self.unanswered[self.seq] = kind, run
-        self.tell(p.Received({"kind": kind, "seq": self.seq, **({"run": run} if run else {}), **content}))
+        self.tell(said(kind, self.seq, **({"run": run} if run else {}), **content))
         if kind in ("job", "posted", "cancelling", "done", "anew", "let go"):
             self.unanswered.pop(self.seq, None)
         elif kind in ("cancel", "bye"):
@@ -1139,19 +1184,19 @@ class World:
                 self.preparing += 1
             case p.Answer(seq):
                 self.unanswered.pop(seq)
-            case p.Claim(seq, name):
-                assert self.claims[name][0] == seq
-            case p.Contest(name, holder):
-                assert (name, holder) not in self.contests, "two contests at once"
-                self.contests[name, holder] = ""
-            case p.RememberLetGo(name, holder):
+            case p.TakeLease(seq, wanted):
+                assert self.claims[wanted.run][0] == seq
+            case p.RetakeLease(name, holder):
+                assert (name, holder) not in self.retakes, "asked twice at once"
+                self.retakes[name, holder] = ""
+            case p.RecordLetGo(name, holder):
                 self.runs[name].is_free |= self.runs[name].owner == holder
-            case p.RememberAnswered(name):
+            case p.RecordAnswered(name):
                 self.runs[name].answered = True
-            case p.Report("lost", name):
+            case protocol.Report("lost", name):
                 assert self.runs[name].owner != self.runs[name].holder, "lost for nothing"
                 self.runs[name].lost = True
-            case p.Remember(name, state, lease=lease):
+            case p.RecordRun(name, state, lease=lease):
                 self._remember(self.runs[name], state, lease.holder if lease else "")
             case p.SetTimer(timer, seconds):
                 assert seconds > 0
@@ -1163,7 +1208,7 @@ class World:
                 self.sweeps[name] = tuple(job for job, owner in self.unfinished.items() if owner == name)
             case p.StartClose(name, _, _):
                 assert self.runs[name].kind == "session"
-                assert self._is_to_end(self.runs[name]), "the session of a caller that wants it"
+                assert self._is_to_end(self.runs[name]), "the session of a driver that wants it"
                 self.closings.append(name)
             case p.StartCancel(name, _, job):
                 assert job not in self.asked, f"{job} is cancelled twice"
@@ -1206,7 +1251,7 @@ class World:
             return not run.is_keyed or run.claimed or run.away
         if run.is_keyed and not run.done and (run.let_go or not self.alive):
             return False  # it waits
-        # A duplicate, or a job whose id the caller will never learn. Not what it holds, nor what it may yet learn.
+        # A duplicate, or a job whose id the driver will never learn. Not what it holds, nor what it may yet learn.
         answered = run.told or run.handed_over or (run.is_keyed and run.done)
         return bool(answered and job not in run.held and (run.held or not run.done))
 
@@ -1285,7 +1330,7 @@ class Small(World):
                 return run.kind == "keyed" and run.claims == 1 and not run.let_go
             case ("cancel" | "answer" | "posted" | "done", _) if run.let_go:
                 return run.kind == "replayed"
-            case ("contested", _, _, "?") | ("claimed", _, "trouble"):
+            case ("retaken", _, _, "?") | ("claimed", _, "trouble"):
                 return run.kind == "at once"
             case ("cancelled", _, _, "unconfirmed"):
                 return run.kind == "known"
@@ -1299,7 +1344,7 @@ class Small(World):
 def test_every_state_that_one_run_can_come_to(kind, monkeypatch):
     """All of them, breadth first, where a sweep that fails is given up; and each leads to the end."""
     monkeypatch.setattr(p, "SWEEP_FAILURES", 1)
-    monkeypatch.setattr(p, "CONTEST_FAILURES", 1)
+    monkeypatch.setattr(p, "RETAKE_FAILURES", 1)
     first = Small(kind)
     numbers = {_key(first): 0}
     came_by: list[tuple[int, Move]] = [(0, ())]
@@ -1349,13 +1394,13 @@ def _key(world: World) -> str:
     policy = dict(vars(world.policy))
     policy["runs"] = [{**vars(run), "sweeps": 0, "held": sorted(run.held)} for run in world.policy.runs.values()]
     policy["_cancelled"], policy["_given_up"] = sorted(world.policy._cancelled), sorted(world.policy._given_up)
-    timers = {timer: 1 if timer[0] == "sweep" else number for timer, number in world.timers.items()}
+    timers = {timer: 1 if timer.kind == "sweep" else number for timer, number in world.timers.items()}
     rest = {**vars(world), "policy": policy, "seq": 0, "unanswered": 0, "timers": sorted(timers.items())}
     policy["_windows"], policy["_sweeps"] = dict(world.policy._windows), sorted(world.policy._sweeps.items())
-    policy["_claims"] = len(world.policy._claims)
+    policy["_wanted"] = len(world.policy._wanted)
     rest["asked"] = sorted(world.asked)
     rest["claims"] = [(name, holder) for name, (_, holder) in world.claims.items()]
-    # What the caller would do next, if it lived.
+    # What the driver would do next, if it lived.
     plans = {} if world.alive else dict.fromkeys(("intents", "posts", "retried", "claims", "before", "chosen"), 0)
     rest["runs"] = [{**vars(run), "held": sorted(run.held), **plans} for run in world.runs.values()]
     return repr(rest)
@@ -1380,8 +1425,8 @@ class Walk(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.alive and self.world.connected and not self.world.gone)
     @rule(data=st.data())
-    def caller_says(self, data):
-        self._go(data, self.world.callers())
+    def driver_says(self, data):
+        self._go(data, self.world.driver_moves())
 
     @precondition(lambda self: self.world.environment() and not self.world.gone)
     @rule(data=st.data())
@@ -1402,7 +1447,7 @@ class Walk(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.alive and not self.world.gone and self.world.seq > 8)
     @rule(how=st.sampled_from(["die", "die", "hang up"]))
-    def caller_goes(self, how):
+    def driver_goes(self, how):
         if how == "die" or self.world.connected:
             self.world.make((how,))
 
@@ -1412,7 +1457,7 @@ class Walk(RuleBasedStateMachine):
         assert not self.world.moves()
 
     def teardown(self) -> None:
-        """Whatever it has come to, once the caller is dead and requests are answered, it ends."""
+        """Whatever it has come to, once the driver is dead and requests are answered, it ends."""
         world = getattr(self, "world", None)
         if world is None or world.gone:
             return

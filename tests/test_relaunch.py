@@ -128,10 +128,10 @@ def test_an_account_is_not_armed_at_a_watcher_that_has_not_heard_of_it(monkeypat
     credentials = protocol.Credentials("http://there", "crn", "http://iam", "key")
     made, first, another = Link(), object(), object()
 
-    def answered(*_: Any) -> dict[str, Any]:
+    def answered(*_: Any) -> protocol.Ack:
         made._process = another  # type: ignore[assignment]
         made._armed.clear()
-        return {"kind": "ack"}
+        return protocol.Ack({})
 
     monkeypatch.setattr(made, "_question", lambda *_, **__: links._Question(first))  # type: ignore[arg-type]
     monkeypatch.setattr(made, "_await", answered)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qx_supervisor.watcher.cancel import Cancellation
+from qx_supervisor.watcher.cancel import Again, Cancellation
 from qx_supervisor.watcher.protocol import Credentials
 from qx_supervisor.watcher.remote import PAGE, JobState, Remote, retry_after
 
@@ -64,7 +64,7 @@ def test_an_answer_that_can_not_be_understood_ends_no_cancel():
     service.json = lambda: {"state": {"status": ["?"]}, "id": object()}  # type: ignore[method-assign]
     service.cancel = lambda _: 1 / 0  # type: ignore[assignment, method-assign]
     cancellation = Cancellation("job", service, time.monotonic)
-    assert isinstance(cancellation.step(), float)
+    assert isinstance(cancellation.step(), Again)
     assert "ZeroDivisionError" in cancellation.trouble
 
 

@@ -298,11 +298,11 @@ def test_what_shows_itself(ibm: local.Service, key: str) -> None:
 )
 def test_a_malformed_message_is_not_quoted(key: str, damage: Any) -> None:
     credentials = protocol.Credentials("http://there", "crn", "http://iam", key)
-    message = json.loads(protocol.encode("arm", 1, account="a0", credentials=credentials.to_json()))
+    message = json.loads(protocol.encode(protocol.Arm("a0", credentials), 1))
     raw = json.dumps(damage(message)).encode()
     for data in (raw, raw[:-9]):
         with pytest.raises(protocol.ProtocolError) as caught:
-            protocol.Credentials.from_json(protocol.decode_from_caller(data)["credentials"])
+            protocol.decode_from_driver(data)
         assert key not in repr(caught.value)
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__ or key not in repr(caught.value.__context__)
@@ -325,8 +325,8 @@ def test_what_the_way_there_says_is_not_quoted(key: str) -> None:
 
 def test_the_watcher_leaves_no_core_and_can_not_be_looked_into() -> None:
     """prctl(2): 3 is PR_GET_DUMPABLE."""
-    code = "import ctypes, boot; boot._forbid_looks(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    code = "import ctypes, boot; boot._make_undumpable(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     done = subprocess.run([sys.executable, "-c", code], cwd=BOOT.parent, capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
     boot = BOOT.read_text()
-    assert len(re.findall(r"^ +_forbid_looks\(\)", boot, re.MULTILINE)) == 2  # beside its caller, and outside
+    assert len(re.findall(r"^ +_make_undumpable\(\)", boot, re.MULTILINE)) == 2  # beside its driver, and outside

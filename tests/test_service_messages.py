@@ -33,7 +33,7 @@ ANSWERS = [
     ('{"message": "\\ud55c\\ub3c4"}', "한도"),
     (PAGE, "Attention Required! | Cloudflare"),
     ("<html><h1>413 Request &amp; Entity Too Large</h1></html>", "413 Request & Entity Too Large"),
-    ("<html><body>" + "x" * 900, "a page of HTML, and not of the service's interface"),
+    ("<html><body>" + "x" * 900, "an HTML page, not an answer of the service's interface"),
     ("upstream connect error", "upstream connect error"),
     ('{"errors": [{"message": "\\ud55c\\ub3c4', '{"errors": [{"message": "한도'),  # cut off
     ("", "Forbidden"),

@@ -232,8 +232,6 @@ def test_a_stopped_watcher_is_an_error_before_the_submission(ibm, fork):
             os.kill(process.pid, signal.SIGSTOP)
             return process
         links.launch = stopped
-        import functools
-        links.Link._ask.__defaults__ = (0.2,)
         try:
             run(isa(), backend(), panel=None)
         except WatcherError as error:

@@ -1,13 +1,14 @@
-"""The watcher: the other process, which cancels a driver's jobs when the driver dies.
+"""The watcher: the process that outlives a driver, and cancels its jobs.
 
-It is started by `watcher/boot.py` in a clean interpreter and imports neither `qx_supervisor` nor Qiskit. Its modules
-import each other relatively, so that the package works under any name: the process loads it by location, and another
-package called `watcher` on the path does it no harm.
+`watcher/boot.py` starts it in a clean interpreter. It imports neither `qx_supervisor` nor Qiskit. Its modules import
+each other relatively, so that the package works under any name: the process loads it by location, whatever else on the
+path is called `watcher`.
 
-`protocol`  what the two processes say to each other
-`parent`    whether the caller still lives
-`policy`    what follows from what: a pure state machine
-`remote`    IBM Quantum's REST interface, as much of it as a cancel needs
-`cancel`    one cancel, from the first request to the proof that the job is final
-`loop`      the process itself: one wait, and what the policy orders
+`protocol`        the messages between driver and watcher
+`driver_process`  whether the driver still lives
+`policy`          event → actions: a pure state machine
+`remote`          the part of IBM Quantum's REST interface that a cancel needs
+`cancel`          one cancel, from the first request to the proof that the job is final
+`record`          writes the ledger
+`loop`            the process: one event loop, which does what the policy decides
 """

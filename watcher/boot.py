@@ -1,15 +1,15 @@
 """Starts the watcher: run by absolute path, in a clean interpreter (`python -I -S`), never imported.
 
-The order is the design. First the double fork, while this interpreter is small and has one thread: the driver's child
-ends at once, so the watcher is no child of the driver (a kill of the process tree misses it) and leaves no zombie.
-Then a session of its own, the signals, no core dump and no look into its memory, which holds an API key. Only then
-imports, from where the caller had its packages: the folder of this file as `watcher`, whatever else has that name, and
-the caller's psutil, multiprocess, requests and ibm_cloud_sdk_core at the end of the path.
+The order of its steps matters. First comes the double fork, while this interpreter is small and has one thread: the
+driver's child ends at once, so that the watcher is no child of the driver (killing the process tree misses it), and no
+zombie stays. Then a session of its own, the signals, and neither core dumps nor access to its memory, which holds an
+API key. Only then the imports, from where the driver has its packages: the folder of this file as `watcher`, whatever
+else has that name, and the driver's psutil, multiprocess, requests and ibm_cloud_sdk_core at the end of the path.
 
-INT, TERM and HUP are blocked when it starts, by the caller's mask, and unblocked once they are ignored.
+The driver starts it with INT, TERM and HUP blocked; they are unblocked once they are ignored.
 
-Started by systemd, outside its caller's control group, it is nobody's child already, and forks not at all: systemd ends
-a service with its first process. Its order has the address of its caller, in place of descriptors.
+A watcher that systemd starts, outside the driver's control group, is nobody's child, and does not fork: systemd ends a
+service with its first process. Its order has the driver's address instead of descriptors.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ import sys
 TYPE_CHECKING = False  # typing itself costs 5 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from .protocol import Order
 
 
 def main() -> None:
-    """Become the watcher that `sys.argv[1]`, a JSON object, describes."""
-    order = json.loads(sys.argv[1])
+    """Become the watcher that the order in `sys.argv[1]` asks for."""
+    order: Order = json.loads(sys.argv[1])
     if "address" not in order and os.fork():
         os._exit(0)
     try:
         watch = _prepare(order)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the caller waits to hear of it
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the driver waits for an answer
         if "connection" in order:
-            _tell(order["connection"], f"{type(error).__name__}: {error}")
+            _refuse(order["connection"], f"{type(error).__name__}: {error}")
         os._exit(1)
     watch(order)
 
 
-def _prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    if os.getsid(0) != os.getpid():  # systemd has made it a leader already
+def _prepare(order: Order) -> Callable[[Order], None]:
+    if os.getsid(0) != os.getpid():  # else systemd has made it a leader already
         os.setsid()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -52,13 +53,13 @@ def _prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if "address" not in order:
-        _forbid_looks()
+        _make_undumpable()
 
     import importlib.util
 
     folder = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib costs 5 ms here
-    # multiprocess does without dill where there is none, and requests without what guesses encodings, which here are
-    # always named. That is a third of the time and memory that starting takes.
+    # multiprocess works without dill, and requests without the libraries that guess encodings, which are always named
+    # here. Leaving them out saves a third of the time and memory that the start takes.
     for unneeded in ("dill", "chardet", "charset_normalizer"):
         sys.modules[unneeded] = None  # type: ignore[assignment]
     sys.path.extend(path for path in order["path"] if path not in sys.path)
@@ -77,27 +78,27 @@ def _prepare(order: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
 
     from watcher import callback
 
-    caller = callback.call(order)
-    if caller is None:
+    driver = callback.call(order)
+    if driver is None:
         os._exit(0)
-    order["connection"] = caller.fileno()
-    from watcher.loop import watch  # while the caller, which may be busy, comes to answer
+    order["connection"] = driver.fileno()
+    from watcher.loop import watch  # meanwhile the driver, which may be busy, accepts the call
 
-    if not callback.take(caller, order):
+    if not callback.receive(driver, order):
         os._exit(0)
-    _forbid_looks()  # only now: where /proc hides such processes, the caller could not see who calls
+    _make_undumpable()  # only now: if /proc hides such processes, the driver could not have seen who calls
     return watch
 
 
-def _forbid_looks() -> None:
-    """Make this process undumpable (prctl(2), PR_SET_DUMPABLE): no debugger, no /proc/PID/mem for its own user."""
+def _make_undumpable() -> None:
+    """Forbid debuggers, and /proc/PID/mem to this process's own user (prctl(2), PR_SET_DUMPABLE)."""
     import ctypes
 
     ctypes.CDLL(None, use_errno=True).prctl(4, 0, 0, 0, 0)
 
 
-def _tell(connection: int, reason: str) -> None:
-    """Send a `nack` without the packages that may be missing: the frame is `multiprocess.connection`'s."""
+def _refuse(connection: int, reason: str) -> None:
+    """Send a `Nack` without the packages that may be missing: the frame is `multiprocess.connection`'s."""
     message = json.dumps({"kind": "nack", "seq": 0, "reason": reason}).encode()
     os.write(connection, struct.pack("!i", len(message)) + message)
 

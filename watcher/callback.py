@@ -1,7 +1,7 @@
-"""A watcher that systemd started, outside its caller's control group: it has inherited nothing, and calls its caller.
+"""A watcher that systemd starts, outside the driver's control group, inherits nothing. It calls the driver.
 
-The caller listens at a socket in the user's runtime directory. There it sees that the call comes from the unit that it
-asked for, and gives what a child would have inherited: the pipe, which is this connection, a pidfd, an environment.
+The driver listens on a socket in the user's runtime directory. There it checks that the call comes from the unit that
+it asked for, and passes on what a child would have inherited: the connection (this one), a pidfd and an environment.
 """
 
 from __future__ import annotations
@@ -11,44 +11,45 @@ import json
 import os
 import socket
 import struct
-from typing import Any
 
 from .host_identity import start_ticks
+from .protocol import Order
 
 
-class NotTheCaller(Exception):
-    """Someone else answers, or the caller can't be seen from here."""
+class NotTheDriver(Exception):
+    """Another process answers, or the driver can't be seen from here."""
 
 
-def call(order: dict[str, Any]) -> socket.socket | None:
-    """Call the caller of an order; None if it is gone.
+def call(order: Order) -> socket.socket | None:
+    """Call the driver of a start order; None if it is gone.
 
     Raises:
-        NotTheCaller: If another process answers.
+        NotTheDriver: If another process answers.
     """
+    address = order["address"]
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(order["address"])
+        connection.connect(address)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     finally:
-        # It is for one call. A caller that died in the meantime can't remove it any more.
+        # It is for one call. A driver that died in the meantime can't remove it any more.
         with contextlib.suppress(OSError):
-            os.unlink(order["address"])  # noqa: PTH108 - pathlib costs 5 ms here
+            os.unlink(address)  # noqa: PTH108 - pathlib costs 5 ms here
     size = struct.calcsize("3i")
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     if uid != os.geteuid() or pid != order["pid"] or start_ticks(pid) != order["start_ticks"]:
-        # In another PID namespace a pid is another process's, and whoever judges by it is wrong.
-        raise NotTheCaller("the caller is another user's, or in another PID namespace")
+        # In another PID namespace the pid is another process's, whose death would be taken for the driver's.
+        raise NotTheDriver("the driver is another user's, or in another PID namespace")
     return connection
 
 
-def take(connection: socket.socket, order: dict[str, Any]) -> bool:
-    """Take from the caller what a child would have inherited, into an order; False if it is gone."""
+def receive(connection: socket.socket, order: Order) -> bool:
+    """Receive from the driver what a child would have inherited, into a start order; False if the driver is gone."""
     data, passed, _, _ = socket.recv_fds(connection, 65536, 1, socket.MSG_CMSG_CLOEXEC)
     while data:
         if len(data) >= 4 and len(data) - 4 >= struct.unpack("!i", data[:4])[0]:
-            # All that the user manager gave it goes: a key may stand in it.
+            # The environment that the user manager gave it goes: it may hold a key.
             os.environ.clear()
             os.environ.update(json.loads(data[4:]))
             order["connection"], order["pidfd"] = connection.detach(), passed[0] if passed else None

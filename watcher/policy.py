@@ -1,32 +1,29 @@
-"""What follows from what: the watcher's judgement, as a pure state machine.
+"""The watcher's decisions, as a pure state machine.
 
-`Policy.handle(event)` returns the actions that the event calls for, in the order in which they are to be done. There
-is no clock here, no I/O and no process, so that every interleaving of messages, deaths, answers and timers can be
-tested. Two things must hold whatever happens:
+`Policy.handle(event)` returns the actions that an event calls for, in order. There is no clock here, no I/O and no
+process, so that every interleaving of messages, deaths, answers and timers can be tested. Two things must always hold:
 
-- a run that was not stood down before its caller died has its jobs cancelled, or is recorded as pending;
-- the job that a caller holds, alive or stood down, is never cancelled.
+- a run that was not stood down before its driver died has its jobs cancelled, or is recorded as pending;
+- the job that a driver holds, alive or stood down, is never cancelled.
 
-The life of a run: `intent` (a POST is about to leave; the job's id is not known) → `job` (its answer came) → `done`.
-A run is *doomed* when its caller is dead or hands the cancel over. Then its known jobs are cancelled at once, and its
-tag is swept: for jobs whose id the caller never learned, and for duplicates that a retried POST made. As long as a
-POST of it may still make a job (the *window*), a sweep that finds nothing proves nothing and is repeated.
+The life of a run: `Intent` (a POST is about to leave; the job's id is not known) → `JobKnown` → `StandDown`. A run is
+*doomed* once its driver is dead, or hands the cancel over. Then its known jobs are cancelled at once, and its tag is
+swept: for jobs whose id the driver never learned, and for duplicates that a retried POST made. While the sweep window
+is open, a sweep that finds nothing proves nothing, and is repeated.
 
-A run with a key is a lease, claimed before all this: its caller's death does not doom it. It *waits*, for the grace
-that the caller asked for, so that a caller that comes back can take it up again, with a watcher of its own. Only when
-the lease has then been won once more (`Contest`) is it doomed; lost, it is forgotten, for it is another's.
+A run with a key has a lease, which was taken before all this. Its driver's death does not doom it: it *waits* for its
+grace period, so that a driver that comes back can take it up again, with a watcher of its own. Then this watcher takes
+the lease again (`RetakeLease`). If it gets it the run is doomed; if not, the run is another's, and is forgotten.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-from .protocol import Lease, Message
-
-SWEEP_WINDOW = 120.0
-"""Seconds after the last moment at which a POST could have left in which it may still make a job."""
+from . import protocol
+from .protocol import SWEEP_WINDOW, Lease, LeaseAnswer, Outcome, Report
 
 SWEEP_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Seconds between sweeps while the window is open; the last one repeats."""
@@ -34,14 +31,30 @@ SWEEP_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 SWEEP_FAILURES = 34
 """Failed sweeps in a row after which a run is recorded as pending: 15 minutes, with the pauses above."""
 
-CONTEST_PAUSE = 15.0
-"""Seconds until a ledger is asked again that could not say who has a lease."""
+RETAKE_PAUSE = 15.0
+"""Seconds until a ledger that could not say who has a lease is asked again."""
 
-CONTEST_FAILURES = 40
-"""After which its jobs are cancelled: ten minutes, in which nobody else could take the lease either."""
+RETAKE_FAILURES = 40
+"""Failures in a row after which the jobs are cancelled: ten minutes, in which nobody else could take the lease
+either."""
 
 LEAVE_SECONDS = 1.0
-"""How long a watcher that said goodbye stays to refuse an intent that crossed the goodbye."""
+"""How long a watcher that agreed to leave stays, to refuse an intent that crossed its answer."""
+
+
+class Timer(NamedTuple):
+    """What is due when a timer fires.
+
+    Attributes:
+        kind: "window": the sweep window closes; "sweep": the pause between two sweeps is over; "grace": the grace
+            period is over; "retake": the ledger is asked again; "leave": the watcher leaves.
+        run: The run that it is about, or "".
+        holder: The holder of the run's lease for whom it was set ("grace", "retake"), or "".
+    """
+
+    kind: Literal["window", "sweep", "grace", "retake", "leave"]
+    run: str = ""
+    holder: str = ""
 
 
 # Events ---------------------------------------------------------------------------------------------------------
@@ -49,14 +62,15 @@ LEAVE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Received:
-    """A message of the caller's."""
+    """A message of the driver's, but for `UseLedger`."""
 
-    message: Message
+    seq: int
+    message: protocol.FromDriver
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """Bytes from the caller that are no message, or one that can't be used."""
+    """The driver sent bytes that are no message, or one that can't be used."""
 
     reason: str
     seq: int = 0
@@ -64,12 +78,12 @@ class Malformed:
 
 @dataclass(frozen=True)
 class HungUp:
-    """The caller's end of the pipe is closed. That is not a death."""
+    """The driver's end of the connection is closed. That is not a death."""
 
 
 @dataclass(frozen=True)
 class DriverDied:
-    """The caller is dead, and all that it had sent has been received."""
+    """The driver is dead, and everything that it had sent has been received."""
 
 
 @dataclass(frozen=True)
@@ -81,31 +95,17 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Claimed:
-    """The ledger was asked for a key.
-
-    Attributes:
-        seq: The message that asked.
-        problem: Why it could not be asked, or "".
-        content: What the caller is told.
-        run: The run that it has now, or "".
-        tag: The run's tag.
-        is_new: Whether nothing was known under the key.
-        answered: Whether no job of the run is unknown.
-    """
+class LeaseTaken:
+    """The ledger has answered a `TakeLease`, or could not be asked (`problem`)."""
 
     seq: int
+    answer: LeaseAnswer | None
     problem: str = ""
-    content: dict[str, Any] = field(default_factory=dict)
-    run: str = ""
-    tag: str = ""
-    is_new: bool = False
-    answered: bool = False
 
 
 @dataclass(frozen=True)
-class Contested:
-    """The lease of a run that waited was won once more, or lost, or None where the ledger could not say."""
+class LeaseRetaken:
+    """The lease of a run was taken again (True), is another's (False), or the ledger could not say (None)."""
 
     run: str
     holder: str
@@ -113,7 +113,7 @@ class Contested:
 
 
 @dataclass(frozen=True)
-class Lost:
+class LeaseLost:
     """The lease of a run is another's."""
 
     run: str
@@ -123,17 +123,17 @@ class Lost:
 
 @dataclass(frozen=True)
 class CancelEnded:
-    """A cancel is over: "cancelled", "finished" or "unconfirmed"."""
+    """A cancel is over."""
 
     run: str
     job: str
-    outcome: str
+    outcome: Outcome
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class SweepEnded:
-    """A sweep is over: the unfinished jobs under the tag, or None where the service could not be asked."""
+    """A sweep is over: the unfinished jobs under the tag, or None if the service could not be asked."""
 
     run: str
     found: tuple[str, ...] | None
@@ -150,14 +150,14 @@ class CloseEnded:
 
 @dataclass(frozen=True)
 class Fired:
-    """A timer has run out."""
+    """A timer has fired."""
 
     timer: Timer
 
 
 @dataclass(frozen=True)
 class Terminated:
-    """Someone sent the watcher a SIGTERM."""
+    """The watcher received a SIGTERM."""
 
 
 Event = (
@@ -166,9 +166,9 @@ Event = (
     | HungUp
     | DriverDied
     | Prepared
-    | Claimed
-    | Contested
-    | Lost
+    | LeaseTaken
+    | LeaseRetaken
+    | LeaseLost
     | CancelEnded
     | SweepEnded
     | CloseEnded
@@ -179,23 +179,20 @@ Event = (
 
 # Actions --------------------------------------------------------------------------------------------------------
 
-Timer = tuple[str, str]
-"""What a timer is for ("window", "sweep", "leave"; "grace", "contest" and the holder) and the run that it is about."""
-
 
 @dataclass(frozen=True)
 class Ack:
-    """Answer a message."""
+    """Acknowledge a message."""
 
     seq: int
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer a message, with what was asked for."""
+    """Answer a message with what the ledger said."""
 
     seq: int
-    content: dict[str, Any]
+    answer: LeaseAnswer
 
 
 @dataclass(frozen=True)
@@ -207,38 +204,23 @@ class Nack:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Tell the caller what happened to a run."""
-
-    event: str
-    run: str = ""
-    job: str = ""
-    detail: str = ""
-
-
-@dataclass(frozen=True)
 class Prepare:
-    """Take the credentials of an account and make sure of a token; answer with `Prepared`."""
+    """Make sure that there is a token for an account; answer with `Prepared`."""
 
     account: str
 
 
 @dataclass(frozen=True)
-class Claim:
-    """Ask the ledger for a key; answer with `Claimed`."""
+class TakeLease:
+    """Ask the ledger for a lease; answer with `LeaseTaken`."""
 
     seq: int
-    run: str
-    account: str
-    tag: str
-    driver: str
-    lease: Lease
-    instances: tuple[str, ...]
+    wanted: protocol.TakeLease
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Win the lease of a run that waited once more; answer with `Contested`."""
+class RetakeLease:
+    """Take the lease of a run that waited again, in order to cancel its jobs; answer with `LeaseRetaken`."""
 
     run: str
     holder: str
@@ -246,44 +228,49 @@ class Contest:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Answer with what the watcher knows of itself."""
+    """Answer a message with what the watcher knows of itself."""
 
     seq: int
 
 
 @dataclass(frozen=True)
 class StartCancel:
-    """Cancel a job and confirm it; answer with `CancelEnded`. Asked: its caller did ask, or was about to.
+    """Cancel a job and confirm that; answer with `CancelEnded`.
 
-    It is under the driver's tag too, if one is named: one list of it shows many.
+    Attributes:
+        driver_tag: Another tag of the job, or "". One list of that tag shows the states of many jobs.
+        asked: Whether the driver has requested the cancel, or was about to.
     """
 
     run: str
     account: str
     job: str
-    driver: str = ""
+    driver_tag: str = ""
     asked: bool = False
 
 
 @dataclass(frozen=True)
 class StartSweep:
-    """List the unfinished jobs under a tag, or in a session if one is named; answer with `SweepEnded`.
+    """List the unfinished jobs under a tag, and in a session if one is named; answer with `SweepEnded`.
 
-    All jobs under the tag are under the driver's tag too, if one is named: one list of it answers many.
+    Attributes:
+        driver_tag: Another tag of all jobs under the tag, or "". One list of that tag serves many sweeps.
     """
 
     run: str
     account: str
     tag: str
     session: str = ""
-    driver: str = ""
+    driver_tag: str = ""
 
 
 @dataclass(frozen=True)
 class StartClose:
-    """Close a session, so that its queued jobs are dropped and no other is taken; answer with `CloseEnded`.
+    """Close a session; answer with `CloseEnded`.
 
-    Spares: the jobs that are in it are left to come to their ends; they may be another driver's.
+    Attributes:
+        spares: Whether the jobs in it are left to finish: they may be another driver's. Otherwise queued jobs are
+        dropped.
     """
 
     run: str
@@ -294,21 +281,21 @@ class StartClose:
 
 @dataclass(frozen=True)
 class SetTimer:
-    """Answer with `Fired` after so many seconds."""
+    """Answer with `Fired` after some seconds."""
 
     timer: Timer
     seconds: float
 
 
 @dataclass(frozen=True)
-class Remember:
-    """Write to the ledger what a run has come to."""
+class RecordRun:
+    """Write a run and its state to the ledger."""
 
     run: str
     state: Literal["guarded", "done", "cancelled", "pending"]
     account: str = ""
     tag: str = ""
-    driver: str = ""
+    driver_tag: str = ""
     session: str = ""
     owner: bool = False
     detail: str = ""
@@ -316,8 +303,8 @@ class Remember:
 
 
 @dataclass(frozen=True)
-class RememberAnew:
-    """Write to the ledger what became of a key's jobs so far."""
+class RecordResubmit:
+    """Write the outcomes of a key's earlier jobs to the ledger: another one will be submitted."""
 
     run: str
     outcomes: dict[str, str]
@@ -325,7 +312,7 @@ class RememberAnew:
 
 
 @dataclass(frozen=True)
-class RememberLetGo:
+class RecordLetGo:
     """Write to the ledger that nobody waits for a run any more."""
 
     run: str
@@ -333,16 +320,16 @@ class RememberLetGo:
 
 
 @dataclass(frozen=True)
-class RememberJob:
-    """Write to the ledger a job of a run: its id is known, or what became of it."""
+class RecordJob:
+    """Write a job of a run, and its outcome, to the ledger. "kept": its driver was given it, so it is not cancelled."""
 
     run: str
     job: str
-    outcome: str = ""
+    outcome: Outcome | Literal["", "kept"] = ""
 
 
 @dataclass(frozen=True)
-class RememberAnswered:
+class RecordAnswered:
     """Write to the ledger that no job of a run is unknown."""
 
     run: str
@@ -360,18 +347,18 @@ Action = (
     | Nack
     | Report
     | Prepare
-    | Claim
-    | Contest
+    | TakeLease
+    | RetakeLease
     | Inspect
     | StartCancel
     | StartSweep
     | StartClose
     | SetTimer
-    | Remember
-    | RememberAnew
-    | RememberLetGo
-    | RememberJob
-    | RememberAnswered
+    | RecordRun
+    | RecordResubmit
+    | RecordLetGo
+    | RecordJob
+    | RecordAnswered
     | Exit
 )
 
@@ -380,37 +367,39 @@ Action = (
 
 
 @dataclass
-class Run:
-    """A guarded run, or a guarded session: then its jobs are many."""
+class GuardedRun:
+    """A run that is guarded, or a whole session: then its jobs are many."""
 
     id: str
     account: str
     tag: str
-    driver: str = ""  # the tag of all jobs that its driver submits by itself
-    session: str = ""  # a session that is the driver's own: it is closed, and all that runs in it is cancelled
+    driver_tag: str = ""  # the tag of all jobs that its driver submits by itself, or ""
+    session: str = ""  # a session that is the driver's own: it is closed, and all its jobs are cancelled
+    opened: str = ""  # a session that the driver opened, perhaps for others too: it only takes no more jobs
     lease: Lease | None = None  # it has a key
-    waiting: bool = False  # nobody waits for it; in its grace a driver may come back for it
-    contesting: bool = False  # the grace has passed; whether a driver came back is being asked
-    contests: int = 0  # that the ledger could not decide, in a row
-    opened: str = ""  # a session that the driver has opened, for itself or for others: it takes no more jobs
-    held: set[str] = field(default_factory=set)  # the jobs whose ids the caller knows
+    waiting: bool = (
+        False  # let go, or its driver is dead; until the grace period is over, a driver may come back for it
+    )
+    retaking: bool = False  # the grace period is over, and the ledger is asked whether a driver came back
+    undecided: int = 0  # how often in a row the ledger could not say
+    held: set[str] = field(default_factory=set)  # the jobs whose ids the driver knows
     posting: bool = True  # a POST of it may still leave
-    window: bool = True  # a POST of it may still make a job
+    window: bool = True  # the sweep window is open: a POST of it may still make a job
     doomed: bool = False  # its jobs are to be cancelled
-    cancelling: bool = False  # its caller asks for the cancel itself
-    stood_down: bool = False  # done: it stays only for the duplicates of a retried POST
+    cancelling: bool = False  # the driver requests the cancel itself
+    stood_down: bool = False  # it stays only for the duplicates of a retried POST
     sweeping: bool = False  # a sweep is under way
     swept: bool = True  # nothing is left to look for
     sweeps: int = 0
+    failures: int = 0  # sweeps that failed, in a row
     closing: bool = False  # its session is being closed
     quiet: bool = False  # the last sweep of the session found nothing
-    failures: int = 0  # sweeps that failed, in a row
-    cancels: dict[str, str] = field(default_factory=dict)  # job → "" under way, else the outcome
+    cancels: dict[str, Outcome | None] = field(default_factory=dict)  # by job; None: under way
     unresolved: str = ""  # why it will have to be recorded as pending
 
     def is_resolved(self) -> bool:
-        """Whether nothing is under way and nothing is left to look for."""
-        if self.waiting or self.contesting:
+        """Whether nothing is under way, and nothing is left to look for."""
+        if self.waiting or self.retaking:
             return False
         return not self.sweeping and not self.closing and self.swept and all(self.cancels.values())
 
@@ -424,277 +413,269 @@ class Policy:
     """The state machine.
 
     Args:
-        sweep_window: `SWEEP_WINDOW`, or less in tests.
+        sweep_window: `SWEEP_WINDOW`, or another one.
     """
 
     def __init__(self, sweep_window: float = SWEEP_WINDOW) -> None:
         self.sweep_window = sweep_window
-        self.runs: dict[str, Run] = {}
-        self.caller_alive = True
-        self._cancelled: set[str] = set()
+        self.runs: dict[str, GuardedRun] = {}
+        self.driver_alive = True
+        self._cancelled: set[str] = set()  # jobs whose cancel was ordered
         self._given_up: set[str] = set()  # of these, those whose cancel could not be confirmed
-        self._windows: Counter[str] = Counter()  # run → timers that have not fired
-        self._sweeps: dict[str, str] = {}  # runs that are swept now → the lease's holder when the sweep began
+        self._windows: Counter[str] = Counter()  # run → window timers that have not fired
+        self._sweeps: dict[str, str] = {}  # runs that are being swept → the lease's holder when the sweep began
         self._hung_up = False
         self._leaving = False
         self._ready: set[str] = set()  # accounts with credentials and a token
         self._waiting: dict[str, list[int]] = {}  # account → messages that wait for it
         self._preparing: Counter[str] = Counter()  # account → how often it is being made ready
-        self._claims: dict[int, Message] = {}  # that the ledger has not answered
+        self._wanted: dict[int, protocol.TakeLease] = {}  # leases that the ledger was asked for
 
     def handle(self, event: Event) -> list[Action]:
         """What is to be done about an event."""
-        touched: tuple[str, ...] = ()  # the runs that may be resolved by it
+        touched = self._touched(event)
         match event:
-            case Received(message):
-                touched = (message.get("run", ""),)
-                actions = self._receive(message)
+            case Received(seq, message):
+                actions = self._receive(seq, message)
             case Malformed(reason, seq):
                 actions = [Nack(seq, reason)]
             case HungUp():
                 self._hung_up = True
                 actions = []
             case DriverDied():
-                self.caller_alive = False
-                touched = tuple(self.runs)
-                actions = [action for run in list(self.runs.values()) for action in self._bereave(run)]
+                self.driver_alive = False
+                actions = [action for run in list(self.runs.values()) for action in self._driver_died(run)]
             case Prepared(account, problem):
                 actions = self._prepared(account, problem)
-            case Claimed():
-                actions = self._claimed(event)
-            case Contested(run_id, holder, won):
-                touched = (run_id,)
-                actions = self._contested(run_id, holder, won=won)
-            case Lost(run_id, holder, detail):
-                touched = (run_id,)
-                actions = self._lost(run_id, holder, detail)
+            case LeaseTaken(seq, answer, problem):
+                actions = self._lease_taken(seq, answer, problem)
+            case LeaseRetaken(run_id, holder, won):
+                actions = self._lease_retaken(run_id, holder, won=won)
+            case LeaseLost(run_id, holder, detail):
+                actions = self._lease_lost(run_id, holder, detail)
             case CancelEnded(run_id, job, outcome, detail):
-                touched = (run_id,)
                 actions = self._cancel_ended(run_id, job, outcome, detail)
             case SweepEnded(run_id, found, detail):
-                touched = (run_id,)
                 actions = self._sweep_ended(run_id, found, detail)
             case CloseEnded(run_id, problem):
-                touched = (run_id,)
                 actions = self._close_ended(run_id, problem)
             case Fired(timer):
-                touched = (timer[1],)
                 actions = self._fired(timer)
             case Terminated():
-                # While anything is guarded a SIGTERM is not obeyed: whoever ends a process tree ends the driver too.
+                # While anything is guarded a SIGTERM is ignored: whoever ends a process tree ends the driver too.
                 self._hung_up |= not self.runs
                 actions = []
         return [*actions, *self._settle(touched)]
 
+    def _touched(self, event: Event) -> tuple[str, ...]:
+        """The runs that an event may resolve."""
+        match event:
+            case DriverDied():
+                return tuple(self.runs)
+            case Received(_, message):
+                return (getattr(message, "run", ""),)
+            case Fired(timer):
+                return (timer.run,)
+            case _:
+                return (getattr(event, "run", ""),)
+
     # Messages
 
-    def _receive(self, message: Message) -> list[Action]:
-        kind, seq = message["kind"], message["seq"]
-        match kind:
-            case "inspect":
+    def _receive(self, seq: int, message: protocol.FromDriver) -> list[Action]:
+        match message:
+            case protocol.UseLedger():
+                raise AssertionError("the loop keeps this one")
+            case protocol.Inspect():
                 return [Inspect(seq)]
-            case "arm":
-                self._waiting.setdefault(message["account"], []).append(seq)
-                self._preparing[message["account"]] += 1
-                return [Prepare(message["account"])]
-            case "intent":
-                lease = Lease.from_json(message["lease"]) if message["lease"] else None
-                run = Run(message["run"], message["account"], message["tag"], message["driver"], lease=lease)
-                return self._intent(
-                    seq, run, Remember(run.id, "guarded", run.account, run.tag, run.driver, lease=lease)
-                )
-            case "claim":
-                return self._claim(seq, message)
-            case "session":
-                session, owner = message["session"], message["owner"]
-                run = Run(message["run"], message["account"], message["tag"], session=session if owner else "")
-                return self._intent(
-                    seq, run, Remember(run.id, "guarded", run.account, run.tag, session=session, owner=owner)
-                )
-            case "opened":
-                session = message["session"]
-                run = Run(
-                    message["run"], message["account"], message["tag"], opened=session, posting=False, window=False
-                )
-                actions = self._intent(seq, run, Remember(run.id, "guarded", run.account, run.tag, session=session))
-                return [*actions, RememberAnswered(run.id)] if run.id in self.runs else actions
-            case "bye":
-                if self.runs or self._claims:
+            case protocol.Arm(account):
+                self._waiting.setdefault(account, []).append(seq)
+                self._preparing[account] += 1
+                return [Prepare(account)]
+            case protocol.Intent(run_id, account, tag, driver_tag, lease):
+                run = GuardedRun(run_id, account, tag, driver_tag, lease=lease)
+                return self._guard(seq, run, RecordRun(run_id, "guarded", account, tag, driver_tag, lease=lease))
+            case protocol.TakeLease(account=account):
+                if (refusal := self._refusal(seq, account)) is not None:
+                    return [refusal]
+                self._wanted[seq] = message
+                return [TakeLease(seq, message)]
+            case protocol.GuardSession(run_id, account, tag, session, owner):
+                run = GuardedRun(run_id, account, tag, session=session if owner else "")
+                record = RecordRun(run_id, "guarded", account, tag, session=session, owner=owner)
+                return self._guard(seq, run, record)
+            case protocol.OpenedSession(run_id, account, tag, session):
+                run = GuardedRun(run_id, account, tag, opened=session, posting=False, window=False)
+                actions = self._guard(seq, run, RecordRun(run_id, "guarded", account, tag, session=session))
+                return [*actions, RecordAnswered(run_id)] if run_id in self.runs else actions
+            case protocol.Bye():
+                if self.runs or self._wanted:
                     return [Nack(seq, "runs are guarded")]
                 self._leaving = True
-                return [Ack(seq), SetTimer(("leave", ""), LEAVE_SECONDS)]
-        known = self.runs.get(message["run"])
-        if known is None:  # it is over already; a second `done` is no fault
-            return [] if kind == "done" else [Nack(seq, "this run is not guarded")]
-        match kind:
-            case "job":
-                return self._job(known, message["job"])
-            case "posted":
-                return self._posted(known, clean=message["clean"])
-            case "cancelling":
-                known.cancelling = True
-                return []
-            case "anew":
-                return [RememberAnew(known.id, message["outcomes"], known.holder)] if known.lease else []
-            case "let go":
-                return self._wait(known)
-            case "cancel":
-                is_leased = known.lease is not None and not known.stood_down
-                return [*(self._contest(known) if is_leased else self._doom(known)), Ack(seq)]
-            case "done":
-                return self._done(known)
-        raise AssertionError(kind)  # the protocol lets no other kind through
+                return [Ack(seq), SetTimer(Timer("leave"), LEAVE_SECONDS)]
+            case _:
+                known = self.runs.get(message.run)
+                if known is not None:
+                    return self._receive_about(known, seq, message)
+                # It is over already; a second `StandDown` is no fault.
+                return [] if isinstance(message, protocol.StandDown) else [Nack(seq, "this run is not guarded")]
 
-    def _intent(self, seq: int, run: Run, remember: Remember) -> list[Action]:
+    def _receive_about(self, run: GuardedRun, seq: int, message: protocol.RunMessage) -> list[Action]:
+        match message:
+            case protocol.JobKnown(_, job):
+                run.held.add(job)
+                return [RecordJob(run.id, job), *(self._cancel(run, job) if run.doomed else [])]
+            case protocol.Posted(_, clean):
+                return self._posted(run, clean=clean)
+            case protocol.Cancelling():
+                run.cancelling = True
+                return []
+            case protocol.Resubmit(_, outcomes):
+                return [RecordResubmit(run.id, outcomes, run.holder)] if run.lease else []
+            case protocol.LetGo():
+                return self._wait(run)
+            case protocol.HandOver():
+                is_leased = run.lease is not None and not run.stood_down
+                return [*(self._retake(run) if is_leased else self._doom(run)), Ack(seq)]
+            case protocol.StandDown():
+                return self._stand_down(run)
+
+    def _refusal(self, seq: int, account: str) -> Nack | None:
         if self._leaving:
-            return [Nack(seq, "leaving")]
-        if run.account not in self._ready and run.account not in self._waiting:
-            return [Nack(seq, "this account is not armed")]
-        # Replayed to a new watcher, or twice: what is known of it stays known.
+            return Nack(seq, "leaving")
+        if account not in self._ready and account not in self._waiting:
+            return Nack(seq, "this account is not armed")
+        return None
+
+    def _guard(self, seq: int, run: GuardedRun, record: RecordRun) -> list[Action]:
+        if (refusal := self._refusal(seq, run.account)) is not None:
+            return [refusal]
+        # Sent twice, as to a watcher that was started in place of another: what is known of it stays known.
         known = self.runs.setdefault(run.id, run)
-        if run.lease is not None:  # it was claimed before; now a POST may leave
+        if run.lease is not None:  # its lease was taken before; now a POST may leave
             known.posting = known.window = True
         if run.account in self._ready:
-            return [remember, Ack(seq)]
+            return [record, Ack(seq)]
         self._waiting[run.account].append(seq)
-        return [remember]
+        return [record]
 
-    def _claim(self, seq: int, message: Message) -> list[Action]:
-        if self._leaving:
-            return [Nack(seq, "leaving")]
-        account = message["account"]
-        if account not in self._ready and account not in self._waiting:
-            return [Nack(seq, "this account is not armed")]
-        self._claims[seq] = message
-        lease, instances = Lease.from_json(message["lease"]), tuple(message["instances"])
-        return [Claim(seq, message["run"], account, message["tag"], message["driver"], lease, instances)]
-
-    def _claimed(self, event: Claimed) -> list[Action]:
-        message = self._claims.pop(event.seq)
-        if event.problem:
-            return [Nack(event.seq, event.problem)]
-        actions: list[Action] = [Answer(event.seq, event.content)]
-        if event.run:
+    def _lease_taken(self, seq: int, answer: LeaseAnswer | None, problem: str) -> list[Action]:
+        wanted = self._wanted.pop(seq)
+        if answer is None:
+            return [Nack(seq, problem)]
+        actions: list[Action] = [Answer(seq, answer)]
+        if answer["answer"] == "granted":
             # The jobs of an earlier driver are not under this one's tag: they are looked for by themselves.
-            driver = message["driver"] if event.is_new else ""
-            run = Run(event.run, message["account"], event.tag, driver, lease=Lease.from_json(message["lease"]))
-            run.posting, run.window = False, not event.answered
+            driver_tag = wanted.driver if answer["is_new"] else ""
+            run = GuardedRun(answer["run"], wanted.account, answer["tag"], driver_tag, lease=wanted.lease)
+            run.posting, run.window = False, not answer["answered"]
             known = self.runs.get(run.id)
-            if known is not None:  # this caller let go of it; a cancel that is under way is still to be waited for
-                run.cancels = {job: "" for job, outcome in known.cancels.items() if not outcome}
+            if known is not None:  # this driver had let go of it; a cancel that is under way still has to end
+                run.cancels = {job: None for job, outcome in known.cancels.items() if outcome is None}
             self.runs[run.id] = run
-            if run.window:  # an earlier driver's POST may still make one, if only for so long from now
+            if run.window:  # an earlier driver's POST may still make a job, for one window from now
                 self._windows[run.id] += 1
-                actions.append(SetTimer(("window", run.id), self.sweep_window))
-            if not self.caller_alive:
-                actions += self._bereave(run)
+                actions.append(SetTimer(Timer("window", run.id), self.sweep_window))
+            if not self.driver_alive:
+                actions += self._driver_died(run)
         return actions
 
     def _prepared(self, account: str, problem: str) -> list[Action]:
-        self._preparing -= Counter({account: 1})  # keeps none that is 0
+        self._preparing -= Counter({account: 1})  # drops those that are 0
         if problem and self._preparing[account]:
-            return []  # of credentials that newer ones have replaced: how those fare is heard in a moment
+            return []  # newer credentials have replaced these, and are being tried
         waiting = self._waiting.pop(account, [])
-        # Without a token its runs stay guarded all the same: the token may come by the time that it is needed.
+        # Without a token its runs stay guarded all the same: there may be one by the time that it is needed.
         if problem:
             return [Nack(seq, problem) for seq in waiting]
         self._ready.add(account)
         return [Ack(seq) for seq in waiting]
 
-    def _job(self, run: Run, job: str) -> list[Action]:
-        run.held.add(job)
-        actions: list[Action] = [RememberJob(run.id, job)]
-        if run.doomed:
-            actions += self._cancel(run, job)
-        return actions
-
-    def _posted(self, run: Run, *, clean: bool) -> list[Action]:
+    def _posted(self, run: GuardedRun, *, clean: bool) -> list[Action]:
         run.posting = False
-        # One POST, one answer: there is no other job. A retried one may have made a job each time, and so may one whose
-        # answer was lost, the last of them after a while.
+        # One POST, one answer: there is no other job. A retried POST may have made a job each time, and a POST without
+        # an answer may still make one.
         if clean:
             run.window = False
-            return [RememberAnswered(run.id, run.holder)]
+            return [RecordAnswered(run.id, run.holder)]
         actions = self._open_window(run)
         if run.held and not run.sweeping:
             actions += self._sweep(run)
         return actions
 
-    def _done(self, run: Run) -> list[Action]:
+    def _stand_down(self, run: GuardedRun) -> list[Action]:
         run.stood_down, run.doomed, run.waiting = True, False, False
-        # It stays for one thing only: the duplicates of a retried POST, beside the job that the caller holds.
+        # It stays for one thing only: the duplicates of a retried POST, beside the job that the driver holds.
         if not run.held or (run.is_resolved() and not run.unresolved):
             del self.runs[run.id]
-            return [Remember(run.id, "done", lease=run.lease)]
-        # Should this watcher die too: whoever reads the ledger then must spare what the caller holds.
-        actions: list[Action] = [RememberJob(run.id, job, "kept") for job in sorted(run.held)]
-        # Who is done sends no POST any more, whether it said so or not.
+            return [RecordRun(run.id, "done", lease=run.lease)]
+        # Should this watcher die too, whoever reads the ledger then must spare what the driver holds.
+        actions: list[Action] = [RecordJob(run.id, job, "kept") for job in sorted(run.held)]
+        # A run that is over sends no more POST, whether its driver said so or not.
         if run.posting:
             actions += self._posted(run, clean=False)
-        # From now on another may have its lease, and submit a job of its own under the same tag: won once more, it is
-        # this watcher's until it is done with the duplicates.
-        return [*actions, *self._contest(run)] if run.lease else actions
+        # From now on another driver may take the lease, and submit a job under the same tag. So it is taken again, and
+        # held until the duplicates are cancelled.
+        return [*actions, *self._retake(run)] if run.lease else actions
 
-    # The end of a caller
+    # The death of the driver
 
-    def _bereave(self, run: Run) -> list[Action]:
-        """Its caller is dead."""
+    def _driver_died(self, run: GuardedRun) -> list[Action]:
         if run.lease is None or run.doomed or run.stood_down:
             return self._doom(run)
-        # One that it was about to cancel is not left for anybody to come back for.
-        actions = self._contest(run) if run.cancelling else self._wait(run)
+        # A job that it was about to cancel does not wait for a driver to come back.
+        actions = self._retake(run) if run.cancelling else self._wait(run)
         if run.posting:
             actions += self._open_window(run)
         return actions
 
-    def _wait(self, run: Run) -> list[Action]:
-        """Leave a run with a key alone for its grace: a driver may come back for it."""
-        if run.lease is None or run.waiting or run.contesting or run.doomed or run.stood_down:
+    def _wait(self, run: GuardedRun) -> list[Action]:
+        """Leave a run with a key alone for its grace period: a driver may come back for it."""
+        if run.lease is None or run.waiting or run.retaking or run.doomed or run.stood_down:
             return []
         run.waiting = True
-        actions: list[Action] = [RememberLetGo(run.id, run.holder)]
+        actions: list[Action] = [RecordLetGo(run.id, run.holder)]
         if run.lease.grace > 0:
-            return [*actions, SetTimer((f"grace {run.holder}", run.id), run.lease.grace)]
-        return [*actions, *self._contest(run)]
+            return [*actions, SetTimer(Timer("grace", run.id, run.holder), run.lease.grace)]
+        return [*actions, *self._retake(run)]
 
-    def _contest(self, run: Run) -> list[Action]:
-        if run.contesting or run.doomed:
+    def _retake(self, run: GuardedRun) -> list[Action]:
+        if run.retaking or run.doomed:
             return []
-        run.waiting, run.contesting = False, True
-        return [Contest(run.id, run.holder)]
+        run.waiting, run.retaking = False, True
+        return [RetakeLease(run.id, run.holder)]
 
-    def _contested(self, run_id: str, holder: str, *, won: bool | None) -> list[Action]:
+    def _lease_retaken(self, run_id: str, holder: str, *, won: bool | None) -> list[Action]:
         run = self.runs.get(run_id)
-        if run is None or run.holder != holder or not run.contesting:
+        if run is None or run.holder != holder or not run.retaking:
             return []
         if won is None:
-            run.contests += 1
-            if run.contests <= CONTEST_FAILURES:
-                return [SetTimer((f"contest {holder}", run_id), CONTEST_PAUSE)]
-        run.contesting = False
+            run.undecided += 1
+            if run.undecided <= RETAKE_FAILURES:
+                return [SetTimer(Timer("retake", run_id, holder), RETAKE_PAUSE)]
+        run.retaking = False
         if won is False:
-            return self._lost(run_id, holder, "")
+            return self._lease_lost(run_id, holder, "")
         if run.stood_down:
             return [] if run.sweeping or run.swept else self._sweep(run)
         return self._doom(run)
 
-    def _lost(self, run_id: str, holder: str, detail: str) -> list[Action]:
+    def _lease_lost(self, run_id: str, holder: str, detail: str) -> list[Action]:
         run = self.runs.get(run_id)
         if run is None or run.holder != holder:
             return []
         del self.runs[run_id]
         return [Report("lost", run_id, detail=detail)]
 
-    def _doom(self, run: Run) -> list[Action]:
+    def _doom(self, run: GuardedRun) -> list[Action]:
         if run.doomed or run.stood_down:
-            # Its caller handed it over and died since: only now is the last moment of a POST known.
-            return self._open_window(run) if run.doomed and run.posting and not self.caller_alive else []
+            # Its driver handed it over and has died since: only now is the last moment of a POST known.
+            return self._open_window(run) if run.doomed and run.posting and not self.driver_alive else []
         run.doomed = True
         if run.opened:  # no job is submitted under its tag
             run.closing = True
             return [StartClose(run.id, run.account, run.opened, spares=True)]
         run.swept = False
-        # What was given up while its caller lived is tried anew.
+        # What was given up while its driver lived is tried again.
         run.failures = 0
         if "unconfirmed" not in run.cancels.values():
             run.unresolved = ""
@@ -704,39 +685,39 @@ class Policy:
         if run.session:
             run.closing = True
             actions.append(StartClose(run.id, run.account, run.session))
-        if run.posting and not self.caller_alive:
+        if run.posting and not self.driver_alive:
             actions += self._open_window(run)
         if not run.sweeping:
             actions += self._sweep(run)
         return actions
 
-    def _open_window(self, run: Run) -> list[Action]:
+    def _open_window(self, run: GuardedRun) -> list[Action]:
         run.window, run.swept = True, False
-        if not self.caller_alive:
+        if not self.driver_alive:
             run.posting = False
         self._windows[run.id] += 1
-        return [SetTimer(("window", run.id), self.sweep_window)]
+        return [SetTimer(Timer("window", run.id), self.sweep_window)]
 
-    def _cancel(self, run: Run, job: str) -> list[Action]:
+    def _cancel(self, run: GuardedRun, job: str) -> list[Action]:
         # A job of a run may be in a guarded session too: one of the two cancels it.
         if job in self._cancelled:
             return []
         self._cancelled.add(job)
-        run.cancels[job] = ""
-        return [StartCancel(run.id, run.account, job, run.driver, run.cancelling and job in run.held)]
+        run.cancels[job] = None
+        return [StartCancel(run.id, run.account, job, run.driver_tag, run.cancelling and job in run.held)]
 
-    def _sweep(self, run: Run) -> list[Action]:
+    def _sweep(self, run: GuardedRun) -> list[Action]:
         run.sweeping = True
         # A sweep that starts with the window closed is the last one that is needed.
         run.swept = not run.window
-        if run.id in self._sweeps:  # for an earlier holder of its lease; when that has ended, this one begins
+        if run.id in self._sweeps:  # for an earlier holder of its lease; this one begins when that has ended
             return []
         self._sweeps[run.id] = run.holder
-        return [StartSweep(run.id, run.account, run.tag, run.session if run.doomed else "", run.driver)]
+        return [StartSweep(run.id, run.account, run.tag, run.session if run.doomed else "", run.driver_tag)]
 
     # Answers
 
-    def _cancel_ended(self, run_id: str, job: str, outcome: str, detail: str) -> list[Action]:
+    def _cancel_ended(self, run_id: str, job: str, outcome: Outcome, detail: str) -> list[Action]:
         if outcome == "unconfirmed":
             self._given_up.add(job)
         run = self.runs.get(run_id)
@@ -745,7 +726,7 @@ class Policy:
         run.cancels[job] = outcome
         if outcome == "unconfirmed":
             run.unresolved = detail or "a cancel could not be confirmed"
-        return [RememberJob(run_id, job, outcome), Report(outcome, run_id, job, detail)]
+        return [RecordJob(run_id, job, outcome), Report(outcome, run_id, job, detail)]
 
     def _sweep_ended(self, run_id: str, found: tuple[str, ...] | None, detail: str) -> list[Action]:
         began_for = self._sweeps.pop(run_id, "")
@@ -753,11 +734,11 @@ class Policy:
         if run is None:
             return []
         if began_for != run.holder:
-            # The same caller has claimed the run anew, and has not said yet which of its jobs it goes on with.
+            # The same driver has taken the lease anew, and has not said yet which of the run's jobs it goes on with.
             return self._sweep(run) if run.sweeping else []
         run.sweeping = False
         actions: list[Action] = []
-        if run.waiting or run.contesting:  # who comes back for it chooses which of its jobs to keep
+        if run.waiting or run.retaking:  # a driver that comes back for it chooses which of its jobs to keep
             run.swept = False
             return []
         if found is None:
@@ -769,21 +750,21 @@ class Policy:
         else:
             run.failures = 0
             for job in found:
-                # What the caller holds is its own, unless the run is doomed.
+                # What the driver holds is its own, unless the run is doomed.
                 if job not in run.held or run.doomed:
-                    actions += [RememberJob(run_id, job), *self._cancel(run, job)]
+                    actions += [RecordJob(run_id, job), *self._cancel(run, job)]
                     if job in self._given_up and not run.unresolved:
                         run.unresolved = "a cancel could not be confirmed"
             if run.session and run.doomed:
-                # A closing session is quiet when two sweeps in a row find nothing: a job may be on its way from its
-                # queue to the machine, and in neither list. What was given up is the ledger's.
-                left = [job for job in found if job not in self._given_up]
-                run.swept &= run.quiet and not left
-                run.quiet = not left
+                # A closing session is quiet when two sweeps in a row find nothing: a job may be on its way from the
+                # queue to the machine, and in neither list. Jobs that were given up are left to the ledger.
+                unfinished = [job for job in found if job not in self._given_up]
+                run.swept &= run.quiet and not unfinished
+                run.quiet = not unfinished
         if not run.swept:
             pause = SWEEP_PAUSES[min(run.sweeps, len(SWEEP_PAUSES) - 1)]
             run.sweeps += 1
-            actions.append(SetTimer(("sweep", run_id), pause))
+            actions.append(SetTimer(Timer("sweep", run_id), pause))
         return actions
 
     def _close_ended(self, run_id: str, problem: str) -> list[Action]:
@@ -794,31 +775,30 @@ class Policy:
         if problem:
             run.unresolved = problem
         else:
-            run.window = run.posting = False  # a closed session takes no job any more
+            run.window = run.posting = False  # a closed session takes no more jobs
         return []
 
     def _fired(self, timer: Timer) -> list[Action]:
-        purpose, run_id = timer
-        if purpose == "leave":
+        if timer.kind == "leave":
             self._hung_up = True
             return []
-        if purpose == "window":
-            self._windows -= Counter({run_id: 1})  # keeps none that is 0
-        run = self.runs.get(run_id)
+        if timer.kind == "window":
+            self._windows -= Counter({timer.run: 1})  # drops those that are 0
+        run = self.runs.get(timer.run)
         if run is None:
             return []
-        if purpose == f"contest {run.holder}":
-            return [Contest(run_id, run.holder)] if run.contesting else []
-        if purpose == f"grace {run.holder}":
-            return self._contest(run) if run.waiting else []
-        if purpose not in ("window", "sweep"):
-            return []  # of an earlier holder
-        # The last one was set last; and a POST that leaves later has one of its own.
-        if purpose == "window" and not self._windows[run_id] and not run.posting:
+        if timer.kind in ("grace", "retake"):
+            if timer.holder != run.holder:  # set for an earlier holder of the lease
+                return []
+            if timer.kind == "grace":
+                return self._retake(run) if run.waiting else []
+            return [RetakeLease(run.id, run.holder)] if run.retaking else []
+        # The timer that was set last closes the window; and a POST that leaves later has one of its own.
+        if timer.kind == "window" and not self._windows[run.id] and not run.posting:
             run.window = False
-        if run.waiting or run.contesting:
+        if run.waiting or run.retaking:
             return []
-        # A timer of a pause that a later sweep has overtaken changes nothing.
+        # A pause that a later sweep has overtaken changes nothing.
         if run.sweeping or run.swept:
             return []
         return self._sweep(run)
@@ -829,19 +809,15 @@ class Policy:
         actions: list[Action] = []
         for run_id in touched:
             run = self.runs.get(run_id)
-            if run is None or not run.is_resolved():
+            if run is None or not run.is_resolved() or not (run.doomed or run.stood_down):
                 continue
-            state: Literal["pending", "cancelled", "done"]
+            del self.runs[run.id]
+            # Of a run that was stood down, a duplicate may be left that could not be found or cancelled.
+            over: Literal["cancelled", "done"] = "cancelled" if run.doomed else "done"
+            state: Literal["pending", "cancelled", "done"] = "pending" if run.unresolved else over
+            actions.append(RecordRun(run.id, state, detail=run.unresolved, lease=run.lease))
             if run.doomed:
-                del self.runs[run.id]
-                state = "pending" if run.unresolved else "cancelled"
-                actions.append(Remember(run.id, state, detail=run.unresolved, lease=run.lease))
                 actions.append(Report(state, run.id, detail=run.unresolved))
-            elif run.stood_down:
-                # A duplicate may be left, which could not be looked for or not be cancelled: that is the ledger's.
-                del self.runs[run.id]
-                state = "pending" if run.unresolved else "done"
-                actions.append(Remember(run.id, state, detail=run.unresolved, lease=run.lease))
-        if not self.runs and not self._claims and (not self.caller_alive or self._hung_up):
+        if not self.runs and not self._wanted and (not self.driver_alive or self._hung_up):
             actions.append(Exit())
         return actions

@@ -1,20 +1,85 @@
-"""What the caller and its watcher say to each other: one JSON object a message.
+"""The messages between a driver and its watcher: their types, their form on the wire, and their version.
 
-They travel over a `multiprocess.Pipe()` connection, a socket pair on which every message arrives whole. Credentials
-cross here and nowhere else: never argv, environment, disk, log, exception or `repr`.
+Each message is one JSON object. It travels over a `multiprocess.Pipe()` connection, a socket pair on which every
+message arrives whole. Credentials cross here and nowhere else: never argv, environment, disk, log, exception or `repr`.
+
+A driver starts the watcher that is installed. If qx-supervisor was upgraded, or downgraded, since the driver started,
+that is another release's. So the start order, the watcher's hello and every message name the version of this protocol.
+The driver's order says which version it speaks. The hello says which one will be spoken: that one, or the watcher's own
+if it is lower. Whoever does not speak it refuses. Within a version a message that is not known, or has a field that is
+not known, is refused: to ignore it could mean that a job is not guarded as its driver believes.
 """
-
-from __future__ import annotations
+# Annotations are read at run time here, so they are not postponed. The messages are named tuples, not dataclasses,
+# because a watcher makes all these classes as it starts, and a named tuple takes a third of the time.
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict, TypeVar
 
-Message = dict[str, Any]
+VERSION = 2
+"""The version of this protocol. Raise it with every message or field that is added, removed or changes its meaning."""
+
+OLDEST_VERSION = 1
+"""The oldest version that is still spoken. Version 1 names no version, and is otherwise the same."""
+
+SWEEP_WINDOW = 120.0
+"""The sweep window: seconds after the last moment at which a POST could have left, in which it may still make a job.
+
+The default of `QX_SWEEP_WINDOW`. That moment is when the driver said `Posted`, or died."""
+
+Outcome = Literal["cancelled", "finished", "gone", "unconfirmed"]
+"""How a cancel ended.
+
+- cancelled: the job was cancelled
+- finished: it was final already, or finished all the same
+- gone: there is no such job, and its id was not the service's own but one that somebody typed
+- unconfirmed: nobody knows
+"""
 
 
 class ProtocolError(ValueError):
-    """A message that is not of the agreed form. Its text names the fault and quotes no value, which may be secret."""
+    """A message that is not of the agreed form. Its text names the fault and quotes no value, which may be secret.
+
+    Attributes:
+        seq: The message's number, or 0 if it could not be read.
+    """
+
+    def __init__(self, text: str, seq: object = 0) -> None:
+        super().__init__(text)
+        self.seq = seq if type(seq) is int else 0
+
+
+class VersionError(ProtocolError):
+    """The other side speaks a version of this protocol that is not spoken here."""
+
+    def __init__(self, version: object, seq: object = 0) -> None:
+        theirs = f"version {version}" if type(version) is int else "an unknown version"
+        super().__init__(
+            f"the other side speaks {theirs} of the protocol between driver and watcher, and this one speaks "
+            f"{OLDEST_VERSION} to {VERSION}: qx-supervisor was replaced while the program ran; restart the program",
+            seq,
+        )
+
+
+# What a driver tells when it starts a watcher ----------------------------------------------------------------------
+
+
+class Order(TypedDict):
+    """The argument of `boot.py`: a JSON object."""
+
+    protocol: NotRequired[int]  # version 1 names none
+    pid: int  # the driver's
+    start_ticks: int
+    path: list[str]  # the folders that have the watcher's packages
+    state: str  # the state directory, or ""
+    sweep_window: float
+    lease_seconds: float
+    # Of a watcher that the driver itself starts: the descriptors that it inherits.
+    connection: NotRequired[int]
+    pidfd: NotRequired[int | None]
+    address: NotRequired[str]  # of one that systemd starts: the socket at which the driver waits
 
 
 @dataclass(frozen=True)
@@ -22,7 +87,8 @@ class Credentials:
     """How one service is reached, as the driver's own `QiskitRuntimeService` reaches it.
 
     Attributes:
-        endpoint: REST base URL, after the service's `url_resolver`, for instance "https://quantum.cloud.ibm.com/api/v1".
+        endpoint: REST base URL, after the service's `url_resolver`, for instance
+        "https://quantum.cloud.ibm.com/api/v1".
         instance: The instance's CRN, sent as `Service-CRN`.
         iam_url: Base URL of the token service.
         api_key: The IBM Cloud API key.
@@ -41,16 +107,16 @@ class Credentials:
     verify: bool = True
     proxies: dict[str, str] | None = field(default=None, repr=False)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The object that `from_json` reads."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any) -> Credentials:
+    def from_json(cls, value: object) -> Self:
         """Read credentials from a message.
 
         Raises:
-            ProtocolError: If a field is missing or not of its type.
+            ProtocolError: If a field is missing, unknown, or of the wrong type.
         """
         if not isinstance(value, dict) or not set(value) <= {item.name for item in fields(cls)}:
             raise ProtocolError("credentials: not an object with the agreed fields")
@@ -72,12 +138,12 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Lease:
-    """What a driver says of a run that has a key, and that it may take up again.
+    """A driver's lease on a run that has a key.
 
     Attributes:
         key: The name that the user gave the run.
         fingerprint: What is submitted, in short.
-        grace: Seconds that its jobs are left alone after the driver's death.
+        grace: The grace period, in seconds.
         holder: What tells this call of this driver from any other.
     """
 
@@ -86,16 +152,16 @@ class Lease:
     grace: float
     holder: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The object that `from_json` reads."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any) -> Lease:
+    def from_json(cls, value: object) -> Self:
         """Read a lease from a message.
 
         Raises:
-            ProtocolError: If a field is missing or not of its type.
+            ProtocolError: If a field is missing, unknown, or of the wrong type.
         """
         wanted = {"key": str, "fingerprint": str, "grace": float, "holder": str}
         if not isinstance(value, dict) or {name: type(each) for name, each in value.items()} != wanted:
@@ -105,87 +171,423 @@ class Lease:
         return cls(**value)
 
 
-# Kind → its fields and their types. Every message has a `seq` too, which the answer quotes.
-_FROM_CALLER: dict[str, dict[str, type]] = {
-    "ledger": {"url": str},  # the first message, where there is a ledger of many hosts; its URL may hold a password
-    "arm": {"account": str, "credentials": dict},  # credentials, answered when a token is held
-    # A POST is about to leave. driver: the tag of all jobs of this driver, or "" where it has none. lease: {} without a
-    # key.
-    "intent": {"run": str, "account": str, "tag": str, "driver": str, "lease": dict},
-    # May this driver have the key? Answered with what the ledger says. If so, it is the caller's from here on.
-    "claim": {"run": str, "account": str, "tag": str, "driver": str, "lease": dict, "instances": list},
-    "anew": {"run": str, "outcomes": dict},  # what became of the key's jobs: another one will be submitted
-    "let go": {"run": str},  # nobody waits for it any more; its grace begins
-    "job": {"run": str, "job": str},  # its answer came: the job's id
-    "session": {"run": str, "account": str, "tag": str, "session": str, "owner": bool},  # an intent for a whole session
-    # The driver has opened a session: when it dies, that takes no more jobs. Those in it are guarded one by one.
-    "opened": {"run": str, "account": str, "tag": str, "session": str},
-    "posted": {"run": str, "clean": bool},  # no POST of it leaves any more; clean: each was answered, at the first try
-    "cancelling": {"run": str},  # the caller is about to ask for the cancel itself
-    "done": {"run": str},  # stand down
-    "cancel": {"run": str},  # the caller hands the cancel over
-    "bye": {},  # may the watcher leave?
-    "inspect": {},  # what the watcher knows of itself, for tests and for `doctor`
+# From the driver ----------------------------------------------------------------------------------------------------
+
+
+class UseLedger(NamedTuple):
+    """Write to the shared ledger too. The first message, where there is one."""
+
+    url: str
+
+    def __repr__(self) -> str:
+        return "UseLedger()"  # the URL may hold a password
+
+
+class Arm(NamedTuple):
+    """The credentials of an account. Acknowledged when the watcher has a token."""
+
+    account: str
+    credentials: Credentials
+
+
+class Intent(NamedTuple):
+    """A POST is about to leave."""
+
+    run: str
+    account: str
+    tag: str
+    driver: str  # the tag of all jobs of this driver, or ""
+    lease: Lease | None
+
+
+class TakeLease(NamedTuple):
+    """Take the lease on a key. Answered with a `LeaseAnswer`; if that is "granted", the run is guarded from then on."""
+
+    run: str
+    account: str
+    tag: str
+    driver: str
+    lease: Lease
+    instances: tuple[str, ...]  # that this driver can use, by CRN
+
+
+class GuardSession(NamedTuple):
+    """An intent for a whole session, of which the driver is the owner or not."""
+
+    run: str
+    account: str
+    tag: str
+    session: str
+    owner: bool
+
+
+class OpenedSession(NamedTuple):
+    """The driver has opened a session: it is to take no more jobs once the driver is dead.
+
+    The jobs in it are guarded one by one.
+    """
+
+    run: str
+    account: str
+    tag: str
+    session: str
+
+
+class JobKnown(NamedTuple):
+    """A POST was answered: the job's id."""
+
+    run: str
+    job: str
+
+
+class Posted(NamedTuple):
+    """No more POST of the run leaves. Clean: each was answered at the first try, so that no job is unknown."""
+
+    run: str
+    clean: bool
+
+
+class Resubmit(NamedTuple):
+    """The jobs under a key have ended: another one will be submitted."""
+
+    run: str
+    outcomes: dict[str, str]
+
+
+class LetGo(NamedTuple):
+    """Nobody waits for a run with a key any more: its grace period begins."""
+
+    run: str
+
+
+class Cancelling(NamedTuple):
+    """The driver is about to request the cancel itself."""
+
+    run: str
+
+
+class HandOver(NamedTuple):
+    """The driver leaves the cancel to the watcher."""
+
+    run: str
+
+
+class StandDown(NamedTuple):
+    """The run is over: forget it."""
+
+    run: str
+
+
+class Bye(NamedTuple):
+    """May the watcher leave?"""
+
+
+class Inspect(NamedTuple):
+    """What does the watcher know of itself? For tests. Answered with an `Inspection`."""
+
+
+RunMessage = JobKnown | Posted | Resubmit | LetGo | Cancelling | HandOver | StandDown
+"""About a run that is guarded already."""
+
+FromDriver = UseLedger | Arm | Intent | TakeLease | GuardSession | OpenedSession | RunMessage | Bye | Inspect
+
+# From the watcher ---------------------------------------------------------------------------------------------------
+
+Event = Literal[
+    # of a job, or, but for "unconfirmed", of a run
+    "cancelled",
+    "finished",
+    "gone",
+    "unconfirmed",
+    "pending",  # the run's jobs could not all be cancelled: that is left to the ledger
+    "done",
+    "lost",  # another has the run's lease
+    # of the watcher
+    "token refused",
+    "ledger lost",
+    "shared ledger away",
+    "shared ledger back",
+    "fault",
+]
+
+
+class Ack(NamedTuple):
+    """The answer to a message, with what was asked for: a `LeaseAnswer`, an `Inspection`, or nothing."""
+
+    content: Mapping[str, object]
+
+
+class Nack(NamedTuple):
+    """A message is refused."""
+
+    reason: str
+
+
+class Report(NamedTuple):
+    """Something happened: to a job, to a run, or to the watcher."""
+
+    event: Event
+    run: str = ""
+    job: str = ""
+    detail: str = ""
+
+
+FromWatcher = Ack | Nack | Report
+
+
+class Hello(NamedTuple):
+    """The watcher's first message: it runs.
+
+    Attributes:
+        version: The version of the protocol that will be spoken.
+        pid: The watcher's process id.
+        start_ticks: Its start, in clock ticks since boot.
+    """
+
+    version: int
+    pid: int
+    start_ticks: int | None
+
+
+class LeaseAnswer(TypedDict):
+    """What the ledger says of a key.
+
+    answer: See `watcher.ledger.lease.Answer`. The rest describes the run under the key; pid and host are its holder's.
+    """
+
+    answer: str
+    run: str
+    tag: str
+    driver: str
+    instance: str
+    jobs: dict[str, str]
+    answered: bool
+    is_new: bool
+    is_seen: bool
+    seconds_left: float
+    lease_until: float | None
+    since: float | None  # seconds since the run was let go of
+    pid: int
+    host: str
+
+
+class Inspection(TypedDict):
+    """What a watcher knows of itself: its own user can't look into a process that is not dumpable."""
+
+    pid: int
+    ppid: int
+    sid: int
+    cwd: str
+    descriptors: dict[str, str]
+    modules: list[str]
+    environment: list[str]  # the names
+    pss_kb: int
+    dumpable: int
+    runs: dict[str, list[str]]  # run → its jobs
+
+
+# The wire -----------------------------------------------------------------------------------------------------------
+
+# Who renames a class or a field leaves its name on the wire as it is.
+_FROM_DRIVER: dict[str, type[FromDriver]] = {
+    "ledger": UseLedger,
+    "arm": Arm,
+    "intent": Intent,
+    "claim": TakeLease,
+    "session": GuardSession,
+    "opened": OpenedSession,
+    "job": JobKnown,
+    "posted": Posted,
+    "anew": Resubmit,
+    "let go": LetGo,
+    "cancelling": Cancelling,
+    "cancel": HandOver,
+    "done": StandDown,
+    "bye": Bye,
+    "inspect": Inspect,
 }
-_FROM_WATCHER: dict[str, dict[str, type]] = {
-    "ack": {},
-    "nack": {"reason": str},
-    "report": {"event": str, "run": str, "job": str, "detail": str},
-}
+_FROM_WATCHER: dict[str, type[Nack | Report]] = {"nack": Nack, "report": Report}
+_KINDS = {each: kind for kind, each in (*_FROM_DRIVER.items(), *_FROM_WATCHER.items(), ("ack", Ack))}
+
+T = TypeVar("T")
 
 
-def encode(kind: str, seq: int, **content: Any) -> bytes:
-    """One message as the bytes that travel."""
-    return json.dumps({"kind": kind, "seq": seq, **content}, separators=(",", ":")).encode()
+def encode(message: FromDriver | FromWatcher, seq: int, version: int = VERSION) -> bytes:
+    """A message as the bytes that travel.
+
+    Args:
+        message: The message.
+        seq: Its number, or that of the message it answers.
+        version: The version of the protocol that the other side speaks.
+    """
+    if isinstance(message, Ack):
+        return _dump("ack", seq, version, message.content)
+    content = {name: _to_json(value) for name, value in message._asdict().items()}
+    return _dump(_KINDS[type(message)], seq, version, content)
 
 
-def decode_from_caller(data: bytes) -> Message:
-    """A message of the caller's.
+def encode_hello(hello: Hello) -> bytes:
+    """A hello as the bytes that travel: to a driver of version 1 it was the acknowledgement of no message."""
+    return _dump("ack", 0, hello.version, {"pid": hello.pid, "start_ticks": hello.start_ticks})
+
+
+def decode_from_driver(data: bytes) -> tuple[int, FromDriver]:
+    """A message of the driver's, and its number.
 
     Raises:
         ProtocolError: If it is none.
     """
-    return _decode(data, _FROM_CALLER)
+    raw = _load(data)
+    return raw.seq, _read(raw, _FROM_DRIVER)
 
 
-def decode_from_watcher(data: bytes) -> Message:
-    """A message of the watcher's.
+def decode_from_watcher(data: bytes) -> tuple[int, FromWatcher]:
+    """A message of the watcher's, and its number.
 
     Raises:
         ProtocolError: If it is none.
     """
-    return _decode(data, _FROM_WATCHER)
+    raw = _load(data)
+    return raw.seq, Ack(raw.content) if raw.kind == "ack" else _read(raw, _FROM_WATCHER)
 
 
-def _decode(data: bytes, kinds: dict[str, dict[str, type]]) -> Message:
+def decode_hello(data: bytes) -> Hello | Nack:
+    """A watcher's first message.
+
+    Raises:
+        VersionError: If it is of a version that is not spoken here.
+        ProtocolError: If it is no such message.
+    """
+    raw = _load(data)
+    if raw.kind == "nack":
+        return Nack(str(raw.content.get("reason")))
+    return Hello(raw.version, **_read_fields("hello", raw.content, {"pid": int, "start_ticks": int | None}))
+
+
+def lease_answer(ack: Ack) -> LeaseAnswer:
+    """What the answer to a `TakeLease` says.
+
+    Raises:
+        ProtocolError: If it says something else.
+    """
+    found: LeaseAnswer = _read_fields("claim", ack.content, LeaseAnswer.__annotations__)
+    return found
+
+
+def version_to_speak(asked: object) -> int:
+    """The version to speak with a driver that asked for this one.
+
+    Raises:
+        VersionError: If that is spoken no more.
+    """
+    if type(asked) is not int or asked < OLDEST_VERSION:
+        raise VersionError(asked)
+    return min(asked, VERSION)
+
+
+class _Raw(NamedTuple):
+    """A message whose fields have not been read."""
+
+    kind: str
+    seq: int
+    version: int
+    content: dict[str, object]
+
+
+def _dump(kind: str, seq: int, version: int, content: Mapping[str, object]) -> bytes:
+    named = {"protocol": version} if version > 1 else {}
+    return json.dumps({"kind": kind, "seq": seq, **named, **content}, separators=(",", ":")).encode()
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, Credentials | Lease):
+        return value.to_json()
+    return {} if value is None else value  # None: no lease
+
+
+def _load(data: bytes) -> _Raw:
     try:
-        message = json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError):
         raise ProtocolError("not JSON") from None
-    if not isinstance(message, dict):
+    if not isinstance(content, dict):
         raise ProtocolError("not an object")
-    kind = message.get("kind")
-    expected = kinds.get(kind) if isinstance(kind, str) else None
-    if expected is None:
-        raise ProtocolError("unknown kind")
-    if type(message.get("seq")) is not int:
+    kind, seq, version = content.pop("kind", None), content.pop("seq", None), content.pop("protocol", 1)
+    if kind not in _KINDS.values():
+        raise ProtocolError("unknown kind", seq)
+    if type(seq) is not int:
         raise ProtocolError(f"{kind}: no seq")
-    for name, wanted in expected.items():
-        if type(message.get(name)) is not wanted:
-            raise ProtocolError(f"{kind}: {name} is not of type {wanted.__name__}")
-    return message
+    if type(version) is not int or not OLDEST_VERSION <= version <= VERSION:
+        raise VersionError(version, seq)
+    return _Raw(kind, seq, version, content)
 
 
-def check_lease(message: Message) -> None:
-    """Check what a message about a run with a key has inside.
+def _read(raw: _Raw, kinds: Mapping[str, type[T]]) -> T:
+    made = kinds.get(raw.kind)
+    if made is None:
+        raise ProtocolError("unknown kind", raw.seq)
+    if not raw.content.keys() <= made.__annotations__.keys():
+        raise ProtocolError(f"{raw.kind}: it has an unknown field", raw.seq)
+    try:
+        return made(**_read_fields(raw.kind, raw.content, made.__annotations__))
+    except ProtocolError as error:
+        error.seq = raw.seq
+        raise
 
-    Raises:
-        ProtocolError: If it can't be used.
-    """
-    kind = message["kind"]
-    for each in (message.get("instances", ()), message.get("outcomes", {})):
-        words = [*each, *(each.values() if isinstance(each, dict) else ())]
-        if not all(isinstance(word, str) for word in words):
-            raise ProtocolError(f"{kind}: a list or table of strings holds something else")
-    if message.get("lease") or kind == "claim":
-        Lease.from_json(message["lease"])
+
+def _read_fields(kind: str, content: Mapping[str, object], wanted: Mapping[str, Any]) -> Any:
+    """Some fields, each of the type that is wanted."""
+    return {name: _READERS[of](f"{kind}: {name}", content.get(name, _MISSING)) for name, of in wanted.items()}
+
+
+_MISSING = object()
+
+
+def _is(*types: type) -> Callable[[str, object], object]:
+    names = " or ".join(each.__name__ for each in types)
+
+    def read(what: str, value: object) -> object:
+        if type(value) not in types:
+            raise ProtocolError(f"{what} is not of type {names}")
+        return value
+
+    return read
+
+
+def _strings(what: str, value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ProtocolError(f"{what} is not a list of strings")
+    return value
+
+
+def _table(what: str, value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ProtocolError(f"{what} is not a table of strings")
+    return value
+
+
+def _made_by(make: Callable[[object], T]) -> Callable[[str, object], T]:
+    def read(what: str, value: object) -> T:
+        try:
+            return make(value)
+        except ProtocolError as error:
+            raise ProtocolError(f"{what}: {error}") from None
+
+    return read
+
+
+# How a field is read from JSON, by its type.
+_READERS: dict[Any, Callable[[str, Any], object]] = {
+    str: _is(str),
+    bool: _is(bool),
+    int: _is(int),
+    float: _is(float, int),
+    int | None: _is(int, NoneType),
+    float | None: _is(float, int, NoneType),
+    Event: _is(str),
+    tuple[str, ...]: lambda what, value: tuple(_strings(what, value)),
+    dict[str, str]: _table,
+    Credentials: _made_by(Credentials.from_json),
+    Lease: _made_by(Lease.from_json),
+    Lease | None: _made_by(lambda value: None if value == {} else Lease.from_json(value)),
+}

@@ -1,7 +1,7 @@
-"""What an answer of the service says, for people: IBM's code and message out of its JSON, the title out of a page.
+"""What an answer of the service says, for people: IBM's code and message from its JSON, or the title of a page.
 
-An answer may come from a gateway, a proxy or a network's login page as well. Whatever it is, no more of it is shown
-than a sentence, and nothing that is like a token.
+The answer may also come from a gateway, a proxy or a network's login page. Whatever it is, no more than a sentence of
+it is shown, and nothing that looks like a token.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from http import HTTPStatus
 from typing import Any
 
 LONGEST = 300
-"""Characters of a message that are shown."""
+"""How many characters of a message are shown."""
 
 _MESSAGES = ("message", "errorMessage", "error_description", "detail", "title", "msg", "reason")
 _CODES = ("code", "errorCode", "error_code", "reason_code")
 _TITLES = re.compile(r"<title[^>]*>(.*?)</title|<h1[^>]*>(.*?)</h1", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
-_ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")  # in JSON that is quoted by somebody, or cut off
+_ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")  # in JSON that was quoted, or cut off
 _SECRET = re.compile(r"(?i:bearer|apikey)[\s:=]+\S+|eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
@@ -29,7 +29,7 @@ class ServiceMessage:
     """What an answer says.
 
     Attributes:
-        message: Its message, in a line, or "".
+        message: Its message, in one line, or "".
         code: The service's own code, or None.
     """
 
@@ -43,22 +43,22 @@ class ServiceMessage:
 
 
 def parse(text: str) -> ServiceMessage:
-    """Read an answer's text, of whatever form it is."""
+    """Read the text of an answer, whatever its form."""
     text = text.strip()
     if text[:1] in ("{", "[", '"'):
         try:
             return _of_json(json.loads(text))
         except (ValueError, RecursionError):
-            pass  # it is cut off, or only looks like JSON
+            pass  # it was cut off, or only looks like JSON
     if re.search(r"<(!doctype|html|head|body|title|h1)\b", text[:4000], re.IGNORECASE):
         found = _TITLES.search(text[:20000])
         title = one_line(html.unescape(_TAG.sub(" ", found[1] or found[2] or ""))) if found else ""
-        return ServiceMessage(title or "a page of HTML, and not of the service's interface")
+        return ServiceMessage(title or "an HTML page, not an answer of the service's interface")
     return ServiceMessage(one_line(text))
 
 
 def one_line(text: str) -> str:
-    """A text in one line of bearable length, without what commands a terminal or is like a token."""
+    """A text in one line of limited length, without terminal controls or tokens."""
     text = _ESCAPED.sub(_characters, text[: 20 * LONGEST])
     text = " ".join(_SECRET.sub("…", text).split())
     text = "".join(each if each.isprintable() else "\ufffd" for each in text)
@@ -69,11 +69,11 @@ def _characters(escaped: re.Match[str]) -> str:
     try:
         return str(json.loads(f'"{escaped[0]}"')).encode("utf-16", "surrogatepass").decode("utf-16")
     except ValueError:
-        return "\ufffd"  # half of a pair
+        return "\ufffd"  # half of a surrogate pair
 
 
 def answered(status: int, text: str) -> str:
-    """An answer of the service's with an error status, in words."""
+    """An answer of the service with an error status, in words."""
     return f"the service answered {status_and_words(status, text)}"
 
 
@@ -89,8 +89,8 @@ def status_and_words(status: int, text: str) -> str:
     return f"{status}: {what}"
 
 
-def code(value: Any) -> int | str | None:
-    """A code of the service's: a number, wherever it is one."""
+def code(value: object) -> int | str | None:
+    """A code of the service: as a number, if it is one."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
     if isinstance(value, str):
