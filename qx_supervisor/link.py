@@ -296,7 +296,7 @@ class Link:
             instances: The CRNs of all instances that this process can use.
 
         Returns:
-            What the watcher answered: "answer" (`watcher.ledger.lease.Answer`), "run", "tag", "jobs" and the rest.
+            What the watcher answered: "answer" (`watcher.ledger.rules.Answer`), "run", "tag", "jobs" and the rest.
 
         Raises:
             WatcherError: If the watcher, or the ledger, can't be had.

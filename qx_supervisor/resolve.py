@@ -33,7 +33,7 @@ Fate = Literal["cancelled", "nothing left", "pending", "expired"]
 - expired: it could not be resolved for a day
 """
 
-_STATES: dict[Fate, ledger.State] = {
+_STATES: dict[Fate, ledger.RunState] = {
     "cancelled": "cancelled",
     "nothing left": "done",
     "pending": "pending",
@@ -60,7 +60,7 @@ class Resolved:
     age: float
 
     @property
-    def state(self) -> ledger.State:
+    def state(self) -> ledger.RunState:
         """The state that the ledger is told."""
         return _STATES[self.fate]
 

@@ -28,14 +28,12 @@ from typing import TYPE_CHECKING, Any
 from multiprocess.connection import Connection
 
 from . import policy as p
-from .both import Both
+from .book import Book, Entry
 from .cancel import GIVE_UP, Cancellation, Closing, Crowd, Effort
 from .driver_process import DriverIdentity, DriverProcess
 from .host_identity import start_ticks
 from .protocol import Credentials, ProtocolError, check_lease, decode_from_caller, encode
-from .record import Entry, Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
-from .shared import Shared
 
 if TYPE_CHECKING:
     from .ledger import Ruling
@@ -96,7 +94,7 @@ class Watcher:
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(CONNECTIONS)
         self._lease_seconds = lease_seconds
-        self._record: Record | Both = Record(state, parent.identity, self._complain, lease_seconds)
+        self._book = Book(state, parent.identity, self._complain, lease_seconds)
         self._written: Future[None] | None = None
         self._over = False
         self._is_dismissed = False  # by a SIGTERM that came when nothing was guarded
@@ -145,9 +143,9 @@ class Watcher:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         while not self._events.empty():
             self._is_dismissed |= isinstance(self._events.get_nowait(), p.Terminated)
-        self._record.close(LEDGER_SECONDS)
-        if isinstance(self._record, Both) and not self._is_dismissed:
-            self._record.settle()
+        self._book.close(LEDGER_SECONDS)
+        if not self._is_dismissed:
+            self._book.wait_for_shared()
 
     def _complain(self, trouble: str) -> None:
         """The ledger fails: that costs the ledger only, and the caller hears of it once."""
@@ -155,8 +153,6 @@ class Watcher:
 
     def _share(self, url: str) -> None:
         """Write to the ledger of many hosts, too."""
-        if isinstance(self._record, Both):
-            return
 
         def tell(event: str, detail: str) -> None:
             self.post(lambda: self._say("report", 0, event=f"shared ledger {event}", run="", job="", detail=detail))
@@ -165,7 +161,7 @@ class Watcher:
             # Without a key it stays guarded by this watcher all the same: whoever has it now can only cancel it, too.
             self.post(p.Lost(run, holder, detail) if holder else lambda: self._do(p.Report("lost", run, detail=detail)))
 
-        self._record = Both(self._record, Shared(url, self._parent.identity, self._lease_seconds, tell, lost))
+        self._book.share(url, tell, lost)
 
     # What wakes it
 
@@ -200,8 +196,7 @@ class Watcher:
         """The caller is dead: first all that it had sent, so that a `done` sent before its death wins."""
         if self._policy.caller_alive:
             self._listen()
-            if isinstance(self._record, Both):
-                self._record.bury()
+            self._book.driver_died()
             self._handle(p.DriverDied())
 
     def _hear(self) -> None:
@@ -274,12 +269,12 @@ class Watcher:
             case p.Contest(run, holder):
                 self._contest(run, holder)
             case p.RememberAnew(run, outcomes, holder):
-                self._record.anew(run, outcomes, holder)
+                self._book.outcomes(run, outcomes, holder)
             case p.RememberLetGo(run, holder):
-                self._record.let_go(run, holder)
+                self._book.let_go(run, holder)
             case p.Remember(run, "guarded", account, tag, driver, session, owner, _, lease):
                 how = self._accounts[account].credentials
-                self._written = self._record.guard(
+                self._written = self._book.guard(
                     Entry(
                         run=run,
                         tag=tag,
@@ -292,11 +287,11 @@ class Watcher:
                     )
                 )
             case p.Remember(run, state, detail=detail, lease=lease):
-                self._record.finish(run, state, detail, lease.holder if lease else "")
+                self._book.finish(run, state, detail, lease.holder if lease else "")
             case p.RememberJob(run, job, outcome):
-                self._record.job(run, job, outcome)
+                self._book.job(run, job, outcome)
             case p.RememberAnswered(run, holder):
-                self._record.answered(run, holder)
+                self._book.answered(run, holder)
             case p.SetTimer(timer, seconds):
                 self._after(seconds, lambda: self._handle(p.Fired(timer)))
             case p.Exit():
@@ -342,7 +337,7 @@ class Watcher:
             else:
                 self.post(p.Claimed(claim.seq, "", content))
 
-        self._record.take(entry, claim.instances).add_done_callback(answered)
+        self._book.take(entry, claim.instances).add_done_callback(answered)
 
     def _contest(self, run: str, holder: str) -> None:
         """Ask the ledger whether a run is still its dead driver's, and tell the policy."""
@@ -350,14 +345,14 @@ class Watcher:
         def answered(said: Future[bool]) -> None:
             self.post(p.Contested(run, holder, None if said.exception() else said.result()))
 
-        self._record.contest(run, holder).add_done_callback(answered)
+        self._book.contest(run, holder).add_done_callback(answered)
 
     def _renew_leases(self) -> None:
         """Hold the leases of this caller's runs for longer; see which of those that wait have been taken up."""
         leased = [run for run in self._policy.runs.values() if run.lease is not None]
         holders = [run.holder for run in leased if not run.waiting]
         if holders and self._policy.caller_alive:
-            self._record.renew(holders)
+            self._book.renew(holders)
         for run in leased:
             if run.waiting:
                 self._look_whether_taken(run.id, run.holder)
@@ -368,7 +363,7 @@ class Watcher:
             if said.exception() is None and not said.result():
                 self.post(p.Lost(run, holder))
 
-        self._record.holds(run, holder).add_done_callback(answered)
+        self._book.holds(run, holder).add_done_callback(answered)
 
     def _acknowledge(self, seq: int) -> None:
         """Answer when the last row that was handed to the ledger is on disk, or the ledger takes too long."""

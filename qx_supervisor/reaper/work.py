@@ -283,7 +283,7 @@ class Reaper:
         def look_once_more() -> None:
             if self._stopping.is_set():
                 raise _Stopped
-            if not book.holds(row.run):
+            if not book.may_cancel(row.run):
                 raise _Lost
 
         def wait(seconds: float) -> None:
