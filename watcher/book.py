@@ -30,9 +30,6 @@ UNDECIDED_SECONDS = 480.0
 """How long a watcher whose run's grace period has passed waits for the shared ledger. Then it leaves the run to the
 reapers: whether a driver on another host has it can't be known."""
 
-SWEPT_FOR = 86400.0
-"""For a day what could not be resolved is swept again, by whoever reaps."""
-
 T = TypeVar("T")
 
 
@@ -138,6 +135,8 @@ class Book:
 
     def finish(self, run: str, state: RunState, detail: str, holder: str = "") -> None:
         """Write what a run has come to."""
+        from .ledger import SWEPT_FOR
+
         until = time.time() + SWEPT_FOR if state == "pending" else None
         # A run that was let go may outlive its driver: the next boot must know.
         change = functools.partial(replace, state=state, detail=detail, sweep_until=until)

@@ -32,9 +32,6 @@ lease: when it is back, every lease must be renewed before a reaper may judge it
 BUSY_SECONDS = 1.0
 """A shared ledger that has not answered for that long is away, for those who would wait for it."""
 
-KEPT_FOR = 30 * 86400.0
-"""Seconds after which a run that is over is forgotten."""
-
 
 def let_go(row: Row) -> Row:
     """A run that nobody waits for any more; that counts from the first time."""
@@ -372,7 +369,7 @@ class LocalWriter(Writer["Ledger"]):
         super().__init__(tell)
 
     def _open(self) -> Ledger:
-        from .ledger import Ledger
+        from .ledger import KEPT_FOR, Ledger
 
         ledger = Ledger.open(self._directory, lease_seconds=self._lease_seconds)
         ledger.forget(KEPT_FOR)

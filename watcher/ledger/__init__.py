@@ -22,13 +22,15 @@ it, less safe and not stopped.
 from .errors import LedgerError, UnknownRun
 from .file import state_directory
 from .row import FINAL, UNFINISHED, Row, RunState, safe_endpoint
-from .rules import LEASE_SECONDS, Liveness, Ruling, Wish, judge, judge_by_lease
+from .rules import KEPT_FOR, LEASE_SECONDS, SWEPT_FOR, Liveness, Ruling, Wish, judge, judge_by_lease
 from .sqlite import Ledger
 from .store import Store
 
 __all__ = [
     "FINAL",
+    "KEPT_FOR",
     "LEASE_SECONDS",
+    "SWEPT_FOR",
     "UNFINISHED",
     "Ledger",
     "LedgerError",

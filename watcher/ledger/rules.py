@@ -31,6 +31,12 @@ CLAIM_LEASE_SECONDS = 120.0
 CLAIM_SECONDS = 3600.0
 """How long a claim keeps other reapers away if its process can't be seen from here. A cancel gives up after minutes."""
 
+SWEPT_FOR = 86400.0
+"""For a day what could not be resolved is swept again, by whoever reaps."""
+
+KEPT_FOR = 30 * 86400.0
+"""Seconds after which a run that is over is forgotten."""
+
 Liveness = Literal["live", "waiting", "orphan", "reaping", "pending", "elsewhere", "final"]
 """What can be said of a run, by its processes (`judge`) or by its lease (`judge_by_lease`).
 

@@ -285,7 +285,7 @@ class SharedLedger(Store):
 
     def holds(self, run: str, holder: str) -> bool:  # noqa: ARG002
         """See `Store.holds`; what the database does not know is nobody else's."""
-        return run not in self.lost()
+        return run in self._epochs and run not in self.lost()
 
     def _taken(self, run: str, epoch: int) -> None:
         self._epochs[run] = epoch
