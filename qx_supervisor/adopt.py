@@ -24,8 +24,8 @@ from typing import Any
 from . import exit_status, service
 from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
-from .ours import remote
 from .reap import reap_in_background
+from .watcher import remote
 from .worker import driver_tag
 
 logger = logging.getLogger("qx_supervisor")

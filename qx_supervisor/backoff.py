@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from .errors import RunError, Stage
-from .ours import remote
+from .watcher import remote
 
 logger = logging.getLogger("qx_supervisor")
 

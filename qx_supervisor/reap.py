@@ -21,11 +21,11 @@ from . import shared_ledger
 from .descriptors import is_readable
 from .errors import QxError
 from .launch import sweep_window
-from .ours import host_identity, ledger, remote
 from .resolve import Outcome, Resolved, resolve
+from .watcher import host_identity, ledger, remote
 
 if TYPE_CHECKING:
-    from watcher.ledger.postgres import SharedLedger
+    from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 logger = logging.getLogger("qx_supervisor")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .ours import cancel, ledger, remote
+from .watcher import cancel, ledger, remote
 
 PATIENCE = 60.0
 """Seconds to try for one run; what takes longer is left for the next time."""

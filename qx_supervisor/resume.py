@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from .backoff import REFUSED_SECONDS, Backoff
 from .errors import ConfigError, WatcherError
 from .link import CredentialsSource, Guarded, link
-from .ours import remote
 from .poller import ask
+from .watcher import remote
 
 Say = Callable[[Any, str, str], None]
 Sleep = Callable[[float], None]

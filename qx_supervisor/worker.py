@@ -38,7 +38,6 @@ from .harvest import Harvest, Spoilt
 from .job_errors import ending
 from .launch import sweep_window
 from .link import CredentialsSource, Guarded, link
-from .ours import cancel, protocol, remote
 from .poller import ask, poller_of
 from .queue_blockers import FIRST_LOOK, QueueBlockers, blockers_of, used_up
 from .reap import reap_in_background
@@ -46,6 +45,7 @@ from .request import Request, check_tags
 from .result import RunResult
 from .status import Status
 from .unanswered import Posts, find_job
+from .watcher import cancel, protocol, remote
 
 logger = logging.getLogger("qx_supervisor")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from testkit.processes import until
 
-from watcher import writers
-from watcher.book import Book, Entry
-from watcher.driver_process import DriverIdentity
-from watcher.host_identity import start_ticks
-from watcher.ledger import Ledger, sqlite
+from qx_supervisor.watcher import writers
+from qx_supervisor.watcher.book import Book, Entry
+from qx_supervisor.watcher.driver_process import DriverIdentity
+from qx_supervisor.watcher.host_identity import start_ticks
+from qx_supervisor.watcher.ledger import Ledger, sqlite
 
 
 def test_what_is_said_of_no_run_costs_no_other_its_end(state: Path) -> None:

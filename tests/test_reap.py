@@ -20,8 +20,8 @@ from testkit.watchers import wait_until_written
 import qx_supervisor.service as services
 from qx_supervisor import reap, run
 from qx_supervisor.cli import main
-from watcher.host_identity import this_host
-from watcher.ledger import SWEPT_FOR, Ledger, Row
+from qx_supervisor.watcher.host_identity import this_host
+from qx_supervisor.watcher.ledger import SWEPT_FOR, Ledger, Row
 
 REAP = """
 for reaped in reap(service()):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from watcher.host_identity import HostIdentity, Process
-from watcher.ledger import FINAL, UNFINISHED, Row, RunState, Wish, judge, judge_by_lease
-from watcher.ledger.rules import CLAIM_SECONDS, may_claim, may_contest, may_seize, may_take
+from qx_supervisor.watcher.host_identity import HostIdentity, Process
+from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Row, RunState, Wish, judge, judge_by_lease
+from qx_supervisor.watcher.ledger.rules import CLAIM_SECONDS, may_claim, may_contest, may_seize, may_take
 
 HERE = HostIdentity("m" * 32, "host", "boot", 7)
 REBOOTED = HostIdentity(HERE.machine, HERE.host, "an earlier boot", 7)

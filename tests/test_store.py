@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from testkit.ledgers import make_row
 
-from watcher.host_identity import HostIdentity, Process
-from watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Store, Wish
-from watcher.ledger.columns import COLUMNS, IN_POSTGRES, IN_SQLITE
-from watcher.ledger.postgres import SharedLedger
+from qx_supervisor.watcher.host_identity import HostIdentity, Process
+from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Store, Wish
+from qx_supervisor.watcher.ledger.columns import COLUMNS, IN_POSTGRES, IN_SQLITE
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 HERE = HostIdentity("m" * 32, "host", "boot", 7)
 ELSEWHERE = HostIdentity("n" * 32, "other", "another boot", 7)

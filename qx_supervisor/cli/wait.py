@@ -15,7 +15,7 @@ from .results import FIELDS
 
 if TYPE_CHECKING:
     from ..harvest import Harvest
-    from ..ours import remote
+    from ..watcher import remote
 
 T = TypeVar("T")
 
@@ -78,8 +78,8 @@ class _Patient:
             RemoteError: The answer has one of the statuses that are believed at once.
         """
         from ..backoff import REFUSED_SECONDS, Backoff
-        from ..ours import remote
         from ..poller import ask
+        from ..watcher import remote
 
         patience = Backoff(stage, self.job_id, self.say, believes=REFUSED_SECONDS if believes else None)
         while True:
@@ -100,8 +100,8 @@ class _Patient:
             RunError: They are not to be had.
         """
         from ..harvest import Spoilt
-        from ..ours import remote
         from ..poller import ask
+        from ..watcher import remote
 
         while True:
             try:
@@ -146,7 +146,7 @@ def _final(patient: _Patient, client: Any, state: remote.JobState) -> remote.Job
 def _raise_for(patient: _Patient, client: Any, state: remote.JobState) -> None:
     from .. import service as qiskit_service
     from ..job_errors import ending
-    from ..ours import remote
+    from ..watcher import remote
 
     if state.is_completed:
         return
@@ -162,8 +162,8 @@ def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
     from .. import queue_info
     from .. import service as qiskit_service
     from ..harvest import Harvest
-    from ..ours import remote
     from ..result import RunResult
+    from ..watcher import remote
 
     there, job_id = qiskit_service.remote_of(client), patient.job_id
     decoded = patient.harvest(there, Harvest(job_id, qiskit_service.decoders_for(state.reply), patient.say))
