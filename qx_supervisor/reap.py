@@ -14,20 +14,24 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import service as qiskit_service
 from . import shared_ledger
 from .descriptors import is_readable
 from .errors import QxError
-from .resolve import Resolved, resolve
+from .launch import sweep_window
+from .resolve import Outcome, Resolved, resolve
 from .watcher import host_identity, ledger, remote
+
+if TYPE_CHECKING:
+    from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 logger = logging.getLogger("qx_supervisor")
 
 BACKGROUND_PAUSES = (5.0, 15.0, 40.0, 70.0)
 
-Fate = Literal["cancelled", "nothing left", "in grace", "pending", "expired", "other account", "elsewhere"]
+Fate = Literal[Outcome, "in grace", "other account", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,14 @@ def reap_with(connect: Callable[[], Any], wait: float = 0.0) -> list[Reaped]:
         raise QxError(str(error)) from None
 
 
-def _wait_for_watchers(book: Any, seconds: float) -> None:
+def _wait_for_watchers(book: ledger.Ledger, seconds: float) -> None:
     """Wait for the ends of watchers whose drivers are dead, but not for those that leave a job to its grace."""
     end = time.monotonic() + seconds
     for row in book.rows(ledger.UNFINISHED) if seconds > 0 else ():
         in_grace = row.key is not None and row.state == "guarded" and row.grace > seconds
         if in_grace or ledger.judge(row, book.place) != "live" or host_identity.is_running(row.pid, row.start_ticks):
             continue
-        pidfd = host_identity.pidfd_of(row.watcher_pid)
+        pidfd = None if row.watcher_pid is None else host_identity.pidfd_of(row.watcher_pid)
         if pidfd is not None:
             is_readable(pidfd, max(0.0, end - time.monotonic()))
             os.close(pidfd)
@@ -121,25 +125,26 @@ def _in_background(client: Any) -> None:
             if not any(reaped.fate in ("pending", "in grace") for reaped in found):
                 return
             time.sleep(pause)
-    except ledger.LedgerError as error:
+    except (ledger.LedgerError, QxError) as error:
         logger.warning("what was left behind on this machine could not be looked for: %s", error)
 
 
-class _Elsewhere:
-    """The ledger of many hosts, as far as it has a say in what may be reaped here.
+class _SharedClaims:
+    """The claims of this process in the shared ledger, which has a say in what may be reaped here.
 
-    A driver on another host may have come back for a run whose driver and watcher died on this one.
+    A driver on another host may have taken up a run whose driver and watcher died on this one.
     """
 
     def __init__(self) -> None:
-        self._ledger: Any = None
+        self._ledger: SharedLedger | None = None
         self._seized: set[str] = set()
 
-    def seize(self, row: Any) -> Literal["free", "taken", "busy"]:
-        """Ask for a run with a key; if it is free, nobody else may have it from then on.
+    def seize(self, row: ledger.Row) -> Literal["free", "taken", "busy"]:
+        """Claim a run with a key; if it is free, nobody else may have it from then on.
 
         Raises:
-            QxError: If it can't be asked.
+            LedgerError: If the database can't be asked.
+            QxError: If none is named, or what it needs is not installed.
         """
         if self._ledger is None:
             self._ledger = shared_ledger.opened("reaper")
@@ -152,89 +157,82 @@ class _Elsewhere:
         is_same = known.holder == row.holder and known.state in ledger.UNFINISHED
         return "busy" if is_same else "taken"
 
-    def finish(self, run: str, found: Resolved) -> None:
+    def finish(self, row: ledger.Row, found: Resolved) -> None:
         """Write what a run has come to; if that fails, a reaper looks again when the claim has run out."""
-        if run in self._seized:
+        if self._ledger is not None and row.run in self._seized:
             with contextlib.suppress(ledger.LedgerError):
-                self._ledger.finish(run, found.state, found.detail, sweep_until=found.sweep_until)
+                found.write(row, self._ledger)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let the claims run out."""
         if self._ledger is not None:
             with contextlib.suppress(ledger.LedgerError):
                 self._ledger.leave()
                 self._ledger.close()
 
 
-def _reap(book: Any, clients: list[Any]) -> list[Reaped]:
-    elsewhere = _Elsewhere()
+def _reap(book: ledger.Ledger, clients: list[Any]) -> list[Reaped]:
+    claims = _SharedClaims()
     try:
-        return _reap_rows(book, clients, elsewhere)
+        return _reap_rows(book, clients, claims)
     finally:
-        elsewhere.close()
+        claims.close()
 
 
-def _reap_rows(book: Any, clients: list[Any], elsewhere: _Elsewhere) -> list[Reaped]:
+def _reap_rows(book: ledger.Ledger, clients: list[Any], claims: _SharedClaims) -> list[Reaped]:
     done = []
     me = host_identity.this_process(book.place)
     by_account = {qiskit_service.address(client): client for client in clients}
     for row in book.rows(ledger.UNFINISHED):
-        verdict = ledger.judge(row, book.place)
-        if verdict == "elsewhere":
-            done.append(_told(row, "elsewhere"))
-        if verdict != "orphan":
+        liveness = ledger.judge(row, book.place)
+        if liveness == "elsewhere":
+            done.append(_reaped(row, "elsewhere"))
+        if liveness != "orphan":
             continue
         left = _grace_left(book, row)
         client = by_account.get((row.endpoint, row.instance))
         if left > 0:
-            done.append(_told(row, "in grace", f"for {left:.0f} s, for a driver that comes back with its key"))
+            done.append(_reaped(row, "in grace", f"for {left:.0f} s, for a driver that comes back with its key"))
         elif client is None:
-            done.append(_told(row, "other account", "give reap() the service that it ran with"))
+            done.append(_reaped(row, "other account", "give reap() the service that it ran with"))
         elif book.claim(row.run, me):
             try:
-                # Between the look and the claim another reaper may have done it all.
+                # Between the look and the claim another reaper may have done it all, or a driver have taken it up.
                 fresh = book.row(row.run)
-                is_same = fresh is not None and fresh.holder == row.holder  # else a driver has come back for it
-                if is_same and fresh.state in ledger.UNFINISHED:
-                    done += _resolve_if_free(book, fresh, qiskit_service.remote_of(client), elsewhere)
+                if fresh is not None and fresh.holder == row.holder and fresh.state in ledger.UNFINISHED:
+                    done += _resolve_if_free(book, fresh, qiskit_service.remote_of(client), claims)
             finally:
                 book.release(row.run, me)
     return done
 
 
-def _grace_left(book: Any, row: Any) -> float:
+def _grace_left(book: ledger.Ledger, row: ledger.Row) -> float:
     """Seconds in which nobody but a driver that comes back with its key may touch the jobs of an orphan."""
     if row.key is None:
         return 0.0
     now = time.time()
-    if row.let_go_at is None:  # the watcher died too; when is not known, and the grace counts from here
+    if row.let_go_at is None:  # the watcher died too; when is not known, and the grace period counts from here
         book.let_go(row.run, row.holder)
-    return float((row.let_go_at or now) + row.grace - now)
+    return (row.let_go_at or now) + row.grace - now
 
 
-def _told(row: Any, fate: Fate, detail: str = "") -> Reaped:
+def _reaped(row: ledger.Row, fate: Fate, detail: str = "") -> Reaped:
     return Reaped(row.run, fate, tuple(row.jobs), detail, row.pid, row.place.host)
 
 
-def _resolve_if_free(book: Any, row: Any, there: remote.Remote, elsewhere: _Elsewhere) -> list[Reaped]:
+def _resolve_if_free(book: ledger.Ledger, row: ledger.Row, there: remote.Remote, claims: _SharedClaims) -> list[Reaped]:
     if row.key is not None and row.is_shared:
         try:
-            match elsewhere.seize(row):
+            match claims.seize(row):
                 case "taken":
                     book.finish(row.run, "done", "taken up on another host", holder=row.holder)
                     return []
                 case "busy":
-                    return [_told(row, "pending", "somebody cancels its jobs already, or did until a moment ago")]
+                    return [_reaped(row, "pending", "somebody cancels its jobs already, or did until a moment ago")]
         except (ledger.LedgerError, QxError) as error:
             detail = f"a driver on another host may have taken it up, and that can't be asked: {error}"
-            return [_told(row, "pending", detail)]
-    found = _resolve(book, row, there)
-    elsewhere.finish(row.run, found)
-    return [Reaped(row.run, found.fate, found.jobs, found.detail, row.pid, row.place.host)]
-
-
-def _resolve(book: Any, row: Any, there: remote.Remote) -> Resolved:
-    """Cancel what a row names and what a sweep finds, and write down what the row has come to."""
-    found = resolve(row, there, now=time.time(), note=lambda job, outcome: book.job_outcome(row.run, job, outcome))
-    book.finish(row.run, found.state, found.detail, sweep_until=found.sweep_until, holder=row.holder)
-    return found
+            return [_reaped(row, "pending", detail)]
+    found = resolve(row, there, book, window=sweep_window())
+    found.write(row, book)
+    claims.finish(row, found)
+    return [Reaped(row.run, found.outcome, found.jobs, found.detail, row.pid, row.place.host)]

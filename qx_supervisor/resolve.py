@@ -1,6 +1,6 @@
-"""What is done about one run that was left behind: cancel the jobs that are known, sweep for others, and conclude.
+"""What is done about one run that was left behind: cancel the jobs that are known, sweep for others, write that down.
 
-For `reap`, which goes by the machine's own ledger, and for the reaper, which goes by the one of many hosts.
+For `reap`, which goes by the local ledger, and for the reaper, which goes by the shared one.
 """
 
 from __future__ import annotations
@@ -8,24 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from .watcher import cancel, ledger, remote
-
-WINDOW = 120.0
-"""Seconds after a death in which a POST that was on its way may still make a job."""
 
 PATIENCE = 60.0
 """Seconds to try for one run; what takes longer is left for the next time."""
 
 UNKNOWN = 3
-"""So many answers in a row that there is no job of an id are enough for this time."""
+"""After that many answers in a row that there is no job of an id, it is given up for this time."""
 
-SWEPT_FOR = 86400.0
-"""For a day what could not be resolved is swept again."""
+FIRST_RETRY, LAST_RETRY = 2.0, 600.0
+"""Seconds until a reaper looks again at what is pending: as long as it has been known, within these."""
 
-Fate = Literal["cancelled", "nothing left", "pending", "expired"]
-"""What became of a run.
+Outcome = Literal["cancelled", "nothing left", "pending", "expired"]
+"""What became of a run that was left behind.
 
 - cancelled: its jobs are cancelled, and that is confirmed
 - nothing left: none of its jobs was unfinished
@@ -33,7 +30,7 @@ Fate = Literal["cancelled", "nothing left", "pending", "expired"]
 - expired: it could not be resolved for a day
 """
 
-_STATES: dict[Fate, ledger.State] = {
+_STATES: dict[Outcome, ledger.RunState] = {
     "cancelled": "cancelled",
     "nothing left": "done",
     "pending": "pending",
@@ -46,48 +43,50 @@ class Resolved:
     """How a run was resolved.
 
     Attributes:
-        fate: What became of it.
+        outcome: What became of it.
         jobs: The jobs that were cancelled, or are known.
         detail: More words, or "".
         sweep_until: If it is pending: until when it is to be swept again, by the ledger's clock.
         age: For how long that has been known, in seconds.
     """
 
-    fate: Fate
+    outcome: Outcome
     jobs: tuple[str, ...]
     detail: str
     sweep_until: float | None
     age: float
 
-    @property
-    def state(self) -> ledger.State:
-        """The state that the ledger is told."""
-        return _STATES[self.fate]
+    def write(self, row: ledger.Row, book: ledger.Store) -> bool:
+        """Write what a run has come to; returns whether it is still this process's."""
+        retry = max(FIRST_RETRY, min(LAST_RETRY, self.age))
+        state, until = _STATES[self.outcome], self.sweep_until
+        return book.finish(row.run, state, self.detail, sweep_until=until, retry_seconds=retry, holder=row.holder)
 
 
 def resolve(
-    row: Any,
+    row: ledger.Row,
     there: remote.Remote,
+    book: ledger.Store,
     *,
-    now: float,
-    note: Callable[[str, str], object],
-    window: float = WINDOW,
+    window: float,
     before_cancel: Callable[[], object] = lambda: None,
+    tell: Callable[[str, str], object] = lambda _job, _outcome: None,
     looks_first: bool = False,
     wait: Callable[[float], object] = time.sleep,
 ) -> Resolved:
     """Cancel what a row names and what a sweep finds.
 
     Args:
-        row: The run, a `ledger.Row` that is claimed.
+        row: The run, which is claimed.
         there: The service.
-        now: The ledger's clock.
-        note: Called with each job and what became of it.
-        window: See `WINDOW`.
+        book: The ledger, in which each job's outcome is written.
+        window: The sweep window, in seconds.
         before_cancel: Called right before each cancel; what it raises ends it all.
-        looks_first: Whether a job's state is read right before its cancel, and none is asked for if it is final.
-        wait: Waits for so many seconds; what it raises ends it all.
+        tell: Called with each job and what became of it.
+        looks_first: Whether a job's state is read right before its cancel, and no cancel is sent if it is final.
+        wait: Waits for some seconds; what it raises ends it all.
     """
+    now = book.clock()
     end = time.monotonic() + PATIENCE
     outcomes = dict(row.jobs)
     tried: set[str] = set()
@@ -107,7 +106,8 @@ def resolve(
         if not outcome:
             outcome, trouble = cancel.cancel(job, there, time.monotonic, patiently, is_patient=True, unknown=UNKNOWN)
         outcomes[job] = outcome
-        note(job, outcome)
+        book.job_outcome(row.run, job, outcome)
+        tell(job, outcome)
         if outcome == "unconfirmed":
             troubles.append(trouble)
 
@@ -132,7 +132,7 @@ def resolve(
 
 
 def _final(job: str, there: remote.Remote) -> str:
-    """How a job has ended, or "" where it has not, or where that can't be read now: then a cancel tells."""
+    """How a job has ended, or "" if it has not, or if that can't be read now: then a cancel tells."""
     try:
         state = there.job(job)
     except remote.RemoteError:
@@ -142,17 +142,17 @@ def _final(job: str, there: remote.Remote) -> str:
     return "cancelled" if state.is_cancelled else "finished"
 
 
-def _conclude(row: Any, outcomes: dict[str, str], troubles: list[str], now: float, window: float) -> Resolved:
+def _conclude(row: ledger.Row, outcomes: dict[str, str], troubles: list[str], now: float, window: float) -> Resolved:
     was_cancelled = tuple(job for job, outcome in outcomes.items() if outcome == "cancelled")
     # When the driver died is not known; that it had died when this row was first judged, is.
-    first_seen = now if row.sweep_until is None else row.sweep_until - SWEPT_FOR
-    fate: Fate = "cancelled" if was_cancelled else "nothing left"
+    first_seen = now if row.sweep_until is None else row.sweep_until - ledger.SWEPT_FOR
+    outcome: Outcome = "cancelled" if was_cancelled else "nothing left"
     if troubles or (now < first_seen + window and not row.answered and not row.session_owner):
-        fate = "pending"
-    if fate == "pending" and row.sweep_until is not None and now >= row.sweep_until:
-        fate = "expired"
+        outcome = "pending"
+    if outcome == "pending" and row.sweep_until is not None and now >= row.sweep_until:
+        outcome = "expired"
     detail = troubles[0] if troubles else ""
-    if fate == "pending":
+    if outcome == "pending":
         detail = detail or "a job that was being submitted at the death may still turn up; reap again in two minutes"
-    until = first_seen + SWEPT_FOR if fate == "pending" else None
-    return Resolved(fate, was_cancelled or tuple(outcomes), detail, until, now - first_seen)
+    until = first_seen + ledger.SWEPT_FOR if outcome == "pending" else None
+    return Resolved(outcome, was_cancelled or tuple(outcomes), detail, until, now - first_seen)

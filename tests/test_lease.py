@@ -24,7 +24,7 @@ from qx_supervisor import ConfigError, resume
 from qx_supervisor.link import Guarded
 from qx_supervisor.watcher.host_identity import HostIdentity, Process, start_ticks, this_process
 from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Wish, schema
-from qx_supervisor.watcher.ledger.lease import CLAIM_LEASE_SECONDS, LEASE_SECONDS, contend
+from qx_supervisor.watcher.ledger.rules import CLAIM_LEASE_SECONDS, LEASE_SECONDS, may_take
 from qx_supervisor.watcher.protocol import Lease
 from qx_supervisor.watcher.remote import JobState, RemoteError
 
@@ -133,7 +133,7 @@ def test_who_may_have_a_key(values: dict[str, Any], running: set[int], answer: s
         return pid in running
 
     row = a_row(**values)
-    ruling = contend(row, a_wish(), A_PLACE, runs, 1000.0)
+    ruling = may_take(row, a_wish(), A_PLACE, runs, 1000.0)
     assert (ruling.answer if ruling else "granted") == answer
     if ruling is not None:
         assert ruling.row == row
@@ -141,8 +141,8 @@ def test_who_may_have_a_key(values: dict[str, Any], running: set[int], answer: s
 
 
 def test_a_holder_that_is_not_seen_has_its_lease_and_no_more() -> None:
-    seen = contend(a_row(lease_until=900.0), a_wish(), A_PLACE, lambda *_: True, 1000.0)
-    unseen = contend(a_row(place=ELSEWHERE, lease_until=1012.5), a_wish(), A_PLACE, lambda *_: True, 1000.0)
+    seen = may_take(a_row(lease_until=900.0), a_wish(), A_PLACE, lambda *_: True, 1000.0)
+    unseen = may_take(a_row(place=ELSEWHERE, lease_until=1012.5), a_wish(), A_PLACE, lambda *_: True, 1000.0)
     assert seen is not None
     assert unseen is not None
     assert (seen.is_seen, seen.seconds_left) == (True, 0.0)
@@ -187,8 +187,8 @@ def test_a_new_key_is_taken(book: Ledger) -> None:
 
 def test_who_takes_a_key_goes_on_with_its_run(book: Ledger, clock: Clock) -> None:
     book.take(a_wish("h1"))
-    book.intent(a_row(run="run of h1", answered=False))
-    book.job("run of h1", "j2")
+    book.write(a_row(run="run of h1", answered=False))
+    book.job_outcome("run of h1", "j2", "")
     clock.now = 1100.0
     wish = a_wish("h2", pid=8, start_ticks=80, watcher_pid=9, grace=5.0, place=REBOOTED)
     assert book.take(wish, is_running=everybody).answer == "held"
@@ -212,7 +212,7 @@ def test_asked_twice_a_lease_does_not_change_hands(book: Ledger) -> None:
 @pytest.mark.parametrize(("state_", "answered"), [("done", True), ("cancelled", True), ("expired", False)])
 def test_what_is_over_is_taken_from_a_driver_that_lives(book: Ledger, state_: Any, answered: bool) -> None:
     book.take(a_wish("h1"))
-    book.intent(a_row(run="run of h1"))
+    book.write(a_row(run="run of h1"))
     book.finish("run of h1", state_, "because", holder="h1")
     ruling = book.take(a_wish("h2"), is_running=everybody)
     assert (ruling.answer, ruling.row.answered) == ("granted", answered)
@@ -267,31 +267,32 @@ def test_a_driver_elsewhere_holds_it_for_as_long_as_it_renews_it(book: Ledger, c
 
 def test_a_former_holder_writes_nothing(book: Ledger, clock: Clock) -> None:
     book.take(a_wish("h1"))
-    book.intent(a_row(run="run of h1"))
+    book.write(a_row(run="run of h1"))
     book.take(a_wish("h2"), is_running=nobody)
     before = the_row(book)
     clock.now += 5
-    book.intent(a_row(run="run of h1", pid=55, answered=True, state="pending", jobs={}))
+    book.write(a_row(run="run of h1", pid=55, answered=True, state="pending", jobs={}))
     book.finish("run of h1", "done", "it thought so", holder="h1")
     book.let_go("run of h1", "h1")
     book.renew(["h1"])
-    book.anew("run of h1", {"j1": "cancelled"}, holder="h1")
+    assert not book.job_outcome("run of h1", "j1", "cancelled", holder="h1")
     assert not book.contest("run of h1", "h1", claimed())
     assert the_row(book) == before
 
 
 def test_the_holder_says_what_became_of_its_jobs(book: Ledger) -> None:
     book.take(a_wish("h1"))
-    book.job("run of h1", "j1")
-    book.anew("run of h1", {"j1": "cancelled", "j9": "finished"}, holder="h1")
+    book.job_outcome("run of h1", "j1", "")
+    for name, outcome in {"j1": "cancelled", "j9": "finished"}.items():
+        assert book.job_outcome("run of h1", name, outcome, holder="h1")
     assert dict(the_row(book).jobs) == {"j1": "cancelled", "j9": "finished"}
     with pytest.raises(LedgerError, match="has no run nothing"):
-        book.anew("nothing", {}, holder="h1")
+        book.job_outcome("nothing", "j1", "", holder="h1")
 
 
 def test_who_has_won_the_lease_to_cancel_keeps_all_others_away(book: Ledger, clock: Clock) -> None:
     book.take(a_wish("h1"))
-    book.intent(a_row(run="run of h1"))
+    book.write(a_row(run="run of h1"))
     assert book.contest("run of h1", "h1", claimed())
     assert book.contest("run of h1", "h1", claimed()), "asked again, for the first answer was lost"
     row = the_row(book)
@@ -305,7 +306,7 @@ def test_who_has_won_the_lease_to_cancel_keeps_all_others_away(book: Ledger, clo
 def test_a_key_is_free_when_its_cancel_was_given_up(book: Ledger) -> None:
     """Its driver lives, has handed the cancel over, and the service could not be reached: it may try once more."""
     book.take(a_wish("h1"))
-    book.intent(a_row(run="run of h1"))
+    book.write(a_row(run="run of h1"))
     assert book.contest("run of h1", "h1", claimed())
     book.finish("run of h1", "pending", "503", sweep_until=2000.0, holder="h1")
     ruling = book.take(a_wish("h2"), is_running=everybody)
@@ -385,7 +386,7 @@ def test_the_rows_of_a_first_version_are_kept(state: Path, monkeypatch: pytest.M
             assert (row.key, row.fingerprint, row.grace, row.holder, row.epoch) == (None, "", 0.0, "", 0)
             assert (row.lease_until, row.let_go_at) == (None, None)
         # They go on as ever, with no holder; and a key is taken beside them.
-        ledger.intent(replace(first, jobs={"j2": ""}))
+        ledger.write(replace(first, jobs={"j2": ""}))
         ledger.finish("r2", "done")
         assert ledger.take(a_wish("h1")).is_new
         assert [row.state for row in ledger.rows()] == ["guarded", "done", "guarded"]
@@ -400,9 +401,9 @@ def test_the_rows_of_a_first_version_are_kept(state: Path, monkeypatch: pytest.M
 
 RACER = """
 import json, os, sys
-from qx_supervisor.watcher.ledger import Ledger, Row, Wish, store
+from qx_supervisor.watcher.ledger import Ledger, Row, Wish, sqlite
 from qx_supervisor.watcher.host_identity import Process, this_process, start_ticks
-store.BUSY_SECONDS = 60.0  # the disk may be slow
+sqlite.BUSY_SECONDS = 60.0  # the disk may be slow
 with Ledger.open(sys.argv[1]) as ledger:
     me = this_process(ledger.place)
     def wish(key, holder, **values):
@@ -466,7 +467,7 @@ def test_the_watcher_of_the_dead_and_a_driver_that_comes_back(state: Path, child
     with Ledger.open(state) as ledger:
         dead = {"endpoint": "e", "instance": "i", "fingerprint": "f", "holder": "dead", "start_ticks": 1}
         for number in range(races):
-            ledger.intent(make_row(f"k{number} of dead", key=f"k{number}", grace=1.0, **dead))
+            ledger.write(make_row(f"k{number} of dead", key=f"k{number}", grace=1.0, **dead))
         guard, driver = child(RACER, state), child(RACER, state)
         started([guard, driver])
         ended = []
@@ -524,7 +525,7 @@ def replace_holder(ledger: Ledger, row: Row) -> Wish:
 def test_what_others_go_by_is_on_disk_when_the_call_returns(book: Ledger, what: str) -> None:
     """A power failure can't be had here: what is seen is that SQLite is told to synchronize."""
     book.take(a_wish("h1"))
-    book.job("run of h1", "j1")
+    book.job_outcome("run of h1", "j1", "")
     assert book._database.execute("PRAGMA synchronous").fetchone()[0] == 1  # NORMAL
     match what:
         case "take":

@@ -28,9 +28,11 @@ from qx_supervisor.watcher.ledger import (
     UNFINISHED,
     Ledger,
     LedgerError,
-    State,
+    RunState,
     judge,
+    rules,
     schema,
+    sqlite,
     state_directory,
     store,
 )
@@ -306,7 +308,7 @@ def test_a_row_is_an_orphan_when_its_driver_and_its_watcher_are_dead(
     driver, guard = child("print('up', flush=True); input()"), child("print('up', flush=True); input()")
     line(driver)
     line(guard)
-    ledger.intent(
+    ledger.write(
         make_row(
             pid=driver.pid,
             start_ticks=start_ticks(driver.pid),
@@ -335,7 +337,7 @@ def test_nobody_else_can_read_or_write_it(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
         with Ledger.open(tmp_path / "a" / "b" / "state") as ledger:
-            ledger.intent(make_row())
+            ledger.write(make_row())
             names = {path.name: mode(path) for path in (tmp_path / "a" / "b" / "state").iterdir()}
     finally:
         os.umask(umask)
@@ -355,13 +357,13 @@ def test_a_second_opening_leaves_the_locks_of_the_first_alone(
 ) -> None:
     # Closing any descriptor of a file drops all of the process's POSIX locks on it.
     with Ledger.open(state) as ledger, ledger.batch():
-        ledger.intent(make_row())
+        ledger.write(make_row())
         Ledger.open(state).close()
         other = child(
             """
 import sys
-from qx_supervisor.watcher.ledger import Ledger, LedgerError, store
-store.BUSY_SECONDS = 0.01
+from qx_supervisor.watcher.ledger import Ledger, LedgerError, sqlite
+sqlite.BUSY_SECONDS = 0.01
 with Ledger.open(sys.argv[1]) as ledger:
     try:
         ledger.forget(0)
@@ -431,7 +433,7 @@ def test_a_disk_that_becomes_full(mount: Callable[..., Path]) -> None:
         written = 0
         with pytest.raises(LedgerError, match="the disk is full"):
             while True:
-                ledger.intent(make_row(f"run{written}", detail="word " * 50))
+                ledger.write(make_row(f"run{written}", detail="word " * 50))
                 written += 1
         assert written
         assert len(ledger.rows()) == written, "what it said is written stays"
@@ -451,7 +453,7 @@ with Ledger.open(sys.argv[1]) as ledger:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
         for number in range(10_000):
-            ledger.intent(Row(run=f"r{number}", place=this_host(), pid=1, start_ticks=1))
+            ledger.write(Row(run=f"r{number}", place=this_host(), pid=1, start_ticks=1))
     except LedgerError as error:
         print(error, flush=True)
 """
@@ -469,15 +471,15 @@ def test_a_file_that_is_damaged(state: Path, content: bytes) -> None:
 
 def test_damage_that_is_found_late(state: Path) -> None:
     with Ledger.open(state) as ledger:
-        ledger.intent(*(make_row(f"run{number}") for number in range(500)))
+        ledger.write(*(make_row(f"run{number}") for number in range(500)))
     path = state / "ledger.db"
     content = path.read_bytes()
     path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
     with Ledger.open(state) as ledger:
         uses: list[Callable[[], object]] = [
-            lambda: ledger.intent(make_row()),
+            lambda: ledger.write(make_row()),
             ledger.rows,
-            lambda: ledger.job("run1", "job"),
+            lambda: ledger.job_outcome("run1", "job", ""),
         ]
         for use in uses:
             with pytest.raises(LedgerError, match="is damaged"):
@@ -507,7 +509,7 @@ def test_a_newer_file_is_left_as_it_is(state: Path) -> None:
 
 def test_an_older_file_is_migrated_with_its_rows(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Ledger.open(state) as older:
-        older.intent(make_row(jobs={"j1": "", "j2": "cancelled"}))
+        older.write(make_row(jobs={"j1": "", "j2": "cancelled"}))
         before = older.rows()
         later = (*schema.MIGRATIONS, ("ALTER TABLE runs ADD COLUMN extra TEXT NOT NULL DEFAULT 'new'",))
         monkeypatch.setattr(schema, "MIGRATIONS", later)
@@ -517,14 +519,14 @@ def test_an_older_file_is_migrated_with_its_rows(state: Path, monkeypatch: pytes
                 assert ledger.rows() == before
                 assert ledger._database.execute("SELECT extra FROM runs").fetchone()[0] == "new"
         # A watcher of the version before has it open still.
-        older.intent(make_row("r2"))
+        older.write(make_row("r2"))
         older.finish("r1", "done")
         assert [row.run for row in older.rows()] == ["r2", "r1"]
 
 
 def test_a_migration_that_fails_changes_nothing(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Ledger.open(state) as ledger:
-        ledger.intent(make_row())
+        ledger.write(make_row())
         version = pragma(ledger, "user_version")
     later = (*schema.MIGRATIONS, ("ALTER TABLE runs ADD COLUMN extra TEXT", "ALTER TABLE nothing ADD COLUMN x"))
     with monkeypatch.context() as patch:
@@ -538,13 +540,13 @@ def test_a_migration_that_fails_changes_nothing(state: Path, monkeypatch: pytest
 
 MAKE_AND_WRITE = """
 import os, sys
-from qx_supervisor.watcher.ledger import Ledger, Row, store
+from qx_supervisor.watcher.ledger import Ledger, Row, sqlite
 from qx_supervisor.watcher.host_identity import this_host
-store.BUSY_SECONDS = 60.0  # the disk may be slow
+sqlite.BUSY_SECONDS = 60.0  # the disk may be slow
 print('ready', flush=True)
 sys.stdin.readline()
 with Ledger.open(sys.argv[1]) as ledger:
-    ledger.intent(Row(run=sys.argv[2], place=this_host(), pid=os.getpid(), start_ticks=None))
+    ledger.write(Row(run=sys.argv[2], place=this_host(), pid=os.getpid(), start_ticks=None))
 print('written', flush=True)
 """
 
@@ -577,24 +579,24 @@ sys.stdin.readline()
 def test_a_file_that_is_locked(
     state: Path, child: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
     with Ledger.open(state) as ledger:
-        ledger.intent(make_row())
+        ledger.write(make_row())
         holder = child(HOLD_THE_LOCK, ledger.path)
         line(holder)
         with pytest.raises(LedgerError, match="is locked by another process"):
-            ledger.intent(make_row("r2"))
+            ledger.write(make_row("r2"))
         assert [row.run for row in ledger.rows()] == ["r1"], "readers do not wait"
         tell(holder, "give back")
         line(holder)
-        ledger.intent(make_row("r2"))
+        ledger.write(make_row("r2"))
 
 
 @pytest.mark.usefixtures("on_network")
 def test_a_file_that_is_locked_while_it_is_opened(
     state: Path, child: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
     Ledger.open(state).close()
     (path,) = state.glob("*.db")
     line(child(HOLD_THE_LOCK, path))
@@ -604,14 +606,14 @@ def test_a_file_that_is_locked_while_it_is_opened(
 
 def test_a_file_that_is_deleted_in_use(state: Path) -> None:
     with Ledger.open(state) as ledger:
-        ledger.intent(make_row())
+        ledger.write(make_row())
         ledger.path.unlink()
         with pytest.raises(LedgerError, match="was deleted or replaced"):
-            ledger.intent(make_row("r2"))
+            ledger.write(make_row("r2"))
         with Ledger.open(state) as replacement:
             assert replacement.rows() == []
             with pytest.raises(LedgerError, match="was deleted or replaced"):
-                ledger.job("r1", "j1")
+                ledger.job_outcome("r1", "j1", "")
 
 
 def test_a_ledger_that_is_closed(state: Path) -> None:
@@ -620,7 +622,7 @@ def test_a_ledger_that_is_closed(state: Path) -> None:
     ledger.close()
     uses: list[Callable[[], object]] = [
         ledger.rows,
-        lambda: ledger.intent(make_row()),
+        lambda: ledger.write(make_row()),
         lambda: ledger.finish("r1", "done"),
     ]
     for use in uses:
@@ -646,16 +648,16 @@ def test_a_local_file_has_a_write_ahead_log(ledger: Ledger) -> None:
     assert pragma(ledger, "journal_mode") == "wal"
     full, normal = 2, 1
     assert pragma(ledger, "synchronous") == full
-    ledger.intent(make_row())
+    ledger.write(make_row())
     assert pragma(ledger, "synchronous") == full
-    ledger.job("r1", "j1")
+    ledger.job_outcome("r1", "j1", "")
     assert pragma(ledger, "synchronous") == normal
     ledger.finish("r1", "done", durable=True)
     assert pragma(ledger, "synchronous") == full
     ledger.finish("r1", "done")
     assert pragma(ledger, "synchronous") == normal
     with ledger.batch():
-        ledger.job("r1", "j2")
+        ledger.job_outcome("r1", "j2", "")
     assert pragma(ledger, "synchronous") == full
 
 
@@ -664,8 +666,8 @@ def test_on_a_network_file_system_every_host_has_a_file(state: Path) -> None:
     first, second = HostIdentity("m" * 32, "a/../b c", "boot", 7), HostIdentity("m" * 32, "login-1.example", "boot", 7)
     with Ledger.open(state, first) as one, Ledger.open(state, second) as other:
         assert (one.path.name, other.path.name) == ("ledger-a_.._b_c.db", "ledger-login-1.example.db")
-        one.intent(make_row())
-        one.job("r1", "j1")
+        one.write(make_row())
+        one.job_outcome("r1", "j1", "")
         assert pragma(one, "journal_mode") == "truncate"
         assert pragma(one, "synchronous") == 2, "a rollback journal is safe with every synchronization only"
         assert other.rows() == []
@@ -712,7 +714,7 @@ def test_a_row_is_read_as_it_was_written(state: Path) -> None:
     clock = Clock()
     row = make_row(**WHOLE)
     with Ledger.open(state, clock=clock) as ledger:
-        ledger.intent(row)
+        ledger.write(row)
     with Ledger.open(state) as ledger:
         expected = make_row(**WHOLE, created_at=1000.0, updated_at=1000.0)
         assert ledger.row("r1") == expected
@@ -723,10 +725,10 @@ def test_a_row_is_read_as_it_was_written(state: Path) -> None:
 def test_a_run_that_is_told_again_loses_nothing(state: Path) -> None:
     clock = Clock()
     with Ledger.open(state, clock=clock) as ledger:
-        ledger.intent(make_row(**WHOLE))
+        ledger.write(make_row(**WHOLE))
         clock.now = 2000.0
         # What a driver tells a new watcher: it knows one of the jobs, and a later one.
-        ledger.intent(
+        ledger.write(
             make_row(place=A_PLACE, pid=10, start_ticks=11, watcher_pid=30, watcher_start_ticks=31,
                      jobs={"j2": "", "j3": ""})
         )  # fmt: skip
@@ -742,13 +744,12 @@ def test_a_run_that_is_told_again_loses_nothing(state: Path) -> None:
 def test_the_life_of_a_run(state: Path) -> None:
     clock = Clock()
     with Ledger.open(state, clock=clock) as ledger:
-        ledger.intent(make_row(), make_row("r2"))
+        ledger.write(make_row(), make_row("r2"))
         clock.now = 1001.0
-        ledger.job("r1", "j1")
-        ledger.session("r1", "s1", owner=False)
-        ledger.watcher("r1", 7, 8)
+        ledger.job_outcome("r1", "j1", "")
+        ledger.write(make_row(session="s1", session_owner=False, watcher_pid=7, watcher_start_ticks=8))
         ledger.job_outcome("r1", "j1", "cancelled")
-        ledger.job("r1", "j1")  # heard again: its outcome stays
+        ledger.job_outcome("r1", "j1", "")  # heard again: its outcome stays
         ledger.job_outcome("r1", "j0", "duplicate, cancelled")  # found by a sweep
         ledger.finish("r1", "pending", "no answer", sweep_until=87400.0)
         row = ledger.row("r1")
@@ -767,10 +768,8 @@ def test_the_life_of_a_run(state: Path) -> None:
 
 def test_a_run_that_is_not_there(ledger: Ledger) -> None:
     uses: list[Callable[[], object]] = [
-        lambda: ledger.job("r1", "j1"),
+        lambda: ledger.job_outcome("r1", "j1", ""),
         lambda: ledger.job_outcome("r1", "j1", "cancelled"),
-        lambda: ledger.session("r1", "s1", owner=True),
-        lambda: ledger.watcher("r1", 1, 1),
         lambda: ledger.finish("r1", "done"),
     ]
     for use in uses:
@@ -782,7 +781,7 @@ def test_a_run_that_is_not_there(ledger: Ledger) -> None:
 
 def test_rows_come_newest_first_by_state_and_limit(ledger: Ledger) -> None:
     for number, state in enumerate(("guarded", "pending", "done", "cancelled", "expired", "guarded")):
-        ledger.intent(make_row(f"r{number}", state=state))
+        ledger.write(make_row(f"r{number}", state=state))
 
     def runs(*arguments: Any) -> str:
         return "".join(row.run[1:] for row in ledger.rows(*arguments))
@@ -799,8 +798,8 @@ def test_rows_come_newest_first_by_state_and_limit(ledger: Ledger) -> None:
 def test_a_batch_is_one_write(ledger: Ledger, state: Path) -> None:
     with Ledger.open(state) as other:
         with ledger.batch():
-            ledger.intent(make_row(jobs={"j1": ""}))
-            ledger.job("r1", "j2")
+            ledger.write(make_row(jobs={"j1": ""}))
+            ledger.job_outcome("r1", "j2", "")
             assert ledger.rows()[0].jobs == {"j1": "", "j2": ""}
             assert other.rows() == []
         assert other.rows()[0].jobs == {"j1": "", "j2": ""}
@@ -819,22 +818,22 @@ def test_a_batch_is_one_write(ledger: Ledger, state: Path) -> None:
 
 def test_an_intent_of_many_rows_is_one_write(ledger: Ledger) -> None:
     with pytest.raises(LedgerError):
-        ledger.intent(make_row("r1"), make_row("r2", pid=2**70))
+        ledger.write(make_row("r1"), make_row("r2", pid=2**70))
     assert ledger.rows() == []
     with pytest.raises(LedgerError):
-        ledger.intent(make_row("\udcff"))
-    ledger.intent(*(make_row(f"r{number}", jobs={"j": ""}) for number in range(100)))
+        ledger.write(make_row("\udcff"))
+    ledger.write(*(make_row(f"r{number}", jobs={"j": ""}) for number in range(100)))
     assert len(ledger.rows()) == 100
 
 
 def test_old_rows_are_forgotten_and_unfinished_ones_kept(state: Path) -> None:
     clock = Clock()
     with Ledger.open(state, clock=clock) as ledger:
-        ledger.intent(make_row("guarded"), make_row("pending", state="pending"))
-        ledger.intent(make_row("old", jobs={"j1": "cancelled"}))
+        ledger.write(make_row("guarded"), make_row("pending", state="pending"))
+        ledger.write(make_row("old", jobs={"j1": "cancelled"}))
         ledger.finish("old", "cancelled")
         clock.now = 2000.0
-        ledger.intent(make_row("young"))
+        ledger.write(make_row("young"))
         ledger.finish("young", "done")
         assert ledger.forget(1000.0) == 0
         clock.now = 2000.5
@@ -846,7 +845,7 @@ def test_old_rows_are_forgotten_and_unfinished_ones_kept(state: Path) -> None:
 def test_forgetting_is_done_in_slices(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "FORGET_AT_ONCE", 3)
     with Ledger.open(state) as ledger:
-        ledger.intent(*(make_row(f"r{number}", state="done") for number in range(8)))
+        ledger.write(*(make_row(f"r{number}", state="done") for number in range(8)))
         assert [ledger.forget(-1.0) for _ in range(4)] == [3, 3, 2, 0]
 
 
@@ -866,11 +865,11 @@ def plans(ledger: Ledger, use: Callable[[], object]) -> list[str]:
 
 def test_no_use_of_it_reads_all_its_rows(ledger: Ledger) -> None:
     me = this_process(ledger.place)
-    ledger.intent(make_row(), make_row("r2"))
+    ledger.write(make_row(), make_row("r2"))
     uses: dict[str, Callable[[], object]] = {
-        "intent": lambda: ledger.intent(make_row("r3", jobs={"j1": ""})),
-        "again": lambda: ledger.intent(make_row("r3", jobs={"j1": "", "j2": ""})),
-        "job": lambda: ledger.job("r1", "j1"),
+        "intent": lambda: ledger.write(make_row("r3", jobs={"j1": ""})),
+        "again": lambda: ledger.write(make_row("r3", jobs={"j1": "", "j2": ""})),
+        "job": lambda: ledger.job_outcome("r1", "j1", ""),
         "finish": lambda: ledger.finish("r2", "done"),
         "unfinished": lambda: ledger.rows(UNFINISHED),
         "row": lambda: ledger.row("r1"),
@@ -896,10 +895,10 @@ import sys
 from qx_supervisor.watcher.ledger import Ledger, Row
 from qx_supervisor.watcher.host_identity import this_host
 ledger = Ledger.open(sys.argv[1])
-ledger.intent(Row(run="r1", place=this_host(), pid=1, start_ticks=1, tag="qxs-r1"))
-ledger.job("r1", "j1")
+ledger.write(Row(run="r1", place=this_host(), pid=1, start_ticks=1, tag="qxs-r1"))
+ledger.job_outcome("r1", "j1", "")
 with ledger.batch():
-    ledger.job("r1", "j2")
+    ledger.job_outcome("r1", "j2", "")
     print("written", flush=True)
     sys.stdin.readline()
 """
@@ -930,7 +929,7 @@ from qx_supervisor.watcher.ledger import Ledger, Row
 from qx_supervisor.watcher.host_identity import this_host
 ledger, place = Ledger.open(sys.argv[1]), this_host()
 for number in range(100_000):
-    ledger.intent(Row(run=f"{sys.argv[2]}-{number}", place=place, pid=1, start_ticks=1))
+    ledger.write(Row(run=f"{sys.argv[2]}-{number}", place=place, pid=1, start_ticks=1))
     print(number, flush=True)
 """
     for attempt in range(5):
@@ -951,9 +950,9 @@ for number in range(100_000):
 
 CLAIM_ALL = """
 import json, sys
-from qx_supervisor.watcher.ledger import UNFINISHED, Ledger, store
+from qx_supervisor.watcher.ledger import UNFINISHED, Ledger, sqlite
 from qx_supervisor.watcher.host_identity import this_process
-store.BUSY_SECONDS = 60.0  # the disk may be slow
+sqlite.BUSY_SECONDS = 60.0  # the disk may be slow
 with Ledger.open(sys.argv[1]) as ledger:
     me = this_process(ledger.place)
     runs = sorted(row.run for row in ledger.rows(UNFINISHED))
@@ -968,7 +967,7 @@ with Ledger.open(sys.argv[1]) as ledger:
 def test_of_many_reapers_one_gets_a_row(state: Path, child: Callable[..., subprocess.Popen[str]]) -> None:
     with Ledger.open(state) as ledger:
         runs = {f"r{number:03}" for number in range(300)}
-        ledger.intent(*(make_row(run) for run in runs))
+        ledger.write(*(make_row(run) for run in runs))
         reapers = [child(CLAIM_ALL, state) for _ in range(3)]
         for reaper in reapers:
             line(reaper)
@@ -985,7 +984,7 @@ def test_the_claim_of_a_dead_process_is_taken_over_once(
     state: Path, child: Callable[..., subprocess.Popen[str]]
 ) -> None:
     with Ledger.open(state) as ledger:
-        ledger.intent(make_row())
+        ledger.write(make_row())
         reaper = child(CLAIM_ALL, state)
         line(reaper)
         tell(reaper, "go")
@@ -1004,7 +1003,7 @@ def test_the_claim_of_a_dead_process_is_taken_over_once(
 def test_claims_of_other_places(state: Path) -> None:
     clock = Clock()
     with Ledger.open(state, A_PLACE, clock=clock) as ledger:
-        ledger.intent(make_row(place=A_PLACE))
+        ledger.write(make_row(place=A_PLACE))
         me = Process(A_PLACE, 1, 1)
 
         def claim() -> bool:
@@ -1016,7 +1015,7 @@ def test_claims_of_other_places(state: Path) -> None:
         ledger.release("r1", me)
         assert ledger.claim("r1", Process(HostIdentity("n" * 32, "host", "boot", 7), 1, 1))
         assert not claim()
-        clock.now += store.CLAIM_SECONDS - 1
+        clock.now += rules.CLAIM_SECONDS - 1
         assert not claim()
         clock.now += 1
         assert claim(), "its holder can't be seen, and was silent for too long"
@@ -1025,7 +1024,7 @@ def test_claims_of_other_places(state: Path) -> None:
 def test_a_claim_can_be_given_back_by_its_holder_only(ledger: Ledger) -> None:
     me = this_process(ledger.place)
     other = Process(ledger.place, os.getppid(), start_ticks(os.getppid()))
-    ledger.intent(make_row())
+    ledger.write(make_row())
     assert ledger.claim("r1", other)
     ledger.release("r1", me)
     assert not ledger.claim("r1", me)
@@ -1037,8 +1036,8 @@ def test_a_claim_can_be_given_back_by_its_holder_only(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("state_", sorted(FINAL))
-def test_a_final_row_cannot_be_claimed(ledger: Ledger, state_: State) -> None:
-    ledger.intent(make_row())
+def test_a_final_row_cannot_be_claimed(ledger: Ledger, state_: RunState) -> None:
+    ledger.write(make_row())
     ledger.finish("r1", state_)
     assert not ledger.claim("r1", this_process(ledger.place))
 
@@ -1094,7 +1093,7 @@ def test_an_endpoint_without_its_secrets(endpoint: str, safe: str) -> None:
 def test_no_file_of_it_holds_a_secret(state: Path) -> None:
     token = "0123456789-TheKeyOfAnAccountAtIBMCloud_abcdef"
     with Ledger.open(state) as ledger:
-        ledger.intent(make_row(endpoint=f"https://me:{token}@host/api?x={token}", detail=f"tried {token}"))
+        ledger.write(make_row(endpoint=f"https://me:{token}@host/api?x={token}", detail=f"tried {token}"))
         ledger.job_outcome("r1", "j1", f"refused: Bearer {token}")
         ledger.finish("r1", "pending", f"GET /jobs: apikey {token}")
         contents = [path.read_bytes() for path in state.iterdir()]

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ from testkit.drivers import RUN, Driver, end, kill_both
 from testkit.processes import until, wait_for_end
 from testkit.watchers import wait_until_written
 
+import qx_supervisor.service as services
 from qx_supervisor import reap, run
 from qx_supervisor.cli import main
+from qx_supervisor.watcher.host_identity import this_host
+from qx_supervisor.watcher.ledger import SWEPT_FOR, Ledger, Row
 
 REAP = """
 for reaped in reap(service()):
@@ -136,6 +140,31 @@ def test_the_id_was_not_known(ibm, fork):
     (job,) = ibm.jobs()
     assert [reaped.fate for reaped in reap(ibm.service())] == ["pending"]
     assert ibm.job(job.id).status == "Cancelled"
+
+
+@pytest.mark.parametrize(("window", "outcome"), [("2", "nothing left"), ("60", "pending")])
+def test_a_late_job_is_looked_for_until_the_sweep_window_is_over(ibm, state, monkeypatch, window, outcome):
+    """The window that was set, as it is for the watcher and the reaper."""
+    monkeypatch.setenv("QX_SWEEP_WINDOW", window)
+    service = ibm.service()
+    [client] = services.clients_of(service)
+    endpoint, instance = services.address(client)
+    first_seen = time.time() - 5
+    with Ledger.open(state) as book:
+        book.write(
+            Row(
+                run="r1",
+                place=this_host(),
+                pid=2**22 + 1,  # no process has it
+                start_ticks=1,
+                tag="qxs-r1",
+                endpoint=endpoint,
+                instance=instance,
+                state="pending",
+                sweep_until=first_seen + SWEPT_FOR,
+            )
+        )
+    assert [reaped.fate for reaped in reap(service)] == [outcome]
 
 
 def test_a_session_is_closed(ibm, fork):

@@ -15,7 +15,7 @@ from testkit.postgres import Server
 
 from qx_supervisor.watcher.host_identity import HostIdentity, Process
 from qx_supervisor.watcher.ledger import UNFINISHED, LedgerError, Row, Wish
-from qx_supervisor.watcher.ledger.postgres import Kept, SharedLedger
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
 from qx_supervisor.watcher.ledger.postgres import schema as schemas
 
 HERE = HostIdentity("", "here", "boot-1", 1)
@@ -52,13 +52,23 @@ def row(run: str = "r1", book: SharedLedger | None = None, **values: Any) -> Row
         "tag": f"qxs-{run}",
         "endpoint": ACCOUNT[0],
         "instance": ACCOUNT[1],
-        "epoch": 1,
     }
     return Row(**given | values)
 
 
 def keyed(run: str, book: SharedLedger, holder: str, **values: Any) -> Row:
     return row(run, book, key="step-1", fingerprint="f", holder=holder, answered=True, **values)
+
+
+def let_go(row: Row, seconds: float) -> Row:
+    """Nobody has waited for it for so long."""
+    return replace(row, let_go_at=time.time() - seconds)
+
+
+def epoch(book: SharedLedger, run: str = "r1") -> int:
+    found = book.row(run)
+    assert found is not None
+    return found.epoch
 
 
 def never(_pid: int, _ticks: int | None) -> bool:
@@ -108,13 +118,13 @@ def test_an_older_one_is_brought_up_to_date_by_many_at_once(
 ) -> None:
     """Who writes to it at the time goes on."""
     old = opened()
-    old.write([Kept(row=row())])
+    old.write(row())
     later = ("ALTER TABLE qx_runs ADD COLUMN later integer NOT NULL DEFAULT 0",)
     monkeypatch.setattr(schemas, "MIGRATIONS", (*schemas.MIGRATIONS, later))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: SharedLedger.open(shared_url).close(), range(8)))
     assert old.version() == len(schemas.MIGRATIONS)
-    old.write([Kept(row=row(jobs={"j": ""}))])
+    old.write(row(jobs={"j": ""}))
     [found] = old.rows()
     assert (found.run, dict(found.jobs)) == ("r1", {"j": ""})
 
@@ -137,7 +147,8 @@ def test_who_may_only_read_and_write_finds_the_tables_made(postgres: Server, sha
     try:
         with SharedLedger.open(shared_url.replace(f"qx:{postgres.password}", "driver:x")) as book:
             book.renew()
-            assert book.write([Kept(row=row())]) == {"r1": 1}
+            assert book.write(row()) == {"r1"}
+            assert epoch(book) == 1
     finally:
         with psycopg.connect(shared_url, autocommit=True) as database:
             database.execute("DROP OWNED BY driver")
@@ -165,18 +176,20 @@ def test_a_row_comes_back_as_it_was_written(opened: Opener) -> None:
         grace=12.5,
         holder="h",
     )
-    assert book.write([Kept(row=written)]) == {"r1": 1}
+    assert book.write(written) == {"r1"}
+    assert epoch(book) == 1
     found = book.row("r1")
     assert found is not None
     assert found.lease_until == pytest.approx(book.clock() + 30, abs=5)
     times = {"created_at": found.created_at, "updated_at": found.updated_at, "lease_until": found.lease_until}
-    assert found == replace(written, **times)
+    assert found == replace(written, **times, held_by=book.id, epoch=1)
     assert found.created_at == pytest.approx(book.clock(), abs=5)
 
 
 def test_what_text_can_not_hold_costs_nothing(opened: Opener) -> None:
     book = opened()
-    assert book.write([Kept(row=row(detail="a\0b\ud800", jobs={"j\0": "x"}))]) == {"r1": 1}
+    assert book.write(row(detail="a\0b\ud800", jobs={"j\0": "x"})) == {"r1"}
+    assert epoch(book) == 1
     found = book.row("r1")
     assert found is not None
     assert (found.detail, dict(found.jobs)) == ("ab?", {"j": "x"})
@@ -184,7 +197,7 @@ def test_what_text_can_not_hold_costs_nothing(opened: Opener) -> None:
 
 def test_no_secret_gets_into_a_detail(opened: Opener) -> None:
     book = opened()
-    book.write([Kept(row=row(detail="token=hush", jobs={"j1": "bearer hush"}))])
+    book.write(row(detail="token=hush", jobs={"j1": "bearer hush"}))
     found = book.row("r1")
     assert found is not None
     assert "hush" not in f"{found.detail} {found.jobs}"
@@ -192,8 +205,8 @@ def test_no_secret_gets_into_a_detail(opened: Opener) -> None:
 
 def test_an_outcome_never_becomes_unknown_again(opened: Opener) -> None:
     book = opened()
-    book.write([Kept(row=row(jobs={"j1": "cancelled"}))])
-    book.write([Kept(row=row(jobs={"j1": "", "j2": ""}))])
+    book.write(row(jobs={"j1": "cancelled"}))
+    book.write(row(jobs={"j1": "", "j2": ""}))
     found = book.row("r1")
     assert found is not None
     assert dict(found.jobs) == {"j1": "cancelled", "j2": ""}
@@ -204,13 +217,13 @@ def test_an_outcome_never_becomes_unknown_again(opened: Opener) -> None:
 
 def test_who_was_cut_off_writes_over_nobody(shared_url: str, opened: Opener, long_up: None) -> None:
     old, reaper = opened("old"), opened("elsewhere", kind="reaper")
-    old.write([Kept(row=row("r1", old)), Kept(row=row("r2", old))])
+    old.write(row("r1", old), row("r2", old))
     end_lease(shared_url, old)
     [claimed] = reaper.due([ACCOUNT], 0.0, LATE, 1)
     kept, lost = ("r2", "r1") if claimed.run == "r1" else ("r1", "r2")
     assert old.renew()  # it had run out
-    assert old.mine({"r1": 1, "r2": 1}) == {kept}
-    assert old.write([Kept(row=row(run, old, state="done", jobs={"late": ""})) for run in ("r1", "r2")]) == {kept: 1}
+    assert old.lost() == {lost}
+    assert old.write(*(row(run, old, state="done", jobs={"late": ""}) for run in ("r1", "r2"))) == {kept}
     found = reaper.row(lost)
     assert found is not None
     assert (found.state, dict(found.jobs), found.epoch) == ("guarded", {}, 2)
@@ -218,21 +231,25 @@ def test_who_was_cut_off_writes_over_nobody(shared_url: str, opened: Opener, lon
 
 def test_another_watcher_of_the_same_driver_takes_over(opened: Opener) -> None:
     first, second, other = opened(), opened(), opened("elsewhere")
-    first.write([Kept(row=row("r1", first, jobs={"j1": ""}))])
-    assert other.write([Kept(row=row("r1", other))]) == {}
-    assert second.write([Kept(row=row("r1", second))]) == {"r1": 2}
-    assert second.write([Kept(row=row("r1", second))]) == {"r1": 2}  # the answer was lost, and so it is said again
-    assert first.write([Kept(row=row("r1", first, state="done"))]) == {"r1": 3}  # alive, it would take it back
-    assert second.mine({"r1": 2}) == set()
+    first.write(row("r1", first, jobs={"j1": ""}))
+    assert other.write(row("r1", other)) == set()
+    assert second.write(row("r1", second)) == {"r1"}
+    assert epoch(second) == 2
+    second._epochs.clear()  # the answer was lost, and so it is said again
+    assert second.write(row("r1", second)) == {"r1"}
+    assert epoch(second) == 2
+    assert first.write(row("r1", first, state="done")) == {"r1"}  # alive, it would take it back
+    assert epoch(first) == 3
+    assert second.lost() == {"r1"}
 
 
 def test_a_lease_that_had_run_out_and_that_nobody_took_goes_on(shared_url: str, opened: Opener) -> None:
     book = opened()
-    book.write([Kept(row=row())])
+    book.write(row())
     assert not book.renew()
     end_lease(shared_url, book)
     assert book.renew()
-    assert book.mine({"r1": 1}) == {"r1"}
+    assert book.lost() == set()
     assert not book.renew()
 
 
@@ -282,14 +299,14 @@ def test_a_key_is_taken_once(opened: Opener) -> None:
 def test_a_key_of_a_dead_host_is_had_when_its_lease_runs_out(shared_url: str, opened: Opener, long_up: None) -> None:
     dead, other = opened("dead"), opened("other")
     assert dead.take(Wish(row=keyed("r1", dead, "h1"))).is_new
-    dead.write([Kept(row=replace(keyed("r1", dead, "h1"), jobs={"j1": ""}))])
+    dead.write(replace(keyed("r1", dead, "h1"), jobs={"j1": ""}))
     held = other.take(Wish(row=keyed("r2", other, "h2")), is_running=never)
     assert (held.answer, held.is_seen) == ("held", False)
     assert 0 < held.seconds_left <= 30
     end_lease(shared_url, dead)
     ruling = other.take(Wish(row=keyed("r2", other, "h2")), is_running=never)
     assert (ruling.answer, ruling.row.run, dict(ruling.row.jobs), ruling.row.epoch) == ("granted", "r1", {"j1": ""}, 2)
-    assert dead.write([Kept(row=keyed("r1", dead, "h1", state="done"))]) == {}
+    assert dead.write(keyed("r1", dead, "h1", state="done")) == set()
 
 
 def test_while_the_server_was_away_no_lease_ran_out(shared_url: str, opened: Opener) -> None:
@@ -314,20 +331,20 @@ def test_on_one_machine_processes_are_looked_at(opened: Opener) -> None:
 def test_let_go_it_is_free_at_once(opened: Opener) -> None:
     first, second = opened("one"), opened("two")
     first.take(Wish(row=keyed("r1", first, "h1", grace=60.0)))
-    first.write([Kept(row=keyed("r1", first, "h1", grace=60.0), let_go=5.0)])
+    first.write(let_go(keyed("r1", first, "h1", grace=60.0), 5.0))
     ruling = second.take(Wish(row=keyed("r2", second, "h2")), is_running=never)
     assert ruling.answer == "granted"
     assert ruling.let_go_at == pytest.approx(time.time() - 5, abs=2)  # by this host's clock
-    assert not first.contest("r1", 1, Process(first.place, 1, 1))
+    assert not first.contest("r1", "h1", Process(first.place, 1, 1))
 
 
 def test_won_once_more_to_cancel_it_is_busy(opened: Opener) -> None:
     first, second = opened("one"), opened("two")
     first.take(Wish(row=keyed("r1", first, "h1")))
-    first.write([Kept(row=keyed("r1", first, "h1"), let_go=5.0)])
-    assert first.contest("r1", 1, Process(first.place, 1, 1))
+    first.write(let_go(keyed("r1", first, "h1"), 5.0))
+    assert first.contest("r1", "h1", Process(first.place, 1, 1))
     assert second.take(Wish(row=keyed("r2", second, "h2")), is_running=never).answer == "busy"
-    first.give_back("r1", 1)
+    first.give_back("r1", "h1")
     assert second.take(Wish(row=keyed("r2", second, "h2")), is_running=never).answer == "granted"
 
 
@@ -335,23 +352,26 @@ def test_a_key_that_was_taken_while_the_database_was_away(shared_url: str, opene
     first, second = opened("one"), opened("two")
     first.take(Wish(row=keyed("r1", first, "h1")))
     # Another run under the same key: its holder lives, so this one is written without the key.
-    assert second.enter(Kept(row=keyed("r2", second, "h2")), is_running=never) == 1
+    assert second.enter(keyed("r2", second, "h2"), is_running=never)
+    assert epoch(second, "r2") == 1
     assert [(each.run, each.key) for each in second.rows()] in (
         [("r2", None), ("r1", "step-1")],
         [("r1", "step-1"), ("r2", None)],
     )
     # Its holder is gone: the key is this one's.
     end_lease(shared_url, first)
-    assert second.enter(Kept(row=keyed("r3", second, "h3")), is_running=never) == 1
+    assert second.enter(keyed("r3", second, "h3"), is_running=never)
+    assert epoch(second, "r3") == 1
     assert {each.run: each.key for each in second.rows()} == {"r1": None, "r2": None, "r3": "step-1"}
     # The very run, taken up again by a driver on the same machine: it changes hands.
     third = opened("two")
-    assert third.enter(Kept(row=keyed("r3", third, "h4", jobs={"j": ""})), is_running=never) == 2
+    assert third.enter(keyed("r3", third, "h4", jobs={"j": ""}), is_running=never)
+    assert epoch(third, "r3") == 2
     found = third.row("r3")
     assert found is not None
     assert (found.holder, dict(found.jobs)) == ("h4", {"j": ""})
     # And not while its holder lives.
-    assert second.enter(Kept(row=keyed("r3", second, "h5")), is_running=lambda *_: True) is None
+    assert not second.enter(keyed("r3", second, "h5"), is_running=lambda *_: True)
 
 
 def test_a_reapers_claim_counts_against_who_held_the_run(shared_url: str, opened: Opener, long_up: None) -> None:
@@ -360,10 +380,11 @@ def test_a_reapers_claim_counts_against_who_held_the_run(shared_url: str, opened
     first.take(Wish(row=keyed("r1", first, "h1")))
     end_lease(shared_url, first)
     assert len(reaper.due([ACCOUNT], 0.0, LATE, 9)) == 1
-    assert second.enter(Kept(row=keyed("r1", second, "h1"))) is None
+    assert not second.enter(keyed("r1", second, "h1"))
     assert second.take(Wish(row=keyed("r1", second, "h1"))).answer == "busy"
     end_lease(shared_url, reaper)
-    assert second.enter(Kept(row=keyed("r1", second, "h1"))) == 3
+    assert second.enter(keyed("r1", second, "h1"))
+    assert epoch(second, "r1") == 3
 
 
 # Reapers ----------------------------------------------------------------------------------------------------------
@@ -371,22 +392,20 @@ def test_a_reapers_claim_counts_against_who_held_the_run(shared_url: str, opened
 
 def test_only_what_has_run_out_is_claimed(shared_url: str, opened: Opener, long_up: None) -> None:
     live, dead, reaper = opened("live"), opened("dead"), opened("r", kind="reaper")
-    live.write([Kept(row=row("r1", live))])
+    live.write(row("r1", live))
     dead.write(
-        [
-            Kept(row=row("r2", dead)),
-            Kept(row=row("r3", dead, grace=3600.0)),
-            Kept(row=row("r4", dead, state="done")),
-            Kept(row=row("r5", dead, instance="crn:2")),
-            Kept(row=row("r6", dead, grace=600.0), let_go=700.0),
-        ]
+        row("r2", dead),
+        row("r3", dead, grace=3600.0),
+        row("r4", dead, state="done"),
+        row("r5", dead, instance="crn:2"),
+        let_go(row("r6", dead, grace=600.0), 700.0),
     )
     end_lease(shared_url, dead)
     assert [each.run for each in reaper.due([], 0.0, LATE, 9)] == []
     assert [each.run for each in reaper.due([ACCOUNT], reaper.clock(), LATE, 9)] == []  # it has seen nothing run out
     claimed = reaper.due([ACCOUNT], 0.0, LATE, 9)
     assert sorted(each.run for each in claimed) == ["r2", "r6"]
-    assert all(reaper.holds(each.run) for each in claimed)
+    assert all(reaper.may_cancel(each.run) for each in claimed)
     assert {each.row.run: each.judgement for each in reaper.held(UNFINISHED)} == {
         "r1": "live",
         "r2": "reaping",
@@ -398,7 +417,7 @@ def test_only_what_has_run_out_is_claimed(shared_url: str, opened: Opener, long_
 
 def test_of_many_reapers_one_gets_each(shared_url: str, opened: Opener, long_up: None) -> None:
     dead = opened("dead")
-    dead.write([Kept(row=row(f"r{number}", dead)) for number in range(200)])
+    dead.write(*(row(f"r{number}", dead) for number in range(200)))
     end_lease(shared_url, dead)
     reapers = [opened(f"r{number}", kind="reaper") for number in range(4)]
     gate = threading.Barrier(4)
@@ -420,7 +439,7 @@ def test_a_renewal_and_a_claim_at_once(shared_url: str, opened: Opener, long_up:
     reaper = opened("r", kind="reaper")
     for number in range(40):
         book = opened(f"host{number}")
-        book.write([Kept(row=row(f"r{number}", book))])
+        book.write(row(f"r{number}", book))
         end_lease(shared_url, book)
         gate = threading.Barrier(2)
 
@@ -434,22 +453,22 @@ def test_a_renewal_and_a_claim_at_once(shared_url: str, opened: Opener, long_up:
             claimed = [each.run for each in reaper.due([ACCOUNT], 0.0, LATE, 9)]
             had_run_out = renewed.result()
         assert had_run_out  # so it looks
-        assert book.mine({f"r{number}": 1}) == (set() if claimed else {f"r{number}"})
+        assert book.lost() == ({f"r{number}"} if claimed else set())
         book.close()
 
 
 def test_a_reaper_that_died_is_followed_by_another(shared_url: str, opened: Opener, long_up: None) -> None:
     dead, first, second = opened("dead"), opened("r1", kind="reaper"), opened("r2", kind="reaper")
-    dead.write([Kept(row=row("r1", dead, jobs={"j1": ""}))])
+    dead.write(row("r1", dead, jobs={"j1": ""}))
     end_lease(shared_url, dead)
     assert len(first.due([ACCOUNT], 0.0, LATE, 9)) == 1
     assert second.due([ACCOUNT], 0.0, LATE, 9) == []
     end_lease(shared_url, first)
-    assert not first.holds("r1")
+    assert not first.may_cancel("r1")
     assert len(second.due([ACCOUNT], 0.0, LATE, 9)) == 1
     # It was only cut off, and comes back.
     first.renew()
-    assert not first.holds("r1")
+    assert not first.may_cancel("r1")
     first.job_outcome("r1", "j1", "cancelled")
     assert not first.finish("r1", "cancelled")
     second.job_outcome("r1", "j1", "finished")
@@ -461,7 +480,7 @@ def test_a_reaper_that_died_is_followed_by_another(shared_url: str, opened: Open
 
 def test_what_is_pending_is_claimed_again_in_its_time(shared_url: str, opened: Opener, long_up: None) -> None:
     dead, reaper, other = opened("dead"), opened("r1", kind="reaper"), opened("r2", kind="reaper")
-    dead.write([Kept(row=keyed("r1", dead, "h"))])
+    dead.write(keyed("r1", dead, "h"))
     end_lease(shared_url, dead)
     reaper.due([ACCOUNT], 0.0, LATE, 9)
     reaper.finish("r1", "pending", "later", sweep_until=reaper.clock() + 86400, retry_seconds=3600.0)
@@ -477,7 +496,7 @@ def test_what_is_pending_is_claimed_again_in_its_time(shared_url: str, opened: O
 
 def test_what_was_final_for_long_is_forgotten(shared_url: str, opened: Opener) -> None:
     book, gone = opened(), opened("gone")
-    book.write([Kept(row=row("r1", state="done", jobs={"j": ""})), Kept(row=row("r2"))])
+    book.write(row("r1", state="done", jobs={"j": ""}), row("r2"))
     end_lease(shared_url, gone, 90000.0)
     with psycopg.connect(shared_url, autocommit=True) as database:
         database.execute("UPDATE qx_runs SET updated_at = updated_at - interval '31 days'")
@@ -516,7 +535,7 @@ def test_a_fault_is_told_without_the_url(shared_url: str, spoil: Callable[[str],
 def test_a_claim_that_comes_late_is_none(shared_url: str, opened: Opener, long_up: None) -> None:
     """The server was stopped before it could carry it out: meanwhile nobody could renew."""
     dead, reaper = opened("dead"), opened("r", kind="reaper")
-    dead.write([Kept(row=row("r1", dead))])
+    dead.write(row("r1", dead))
     end_lease(shared_url, dead)
     assert reaper.due([ACCOUNT], 0.0, reaper.clock() - 0.01, 9) == []
     assert len(reaper.due([ACCOUNT], 0.0, reaper.clock() + 60, 9)) == 1

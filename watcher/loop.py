@@ -29,14 +29,12 @@ from multiprocess.connection import Connection
 
 from . import policy as p
 from . import protocol
-from .both import Both
+from .book import Book, Entry
 from .cancel import GIVE_UP, Again, Cancellation, Done, Operation, SessionClosing, StateReader
 from .driver_process import DriverIdentity, DriverProcess
 from .host_identity import start_ticks
 from .protocol import Credentials, Outcome
-from .record import Entry, Record
 from .remote import CONNECTIONS, Refused, Remote, RemoteError, Token, watcher_remote
-from .shared import Shared
 
 if TYPE_CHECKING:
     from .ledger import Ruling
@@ -106,7 +104,7 @@ class Watcher:
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(CONNECTIONS)
         self._lease_seconds = lease_seconds
-        self._record: Record | Both = Record(state, driver.identity, self._report_ledger_lost, lease_seconds)
+        self._book = Book(state, driver.identity, self._report_ledger_lost, lease_seconds)
         self._written: Future[None] | None = None
         self._over = False
         self._is_dismissed = False  # a SIGTERM came when nothing was guarded
@@ -155,9 +153,9 @@ class Watcher:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         while not self._events.empty():
             self._is_dismissed |= isinstance(self._events.get_nowait(), p.Terminated)
-        self._record.close(LEDGER_SECONDS)
-        if isinstance(self._record, Both) and not self._is_dismissed:
-            self._record.settle()
+        self._book.close(LEDGER_SECONDS)
+        if not self._is_dismissed:
+            self._book.wait_for_shared()
 
     def _report_ledger_lost(self, trouble: str) -> None:
         """The ledger fails: that costs the ledger only, and the driver hears of it once."""
@@ -165,8 +163,6 @@ class Watcher:
 
     def _share(self, url: str) -> None:
         """Write to the shared ledger too."""
-        if isinstance(self._record, Both):
-            return
 
         def tell(event: str, detail: str) -> None:
             report = protocol.Report("shared ledger away" if event == "away" else "shared ledger back", detail=detail)
@@ -177,7 +173,7 @@ class Watcher:
             report = protocol.Report("lost", run, detail=detail)
             self.post(p.LeaseLost(run, holder, detail) if holder else lambda: self._send(report))
 
-        self._record = Both(self._record, Shared(url, self._driver.identity, self._lease_seconds, tell, lost))
+        self._book.share(url, tell, lost)
 
     # What wakes it
 
@@ -210,8 +206,7 @@ class Watcher:
         """First receive all that the driver had sent, so that a `StandDown` from before its death wins."""
         if self._policy.driver_alive:
             self._receive()
-            if isinstance(self._record, Both):
-                self._record.bury()
+            self._book.driver_died()
             self._handle(p.DriverDied())
 
     def _handle_events(self) -> None:
@@ -284,17 +279,17 @@ class Watcher:
             case p.RetakeLease(run, holder):
                 self._retake_lease(run, holder)
             case p.RecordRun(state="guarded"):
-                self._written = self._record.guard(self._entry(action))
+                self._written = self._book.guard(self._entry(action))
             case p.RecordRun(run, state, detail=detail, lease=lease):
-                self._record.finish(run, state, detail, lease.holder if lease else "")
+                self._book.finish(run, state, detail, lease.holder if lease else "")
             case p.RecordResubmit(run, outcomes, holder):
-                self._record.anew(run, outcomes, holder)
+                self._book.outcomes(run, outcomes, holder)
             case p.RecordLetGo(run, holder):
-                self._record.let_go(run, holder)
+                self._book.let_go(run, holder)
             case p.RecordJob(run, job, outcome):
-                self._record.job(run, job, outcome)
+                self._book.job(run, job, outcome)
             case p.RecordAnswered(run, holder):
-                self._record.answered(run, holder)
+                self._book.answered(run, holder)
             case p.SetTimer(timer, seconds):
                 self._after(seconds, lambda: self._handle(p.Fired(timer)))
             case p.Exit():
@@ -324,7 +319,7 @@ class Watcher:
             else:
                 self.post(p.LeaseTaken(seq, _lease_answer(said.result())))
 
-        self._record.take(self._entry(record), wanted.instances).add_done_callback(answered)
+        self._book.take(self._entry(record), wanted.instances).add_done_callback(answered)
 
     def _retake_lease(self, run: str, holder: str) -> None:
         """Ask the ledger whether a run is still its dead driver's, and tell the policy."""
@@ -332,14 +327,14 @@ class Watcher:
         def answered(said: Future[bool]) -> None:
             self.post(p.LeaseRetaken(run, holder, None if said.exception() else said.result()))
 
-        self._record.contest(run, holder).add_done_callback(answered)
+        self._book.contest(run, holder).add_done_callback(answered)
 
     def _renew_leases(self) -> None:
         """Renew the leases of this driver's runs, and see which of those that wait were taken up by another driver."""
         leased = [run for run in self._policy.runs.values() if run.lease is not None]
         holders = [run.holder for run in leased if not run.waiting]
         if holders and self._policy.driver_alive:
-            self._record.renew(holders)
+            self._book.renew(holders)
         for run in leased:
             if run.waiting:
                 self._look_whether_taken(run.id, run.holder)
@@ -350,7 +345,7 @@ class Watcher:
             if said.exception() is None and not said.result():
                 self.post(p.LeaseLost(run, holder))
 
-        self._record.holds(run, holder).add_done_callback(answered)
+        self._book.holds(run, holder).add_done_callback(answered)
 
     def _acknowledge(self, seq: int) -> None:
         """Answer when the last row that was handed to the ledger is on disk, or the ledger takes too long."""

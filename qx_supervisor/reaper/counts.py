@@ -31,7 +31,7 @@ class Counts:
         other_account: Runs of accounts that this reaper does not have.
         claimed: Runs that it has claimed.
         cancelled: Jobs whose cancel it has confirmed.
-        fates: What became of the runs.
+        outcomes: What became of the runs.
         lost: Claims that another took over, or that its driver came back for.
         renew: Renewals of its own lease.
         claim: Looks for what is due.
@@ -46,7 +46,7 @@ class Counts:
     claimed: int = 0
     cancelled: int = 0
     lost: int = 0
-    fates: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     renew: Took = field(default_factory=Took)
     claim: Took = field(default_factory=Took)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

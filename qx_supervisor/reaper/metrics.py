@@ -52,7 +52,7 @@ def serve(counts: Counts, port: int) -> Callable[[], None]:
                     yield CounterMetricFamily(f"qx_{name}", text, value)
                 fates = CounterMetricFamily("qx_runs_reaped", "What became of the runs.", labels=["fate"])
                 for fate in ("cancelled", "nothing left", "pending", "expired"):
-                    fates.add_metric([fate], counts.fates[fate])
+                    fates.add_metric([fate], counts.outcomes[fate])
                 yield fates
                 for name, text, took in (
                     ("renew", "Seconds to renew this reaper's own lease.", counts.renew),

@@ -17,9 +17,9 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..resolve import WINDOW, Resolved, resolve
+from ..resolve import Resolved, resolve
 from ..watcher import ledger, remote
 from .counts import Counts
 
@@ -36,14 +36,8 @@ AT_ONCE = 64
 
 CENSUS_SECONDS = 5.0
 FORGET_SECONDS = 3600.0
-KEPT_FOR = 30 * 86400.0
-"""Seconds after which a run that is over is forgotten."""
-
 DRAIN_SECONDS = 8.0
 """How long a reaper that is to stop waits for requests that are under way."""
-
-FIRST_RETRY, LAST_RETRY = 2.0, 600.0
-"""Seconds until what is pending is looked at again: as long as it has been known, within these."""
 
 LONGEST_PAUSE = 15.0
 """Seconds between two tries for a database that is away."""
@@ -64,7 +58,7 @@ class Reaper:
         url: The database; it holds a password.
         remotes: The services at hand, by their endpoints and instances.
         lease_seconds: How long a claim is held without being renewed; what the drivers have.
-        window: Seconds after a death in which a POST that was on its way may still make a job.
+        window: The sweep window, in seconds.
         counts: Where it counts what it does.
     """
 
@@ -74,7 +68,7 @@ class Reaper:
         remotes: Mapping[tuple[str, str], remote.Remote],
         *,
         lease_seconds: float,
-        window: float = WINDOW,
+        window: float,
         counts: Counts | None = None,
     ) -> None:
         self.counts = counts or Counts()
@@ -93,7 +87,7 @@ class Reaper:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_stopping = False
         self._stopping = threading.Event()
-        self._work: queue.SimpleQueue[tuple[SharedLedger, Any]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[SharedLedger, ledger.Row]] = queue.SimpleQueue()
         self._under_way = 0
         self._unresolved: set[str] = set()
         self._has_more = False  # more may be due than there was room for
@@ -165,7 +159,7 @@ class Reaper:
             self._look_around(book)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_SECONDS
-            book.forget(KEPT_FOR)
+            book.forget(ledger.KEPT_FOR)
         is_idle = not found and not self._is_busy()
         # By the clock of before the claim: what has come due since then was not claimed.
         has_seen_enough = is_idle and self._asked_at - self._since > book.longest_lease()
@@ -272,9 +266,8 @@ class Reaper:
                     self._changed.notify_all()
                 self._claim_more()
 
-    def _reap(self, book: SharedLedger, row: Any) -> None:
-        def note(job: str, outcome: str) -> None:
-            book.job_outcome(row.run, job, outcome)
+    def _reap(self, book: SharedLedger, row: ledger.Row) -> None:
+        def tell(job: str, outcome: str) -> None:
             logger.info("%s job %s: %s", _name(row), job, outcome)
             if outcome == "cancelled":
                 with self.counts.lock:
@@ -283,7 +276,7 @@ class Reaper:
         def look_once_more() -> None:
             if self._stopping.is_set():
                 raise _Stopped
-            if not book.holds(row.run):
+            if not book.may_cancel(row.run):
                 raise _Lost
 
         def wait(seconds: float) -> None:
@@ -295,9 +288,9 @@ class Reaper:
             found = resolve(
                 row,
                 self._remotes[row.endpoint, row.instance],
-                now=book.clock(),
-                note=note,
+                book,
                 window=self._window,
+                tell=tell,
                 before_cancel=look_once_more,
                 looks_first=True,
                 wait=wait,
@@ -311,18 +304,17 @@ class Reaper:
             return
         self._conclude(book, row, found)
 
-    def _conclude(self, book: SharedLedger, row: Any, found: Resolved) -> None:
-        retry = max(FIRST_RETRY, min(LAST_RETRY, found.age))
-        if not book.finish(row.run, found.state, found.detail, sweep_until=found.sweep_until, retry_seconds=retry):
+    def _conclude(self, book: SharedLedger, row: ledger.Row, found: Resolved) -> None:
+        if not found.write(row, book):
             self._note_loss(row)
             return
         with self.counts.lock:
-            self.counts.fates[found.fate] += 1
-        if found.fate in ("cancelled", "nothing left"):
+            self.counts.outcomes[found.outcome] += 1
+        if found.outcome in ("cancelled", "nothing left"):
             self._unresolved.discard(row.run)
-        logger.info("%s %s%s", _name(row), found.fate, f": {found.detail}" if found.detail else "")
+        logger.info("%s %s%s", _name(row), found.outcome, f": {found.detail}" if found.detail else "")
 
-    def _note_loss(self, row: Any) -> None:
+    def _note_loss(self, row: ledger.Row) -> None:
         self._unresolved.discard(row.run)
         with self.counts.lock:
             self.counts.lost += 1
@@ -344,19 +336,19 @@ class Reaper:
         self._shut()
 
 
-def _put_back(book: SharedLedger, row: Any) -> None:
+def _put_back(book: SharedLedger, row: ledger.Row) -> None:
     """Else the claim would last for as long as this process renews its lease."""
     with contextlib.suppress(ledger.LedgerError):  # the connection is broken: the claim runs out by itself
         book.finish(row.run, "pending", row.detail, sweep_until=row.sweep_until)
 
 
-def _name(row: Any) -> str:
+def _name(row: ledger.Row) -> str:
     """What a line of the log begins with."""
     key = f" (key {row.key!r})" if row.key is not None else ""
     return f"run {row.run}{key} of {row.place.host}:{row.pid}:"
 
 
-def _why(row: Any) -> str:
+def _why(row: ledger.Row) -> str:
     if row.state == "pending":
         return "to be swept again"
     grace = f" and its grace of {row.grace:g} s has passed" if row.grace else ""

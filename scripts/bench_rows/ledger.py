@@ -81,8 +81,8 @@ def _fill(directory: Path, rows: int) -> None:
         here = host_identity.this_host()
         for number in range(rows):
             name = f"old-{number}"
-            book.intent(ledger.Row(run=name, place=here, pid=1, start_ticks=1, tag=f"qxs-{name}", endpoint="https://x"))
-            book.job(name, f"job-{number}")
+            book.write(ledger.Row(run=name, place=here, pid=1, start_ticks=1, tag=f"qxs-{name}", endpoint="https://x"))
+            book.job_outcome(name, f"job-{number}", "")
             book.finish(name, "done")
 
 

@@ -39,18 +39,17 @@ DELAY = 0.02
 
 RENEWS = """
 import json, os, sys, time
-from qx_supervisor.watcher import ledger, host_identity
-from qx_supervisor.watcher.ledger.postgres import SharedLedger
-from qx_supervisor.watcher.ledger.postgres import Kept
+from qx_supervisor.watcher import ledger, host_identity, shared_ledger
+SharedLedger = shared_ledger()
 drivers, runs = map(int, sys.argv[1:])
 where = host_identity.this_host()
 books = [SharedLedger.open(os.environ["QX_LEDGER"], lease_seconds=30.0) for _ in range(drivers)]
 for book in books:
     book.renew()
-    book.write([
-        Kept(row=ledger.Row(run=f"{book.id}-{number}", place=where, pid=1, start_ticks=1, tag="t", endpoint="https://x"))
+    book.write(*(
+        ledger.Row(run=f"{book.id}-{number}", place=where, pid=1, start_ticks=1, tag="t", endpoint="https://x")
         for number in range(runs)
-    ])
+    ))
 print("ready", flush=True)
 end = time.monotonic() + float(sys.stdin.readline())
 took, had_run_out = [], 0
@@ -264,8 +263,6 @@ def _reap(ibm: local.Service, folder: Path, server: Server, leases: int, reapers
 
 def _leave_behind(url: str, account: tuple[str, ...], jobs: list[str]) -> None:
     """Write runs of drivers that are gone, ten each, and wait until their leases have run out."""
-    from qx_supervisor.watcher.ledger.postgres import Kept
-
     endpoint, instance = account
     with SharedLedger.open(url, lease_seconds=1.0) as book:
         for start in range(0, len(jobs), 10):
@@ -282,11 +279,10 @@ def _leave_behind(url: str, account: tuple[str, ...], jobs: list[str]) -> None:
                     instance=instance,
                     jobs={job: ""},
                     answered=True,
-                    epoch=1,
                 )
                 for number, job in enumerate(jobs[start : start + 10], start)
             ]
-            book.write([Kept(row=row) for row in rows])
+            book.write(*rows)
         while book.longest_lease() == 0 or any(held.seconds_left > 0 for held in book.held(limit=1)):
             time.sleep(0.1)
 

@@ -8,33 +8,41 @@ holds a secret: whoever cancels brings an API key of their own.
 The ledger may fail, its disk be full, its file damaged: that is a `LedgerError`, always, and a watcher goes on without
 it, less safe and not stopped.
 
-`lease`   who may take up a run that has a key
-`row`     what is written of a run, and who may judge it
-`file`    where the file is, and that nobody else can write to it
-`schema`  the tables, and how an older file becomes a newer one
-`store`   reading and writing
-`errors`  `LedgerError`, and nothing else is raised
+`rules`     who may take a run, contest and claim it, and what can be said of it
+`row`       what is written of a run
+`columns`   the columns of a run, in both ledgers
+`store`     the contract of both ledgers, and what is the same in both
+`file`      where the local ledger's file is, and that nobody else can write to it
+`schema`    its tables, and how an older file becomes a newer one
+`sqlite`    the local ledger
+`postgres`  the shared ledger
+`errors`    `LedgerError`, and nothing else is raised
 """
 
 from .errors import LedgerError, UnknownRun
 from .file import state_directory
-from .lease import LEASE_SECONDS, Ruling, Wish
-from .row import FINAL, UNFINISHED, Row, State, Verdict, judge, safe_endpoint
-from .store import Ledger
+from .row import FINAL, UNFINISHED, Row, RunState, safe_endpoint
+from .rules import KEPT_FOR, LEASE_SECONDS, SWEPT_FOR, Liveness, Ruling, Wish, judge, judge_by_lease
+from .sqlite import Ledger
+from .store import Store
 
 __all__ = [
     "FINAL",
+    "KEPT_FOR",
     "LEASE_SECONDS",
+    "SWEPT_FOR",
     "UNFINISHED",
     "Ledger",
     "LedgerError",
+    "Liveness",
     "Row",
     "Ruling",
-    "State",
+    "RunState",
+    "Store",
     "UnknownRun",
-    "Verdict",
     "Wish",
     "judge",
+    "judge_by_lease",
     "safe_endpoint",
     "state_directory",
 ]

@@ -1,4 +1,4 @@
-"""What is written of a run, and who may judge it."""
+"""What is written of a run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .. import host_identity
-from ..host_identity import HostIdentity, IsRunning, Process
+from ..host_identity import HostIdentity, Process
 
-State = Literal["guarded", "done", "cancelled", "pending", "expired"]
+RunState = Literal["guarded", "done", "cancelled", "pending", "expired"]
 """What a run has come to.
 
 - guarded: its jobs are to be cancelled if its driver dies
@@ -20,17 +19,8 @@ State = Literal["guarded", "done", "cancelled", "pending", "expired"]
 - expired: it was pending for so long that nobody tries any more
 """
 
-UNFINISHED: frozenset[State] = frozenset({"guarded", "pending"})
-FINAL: frozenset[State] = frozenset({"done", "cancelled", "expired"})
-
-Verdict = Literal["live", "orphan", "elsewhere", "final"]
-"""What follows for a row.
-
-- live: its driver runs, or its watcher, which then still works on it
-- orphan: both are dead
-- elsewhere: this can't be known from here, and the row is none of our business
-- final: nothing is left to do
-"""
+UNFINISHED: frozenset[RunState] = frozenset({"guarded", "pending"})
+FINAL: frozenset[RunState] = frozenset({"done", "cancelled", "expired"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +51,12 @@ class Row:
         fingerprint: What is submitted under the key.
         grace: Seconds that a job with a key is left alone after its driver's death.
         holder: Who holds the lease on it: a word that no other driver, and no other run of the same driver, has.
+        held_by: In the shared ledger: the process that has the lease, by `SharedLedger.id`.
         epoch: How often the lease has changed hands.
         lease_until: Until when it is held, unless it is renewed. Only those who can't see its processes go by it.
         let_go_at: When it was first seen, or said, that nobody waits for it any more; the grace counts from here.
-        is_shared: Whether a ledger of many hosts has it too, and decides who may have it.
+        retry_at: In the shared ledger: when a reaper may claim what is pending.
+        is_shared: Whether the shared ledger has it too, and decides who may have it.
         created_at: When the row was written first.
         updated_at: When it was written last.
     """
@@ -83,7 +75,7 @@ class Row:
     session: str | None = None
     session_owner: bool = False
     answered: bool = False
-    state: State = "guarded"
+    state: RunState = "guarded"
     detail: str = ""
     sweep_until: float | None = None
     claimed_by: Process | None = None
@@ -92,34 +84,19 @@ class Row:
     fingerprint: str = ""
     grace: float = 0.0
     holder: str = ""
+    held_by: str = ""
     epoch: int = 0
     lease_until: float | None = None
     let_go_at: float | None = None
+    retry_at: float | None = None
     is_shared: bool = False
     created_at: float = 0.0
     updated_at: float = 0.0
 
-
-def judge(row: Row, place: HostIdentity, is_running: IsRunning = host_identity.is_running) -> Verdict:
-    """What follows for a row, as seen from a place.
-
-    Args:
-        row: The row.
-        place: The judge's own place: `Ledger.place`.
-        is_running: Whether a process of that place runs, by its pid and start.
-    """
-    if row.state not in UNFINISHED:
-        return "final"
-    match place.view_of(row.place):
-        case "elsewhere":
-            return "elsewhere"
-        case "rebooted":
-            return "orphan"
-    if is_running(row.pid, row.start_ticks):
-        return "live"
-    if row.watcher_pid is not None and is_running(row.watcher_pid, row.watcher_start_ticks):
-        return "live"
-    return "orphan"
+    @property
+    def is_over(self) -> bool:
+        """Whether whoever had the lease writes nothing of it any more; what is pending is left to the reapers."""
+        return self.state in FINAL or (self.state == "pending" and self.sweep_until is not None)
 
 
 DETAIL_LENGTH = 300

@@ -11,45 +11,17 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from .columns import IN_SQLITE
 from .errors import LedgerError
+from .store import FINAL_SQL, UNFINISHED_SQL
 
 APPLICATION_ID = 0x51785376
 """Tells a ledger from any other SQLite file: "QxSv"."""
 
-UNFINISHED_SQL = "state IN ('guarded', 'pending')"
-FINAL_SQL = "state IN ('done', 'cancelled', 'expired')"
-# A partial index serves a query only if the query has its condition word for word.
-
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         f"PRAGMA application_id = {APPLICATION_ID}",
-        """
-        CREATE TABLE runs (
-            run                 TEXT PRIMARY KEY NOT NULL,
-            tag                 TEXT,
-            driver_tag          TEXT,
-            endpoint            TEXT NOT NULL,
-            instance            TEXT NOT NULL,
-            session             TEXT,
-            session_owner       INTEGER NOT NULL,
-            answered            INTEGER NOT NULL,
-            machine             TEXT NOT NULL,
-            host                TEXT NOT NULL,
-            boot                TEXT NOT NULL,
-            pid_ns              INTEGER NOT NULL,
-            pid                 INTEGER NOT NULL,
-            start_ticks         INTEGER,
-            watcher_pid         INTEGER,
-            watcher_start_ticks INTEGER,
-            state               TEXT NOT NULL,
-            detail              TEXT NOT NULL,
-            sweep_until         REAL,
-            claimed_by          TEXT,
-            claimed_at          REAL,
-            created_at          REAL NOT NULL,
-            updated_at          REAL NOT NULL
-        )
-        """,
+        f"CREATE TABLE runs ({', '.join(f'{each.name} {each.sqlite}' for each in IN_SQLITE if each.since == 1)})",
         """
         CREATE TABLE jobs (
             run     TEXT NOT NULL REFERENCES runs (run) ON DELETE CASCADE,
@@ -62,14 +34,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         f"CREATE INDEX finished ON runs (updated_at) WHERE {FINAL_SQL}",
     ),
     (
-        "ALTER TABLE runs ADD COLUMN key TEXT",
-        "ALTER TABLE runs ADD COLUMN fingerprint TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE runs ADD COLUMN grace REAL NOT NULL DEFAULT 0",
-        "ALTER TABLE runs ADD COLUMN holder TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE runs ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE runs ADD COLUMN lease_until REAL",
-        "ALTER TABLE runs ADD COLUMN let_go_at REAL",
-        "ALTER TABLE runs ADD COLUMN is_shared INTEGER NOT NULL DEFAULT 0",
+        *(f"ALTER TABLE runs ADD COLUMN {each.name} {each.sqlite}" for each in IN_SQLITE if each.since == 2),
         "CREATE UNIQUE INDEX keys ON runs (key, endpoint, instance) WHERE key IS NOT NULL",
     ),
 )

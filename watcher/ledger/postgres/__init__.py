@@ -12,13 +12,11 @@ itself, for as long as a lease lasts, and the time of the server's own start cou
 
 `connection`  a connection that never waits for ever, and whose errors hold no secret
 `schema`      the tables, and how older ones become newer ones
-`runs`        runs, as they are written and as they are read
 `statements`  the longer statements
 `store`       reading and writing
 """
 
 from .connection import Away, host_of
-from .runs import Census, Held, Holder, Judgement, Kept
-from .store import SharedLedger
+from .store import Census, Held, Holder, SharedLedger
 
-__all__ = ["Away", "Census", "Held", "Holder", "Judgement", "Kept", "SharedLedger", "host_of"]
+__all__ = ["Away", "Census", "Held", "Holder", "SharedLedger", "host_of"]

@@ -7,18 +7,15 @@ columns with a default, rename and drop none. All names begin with `qx_`: the da
 
 from __future__ import annotations
 
-from typing import LiteralString
-
+from ..columns import IN_POSTGRES
 from ..errors import LedgerError
+from ..store import FINAL_SQL, UNFINISHED_SQL
 from .connection import Connection
 
 LOCK = 0x51785376
 """The advisory lock that migrations are done under: of many at once, one does them and the others find them done."""
 
-UNFINISHED_SQL: LiteralString = "r.state IN ('guarded', 'pending')"
-FINAL_SQL: LiteralString = "r.state IN ('done', 'cancelled', 'expired')"
-
-MIGRATIONS: tuple[tuple[LiteralString, ...], ...] = (
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         # Renewed three times in the length of a lease, each: a page has room for the new version of a row, and no index
         # has a column that is renewed, so that no index is written.
@@ -36,40 +33,7 @@ MIGRATIONS: tuple[tuple[LiteralString, ...], ...] = (
             since         timestamptz NOT NULL
         ) WITH (fillfactor = 50)
         """,
-        """
-        CREATE TABLE qx_runs (
-            run                 text PRIMARY KEY,
-            held_by             text NOT NULL,
-            epoch               bigint NOT NULL,
-            tag                 text,
-            driver_tag          text,
-            endpoint            text NOT NULL,
-            instance            text NOT NULL,
-            session             text,
-            session_owner       boolean NOT NULL,
-            answered            boolean NOT NULL,
-            host                text NOT NULL,
-            boot                text NOT NULL,
-            pid_ns              bigint NOT NULL,
-            pid                 bigint NOT NULL,
-            start_ticks         bigint,
-            watcher_pid         bigint,
-            watcher_start_ticks bigint,
-            state               text NOT NULL,
-            detail              text NOT NULL,
-            sweep_until         timestamptz,
-            retry_at            timestamptz,
-            claimed_by          jsonb,
-            claimed_at          timestamptz,
-            key                 text,
-            fingerprint         text NOT NULL,
-            grace               double precision NOT NULL,
-            holder              text NOT NULL,
-            let_go_at           timestamptz,
-            created_at          timestamptz NOT NULL,
-            updated_at          timestamptz NOT NULL
-        )
-        """,
+        f"CREATE TABLE qx_runs ({', '.join(f'{column.name} {column.postgres}' for column in IN_POSTGRES)})",
         """
         CREATE TABLE qx_jobs (
             run     text NOT NULL REFERENCES qx_runs (run) ON DELETE CASCADE,
@@ -78,8 +42,8 @@ MIGRATIONS: tuple[tuple[LiteralString, ...], ...] = (
             PRIMARY KEY (run, job)
         )
         """,
-        "CREATE INDEX qx_runs_unfinished ON qx_runs (held_by) WHERE state IN ('guarded', 'pending')",
-        "CREATE INDEX qx_runs_finished ON qx_runs (updated_at) WHERE state IN ('done', 'cancelled', 'expired')",
+        f"CREATE INDEX qx_runs_unfinished ON qx_runs (held_by) WHERE {UNFINISHED_SQL}",
+        f"CREATE INDEX qx_runs_finished ON qx_runs (updated_at) WHERE {FINAL_SQL}",
         "CREATE UNIQUE INDEX qx_runs_keys ON qx_runs (key, endpoint, instance) WHERE key IS NOT NULL",
     ),
 )
@@ -116,5 +80,5 @@ def migrate(database: Connection) -> None:
         done = version(database)
         for number, statements in enumerate(MIGRATIONS[done:], done + 1):
             for statement in statements:
-                database.execute(statement)
+                database.execute(statement.encode())
             database.execute("INSERT INTO qx_schema VALUES (%s, clock_timestamp())", (number,))

@@ -1,0 +1,419 @@
+"""The contract of a ledger, which both fulfil: the local one in SQLite, and the shared one in a real PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testkit.ledgers import make_row
+
+from qx_supervisor.watcher.host_identity import HostIdentity, Process
+from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Store, Wish
+from qx_supervisor.watcher.ledger.columns import COLUMNS, IN_POSTGRES, IN_SQLITE
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
+
+HERE = HostIdentity("m" * 32, "host", "boot", 7)
+ELSEWHERE = HostIdentity("n" * 32, "other", "another boot", 7)
+
+Opener = Callable[[], Store]
+
+
+@pytest.fixture(params=["local", "shared"])
+def opener(request: pytest.FixtureRequest, state: Path) -> Opener:
+    """Opens the ledger once more, as another process on the same machine does."""
+    url = "" if request.param == "local" else request.getfixturevalue("shared_url")
+
+    def begin() -> Store:
+        book: Store = SharedLedger.open(url, place=HERE) if url else Ledger.open(state, HERE)
+        book.renew()
+        return book
+
+    return begin
+
+
+@pytest.fixture
+def opened(opener: Opener) -> Iterator[Opener]:
+    """The same, and each is closed at the end of the test."""
+    made: list[Store] = []
+
+    def begin() -> Store:
+        made.append(opener())
+        return made[-1]
+
+    yield begin
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def book(opened: Opener) -> Store:
+    return opened()
+
+
+def dead(*_: object) -> bool:
+    return False
+
+
+def alive(*_: object) -> bool:
+    return True
+
+
+def a_row(run: str = "r1", **values: Any) -> Row:
+    given: dict[str, Any] = {"place": HERE, "pid": 7, "start_ticks": 70, "endpoint": "https://x", "instance": "crn:1"}
+    return make_row(run, **given | {"tag": f"qxs-{run}"} | values)
+
+
+def keyed(run: str, holder: str, **values: Any) -> Row:
+    return a_row(run, **{"key": "k", "fingerprint": "f", "holder": holder, "answered": True} | values)
+
+
+def wish(run: str, holder: str, **values: Any) -> Wish:
+    return Wish(row=keyed(run, holder, **values))
+
+
+def the(book: Store, run: str = "r1") -> Row:
+    found = book.row(run)
+    assert found is not None
+    return found
+
+
+ME = Process(HERE, 8, 80)
+
+
+# Reading and writing ------------------------------------------------------------------------------------------------
+
+
+def test_a_row_comes_back_as_it_was_written(book: Store) -> None:
+    written = keyed(
+        "r1",
+        "h",
+        watcher_pid=8,
+        watcher_start_ticks=80,
+        driver_tag="qxd-1",
+        jobs={"j1": "", "j2": "cancelled"},
+        session="s1",
+        session_owner=True,
+        detail="it holds é and ☂",
+        grace=12.5,
+    )
+    assert book.write(written) == {"r1"}
+    found = the(book)
+    # What each of the two adds: who has the lease and until when, and its own times.
+    added = {name: getattr(found, name) for name in ("held_by", "epoch", "lease_until", "created_at", "updated_at")}
+    assert found == replace(written, **added, place=book.place)
+    assert found.lease_until == pytest.approx(book.clock() + book.lease_seconds, abs=5)
+    assert found.created_at == found.updated_at == pytest.approx(book.clock(), abs=5)
+    assert book.rows() == [found]
+    assert book.row("r2") is None
+
+
+def test_what_is_known_of_a_run_stays_known(book: Store) -> None:
+    book.write(a_row(jobs={"j1": "cancelled", "j2": ""}, session="s1", session_owner=True, driver_tag="qxd-1"))
+    first = the(book)
+    book.write(a_row(tag=None, jobs={"j1": "", "j3": ""}, watcher_pid=9, state="done", detail="it said so"))
+    row = the(book)
+    assert row.jobs == {"j1": "cancelled", "j2": "", "j3": ""}
+    assert (row.tag, row.driver_tag, row.session, row.session_owner) == ("qxs-r1", "qxd-1", "s1", True)
+    assert (row.watcher_pid, row.state, row.detail) == (9, "done", "it said so")
+    assert row.created_at == first.created_at
+
+
+def test_rows_come_newest_first_by_state_and_limit(book: Store) -> None:
+    for number, state in enumerate(("guarded", "pending", "done", "cancelled", "expired", "guarded")):
+        book.write(a_row(f"r{number}", state=state))
+
+    def runs(*arguments: Any) -> str:
+        return "".join(row.run[1:] for row in book.rows(*arguments))
+
+    assert (runs(), runs(UNFINISHED), runs(FINAL)) == ("543210", "510", "432")
+    assert (runs(["done", "guarded"]), runs([]), runs(None, 2), runs(UNFINISHED, 2)) == ("520", "", "54", "51")
+
+
+def test_a_batch_is_one_write(book: Store, opened: Opener) -> None:
+    other = opened()
+    with pytest.raises(KeyError), book.batch():
+        book.write(a_row())
+        assert [row.run for row in book.rows()] == ["r1"]
+        raise KeyError
+    assert other.rows() == []
+    with book.batch():
+        book.write(a_row("r1"))
+        book.write(a_row("r2"))
+    assert {row.run for row in other.rows()} == {"r1", "r2"}
+
+
+def test_no_secret_is_written(book: Store) -> None:
+    book.write(a_row(endpoint="https://me:hush@x/api?apikey=hush", detail="token=hush", jobs={"j1": "bearer hush"}))
+    book.job_outcome("r1", "j2", "apikey hush")
+    assert "hush" not in repr(the(book))
+    book.finish("r1", "done", "password=hush")
+    assert "hush" not in repr(the(book))
+
+
+def test_a_run_that_is_not_there(book: Store) -> None:
+    uses: list[Callable[[], object]] = [
+        lambda: book.job_outcome("r1", "j1", "cancelled"),
+        lambda: book.finish("r1", "done"),
+    ]
+    for use in uses:
+        with pytest.raises(LedgerError, match=r"has no run r1\.$"):
+            use()
+    assert not book.contest("r1", "h1", ME)
+
+
+def test_old_rows_are_forgotten_and_unfinished_ones_kept(book: Store) -> None:
+    book.write(*(a_row(state, state=state, jobs={"j": ""}) for state in sorted(UNFINISHED | FINAL)))
+    assert book.forget(1000.0) == 0
+    assert book.forget(-1000.0) == 3
+    assert {row.run for row in book.rows()} == UNFINISHED
+
+
+# Keys ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_taken_once(opener: Opener) -> None:
+    gate = threading.Barrier(4, timeout=60)
+
+    def take(number: int) -> str:
+        with opener() as book:
+            gate.wait()
+            return book.take(wish(f"r{number}", f"h{number}"), is_running=alive).answer
+
+    opener().close()
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(take, range(4))) == ["granted", "held", "held", "held"]
+
+
+def test_who_takes_a_key_goes_on_with_its_run(book: Store, opened: Opener) -> None:
+    new = book.take(wish("r1", "h1"), is_running=alive)
+    assert (new.answer, new.is_new, new.row.run) == ("granted", True, "r1")
+    book.write(keyed("r1", "h1", jobs={"j1": "kept", "j2": "cancelled", "j3": ""}, answered=False))
+    other = opened()
+    held = other.take(wish("r2", "h2"), is_running=alive)
+    assert (held.answer, held.is_seen, held.row.run) == ("held", True, "r1")
+    ruling = other.take(wish("r2", "h2", pid=8, start_ticks=80, grace=5.0), is_running=dead)
+    assert (ruling.answer, ruling.is_new, ruling.let_go_at) == ("granted", False, None)
+    row = the(other)
+    assert row.jobs == ruling.row.jobs == {"j1": "", "j2": "cancelled", "j3": ""}
+    assert (row.holder, row.pid, row.start_ticks, row.grace, row.state) == ("h2", 8, 80, 5.0, "guarded")
+    assert row.epoch == new.row.epoch + 1
+    assert not row.answered
+
+
+def test_a_former_holder_writes_nothing(book: Store, opened: Opener) -> None:
+    book.take(wish("r1", "h1"))
+    other = opened()
+    assert other.take(wish("r2", "h2"), is_running=dead).answer == "granted"
+    before = the(book)
+    assert book.write(keyed("r1", "h1", state="done", jobs={"late": ""})) == set()
+    assert not book.finish("r1", "done", holder="h1")
+    assert not book.job_outcome("r1", "late", "cancelled", holder="h1")
+    assert not book.contest("r1", "h1", ME)
+    assert not book.holds("r1", "h1")
+    book.let_go("r1", "h1")
+    assert the(book) == before
+    assert other.holds("r1", "h2")
+
+
+def test_asked_twice_a_lease_does_not_change_hands(book: Store) -> None:
+    first = book.take(wish("r1", "h1")).row.epoch
+    assert book.take(wish("r1", "h1"), is_running=alive).row.epoch == first
+
+
+def test_another_submission_and_another_instance(book: Store, opened: Opener) -> None:
+    book.take(wish("r1", "h1"))
+    book.write(keyed("r1", "h1", jobs={"j": ""}))
+    other = opened()
+    assert other.take(wish("r2", "h2", fingerprint="g"), is_running=dead).answer == "differs"
+    asked = replace(wish("r2", "h2", instance="crn:2"), instances=("crn:2", "crn:1"))
+    found = other.take(asked, is_running=dead)
+    assert (found.answer, found.row.instance, found.row.holder) == ("other instance", "crn:1", "h1")
+    assert other.take(wish("r3", "h3", instance="crn:2"), is_running=dead).is_new
+
+
+def test_what_is_over_is_taken_from_a_driver_that_is_alive(book: Store, opened: Opener) -> None:
+    book.take(wish("r1", "h1"))
+    book.write(keyed("r1", "h1", answered=False, state="done", detail="because"))
+    ruling = opened().take(wish("r2", "h2"), is_running=alive)
+    assert (ruling.answer, ruling.row.answered, ruling.row.state, ruling.row.detail) == ("granted", True, "guarded", "")
+
+
+def test_let_go_it_is_free_and_says_since_when(book: Store, opened: Opener) -> None:
+    book.take(wish("r1", "h1"))
+    book.write(keyed("r1", "h1", let_go_at=time.time() - 5))
+    book.write(keyed("r1", "h1", let_go_at=time.time()))  # it counts from the first time
+    book.let_go("r1", "h1")
+    ruling = opened().take(wish("r2", "h2"), is_running=alive)
+    assert ruling.answer == "granted"
+    assert ruling.let_go_at == pytest.approx(time.time() - 5, abs=2)
+    assert ruling.row.let_go_at is None
+
+
+def test_won_once_more_to_cancel_it_is_busy(book: Store, opened: Opener) -> None:
+    book.take(wish("r1", "h1"))
+    assert book.contest("r1", "h1", ME)
+    assert book.contest("r1", "h1", ME), "asked again, for the first answer was lost"
+    book.write(keyed("r1", "h1", state="pending", jobs={"j": "cancelled"}, let_go_at=time.time()))
+    row = the(book)
+    assert (row.state, row.claimed_by) == ("pending", replace(ME, place=book.place))
+    other = opened()
+    assert other.take(wish("r2", "h2"), is_running=alive).answer == "busy"
+    book.write(keyed("r1", "h1", state="cancelled", jobs={"j": "cancelled"}))
+    assert the(book).claimed_by is None
+    assert other.take(wish("r2", "h2"), is_running=alive).answer == "granted"
+
+
+def test_a_key_is_free_when_its_cancel_was_given_up(book: Store, opened: Opener) -> None:
+    """Its driver is alive, has handed the cancel over, and the service could not be reached: it may try once more."""
+    book.take(wish("r1", "h1"))
+    assert book.contest("r1", "h1", ME)
+    given_up = {"state": "pending", "sweep_until": time.time() + 86400, "let_go_at": time.time(), "answered": False}
+    book.write(keyed("r1", "h1", **given_up))
+    ruling = opened().take(wish("r2", "h2"), is_running=alive)
+    assert (ruling.answer, ruling.row.answered) == ("granted", False)
+    assert ruling.let_go_at == pytest.approx(time.time(), abs=5)
+
+
+def test_there_is_nothing_to_win_of_what_is_over(book: Store) -> None:
+    book.take(wish("r1", "h1"))
+    for state in sorted(FINAL):
+        book.write(keyed("r1", "h1", state=state))
+        assert not book.contest("r1", "h1", ME)
+        assert the(book).state == state
+
+
+def test_a_contest_that_was_lost_in_the_other_ledger_is_undone(book: Store, opened: Opener) -> None:
+    book.take(wish("r1", "h1"))
+    book.contest("r1", "h1", ME)
+    book.give_back("r1", "h1")
+    row = the(book)
+    assert (row.state, row.claimed_by, row.claimed_at) == ("guarded", None, None)
+    assert opened().take(wish("r2", "h2"), is_running=dead).answer == "granted"
+
+
+def test_one_of_a_watcher_and_a_driver_that_comes_back_wins(opener: Opener) -> None:
+    """At the same moment, again and again."""
+    gate = threading.Barrier(2, timeout=60)
+    races = 10
+
+    def contests() -> list[bool]:
+        with opener() as book:
+            won = []
+            for number in range(races):
+                book.take(wish(f"r{number}", "h1", key=f"k{number}"))
+                gate.wait()
+                won.append(book.contest(f"r{number}", "h1", ME))
+            return won
+
+    def takes() -> list[str]:
+        with opener() as book:
+            answers = []
+            for number in range(races):
+                gate.wait()
+                asked = wish(f"n{number}", "h2", key=f"k{number}")
+                answers.append(book.take(asked, is_running=lambda pid, _: pid == ME.pid).answer)
+            return answers
+
+    opener().close()
+    with ThreadPoolExecutor(2) as pool:
+        won, answers = pool.submit(contests), pool.submit(takes)
+        assert set(zip(won.result(), answers.result(), strict=True)) <= {(True, "busy"), (False, "granted")}
+
+
+def test_what_was_granted_elsewhere_is_entered(book: Store) -> None:
+    assert book.enter(keyed("r1", "h1", jobs={"j": ""}))
+    row = the(book)
+    assert (row.run, row.key, row.holder, row.jobs) == ("r1", "k", "h1", {"j": ""})
+    assert book.holds("r1", "h1")
+
+
+# The columns --------------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_are_those_that_were_released() -> None:
+    """Older versions have them open: a type, or a name, never changes."""
+    assert [f"{column.name} {column.sqlite}" for column in IN_SQLITE if column.since == 1] == [
+        line.strip()
+        for line in """
+        run TEXT PRIMARY KEY NOT NULL
+        tag TEXT
+        driver_tag TEXT
+        endpoint TEXT NOT NULL
+        instance TEXT NOT NULL
+        session_owner INTEGER NOT NULL
+        session TEXT
+        answered INTEGER NOT NULL
+        machine TEXT NOT NULL
+        host TEXT NOT NULL
+        boot TEXT NOT NULL
+        pid_ns INTEGER NOT NULL
+        pid INTEGER NOT NULL
+        start_ticks INTEGER
+        watcher_pid INTEGER
+        watcher_start_ticks INTEGER
+        state TEXT NOT NULL
+        detail TEXT NOT NULL
+        sweep_until REAL
+        claimed_by TEXT
+        claimed_at REAL
+        created_at REAL NOT NULL
+        updated_at REAL NOT NULL
+        """.strip().splitlines()
+    ]
+    assert [f"{column.name} {column.sqlite}" for column in IN_SQLITE if column.since == 2] == [
+        "key TEXT",
+        "fingerprint TEXT NOT NULL DEFAULT ''",
+        "grace REAL NOT NULL DEFAULT 0",
+        "holder TEXT NOT NULL DEFAULT ''",
+        "epoch INTEGER NOT NULL DEFAULT 0",
+        "lease_until REAL",
+        "let_go_at REAL",
+        "is_shared INTEGER NOT NULL DEFAULT 0",
+    ]
+    assert sorted(f"{column.name} {column.postgres}" for column in IN_POSTGRES) == sorted(
+        line.strip()
+        for line in """
+        run text PRIMARY KEY
+        held_by text NOT NULL
+        epoch bigint NOT NULL
+        tag text
+        driver_tag text
+        endpoint text NOT NULL
+        instance text NOT NULL
+        session text
+        session_owner boolean NOT NULL
+        answered boolean NOT NULL
+        host text NOT NULL
+        boot text NOT NULL
+        pid_ns bigint NOT NULL
+        pid bigint NOT NULL
+        start_ticks bigint
+        watcher_pid bigint
+        watcher_start_ticks bigint
+        state text NOT NULL
+        detail text NOT NULL
+        sweep_until timestamptz
+        retry_at timestamptz
+        claimed_by jsonb
+        claimed_at timestamptz
+        key text
+        fingerprint text NOT NULL
+        grace double precision NOT NULL
+        holder text NOT NULL
+        let_go_at timestamptz
+        created_at timestamptz NOT NULL
+        updated_at timestamptz NOT NULL
+        """.strip().splitlines()
+    )
+
+
+def test_every_column_is_of_a_ledger_and_of_a_row() -> None:
+    assert all(column.sqlite or column.postgres for column in COLUMNS)
+    row = a_row()
+    assert all(hasattr(row, column.name) or hasattr(row.place, column.name) for column in COLUMNS)

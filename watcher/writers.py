@@ -1,0 +1,511 @@
+"""The thread that keeps one ledger up to date: a slow disk must not delay a cancel, and a database may be far away.
+
+It keeps the state that each run is to have, and not a list of writes: so after an hour without the database the same
+few statements bring it up to date. Whatever fails costs that ledger's protection only, and is tried again. A run that
+another process has by then is dropped here, for the ledger refuses what would be written of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from .host_identity import Process
+
+if TYPE_CHECKING:
+    from .ledger import Ledger, Row, Ruling, Store
+    from .ledger.postgres import SharedLedger
+
+LOCAL_RETRY = 10.0
+"""Seconds after which the local ledger is tried again, if nothing else is to be written before."""
+
+FIRST_RETRY = 0.1
+"""Seconds after which the shared ledger is tried again at first; then twice as many each time, up to a third of a
+lease: when it is back, every lease must be renewed before a reaper may judge it."""
+
+BUSY_SECONDS = 1.0
+"""A shared ledger that has not answered for that long is away, for those who would wait for it."""
+
+
+def let_go(row: Row) -> Row:
+    """A run that nobody waits for any more; that counts from the first time."""
+    return replace(row, let_go_at=time.time() if row.let_go_at is None else row.let_go_at)
+
+
+@dataclass
+class Page:
+    """One run in one ledger.
+
+    Attributes:
+        row: The run as it is to be.
+        enters: Whether it has a key that was granted elsewhere, so that this ledger must be asked whose it is here.
+        is_durable: Whether what has changed must survive a power failure at once.
+        version: How often it was changed.
+        written: The version that the ledger has.
+        waiting: Those who wait until it is written.
+    """
+
+    row: Row
+    enters: bool = False
+    is_durable: bool = True
+    version: int = 1
+    written: int = 0
+    waiting: list[Future[None]] = field(default_factory=list)
+
+    def change(self, row: Row, *, is_durable: bool = False) -> None:
+        """Have it be otherwise."""
+        self.row = row
+        self.is_durable |= is_durable
+        self.version += 1
+
+
+S = TypeVar("S", bound="Store")
+T = TypeVar("T")
+Question = tuple[Callable[[S], Any], Future[Any]]
+
+
+class Writer(ABC, Generic[S]):
+    """The thread that keeps one ledger up to date.
+
+    Args:
+        tell: Called, in this thread, with "away" and why, or "back".
+    """
+
+    is_shared: ClassVar[bool]
+
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        self._tell = tell
+        self._ledger: S | None = None
+        self._pages: dict[str, Page] = {}
+        self._questions: list[Question[S]] = []
+        self._changed = threading.Condition()
+        self._has_news = False  # since the ledger was tried last
+        self._trouble = ""  # why it can't be used
+        self._retry_at = 0.0
+        self._renew_at = float("inf")
+        self._is_ending = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    # The desired state
+
+    def guard(self, row: Row) -> Future[None]:
+        """Have a run guarded; the future is done when that is written, or can't be now."""
+        page = Page(row, enters=self.is_shared and row.key is not None)
+        with self._changed:
+            known = self._pages.get(row.run)
+            if known is not None:  # told again, or a run with a key whose POST may leave now: what is known of it stays
+                known.change(replace(row, jobs=known.row.jobs), is_durable=True)
+                page = known
+            return self._write(page)
+
+    def enter(self, row: Row) -> Future[None]:
+        """Write a run with a key that the other ledger has granted; the future is done when it is, or can't be now."""
+        with self._changed:
+            return self._write(Page(row, enters=True))
+
+    def _write(self, page: Page) -> Future[None]:
+        self._pages[page.row.run] = page
+        written: Future[None] = Future()
+        if self._trouble and self.is_shared:
+            written.set_result(None)
+        else:
+            page.waiting.append(written)
+        self._wake()
+        return written
+
+    def change(self, run: str, holder: str, change: Callable[[Row], Row], *, is_durable: bool = False) -> None:
+        """Change what a run is to be; nothing happens if it is not this watcher's any more."""
+        with self._changed:
+            page = self._pages.get(run)
+            if page is not None and holder in ("", page.row.holder):
+                page.change(change(page.row), is_durable=is_durable)
+                self._wake()
+
+    def let_all_go(self) -> None:
+        """The driver is dead: nobody waits for any of its runs any more."""
+        with self._changed:
+            for page in self._pages.values():
+                if not page.row.is_over:
+                    page.change(let_go(page.row))
+            self._wake()
+
+    def _wake(self) -> None:
+        self._has_news = True
+        self._changed.notify_all()
+
+    # Questions
+
+    def ask(self, question: Callable[[S], T]) -> Future[T]:
+        """Ask the ledger, once it is up to date; the future may fail with a `LedgerError`."""
+        answer: Future[T] = Future()
+        with self._changed:
+            trouble = self._trouble if self.is_shared else ""
+            if not trouble:  # only slow, it is waited for: what it says matters more than a second
+                self._questions.append((question, answer))
+                self._wake()
+                return answer
+        from .ledger import LedgerError
+
+        answer.set_exception(LedgerError(trouble))
+        return answer
+
+    def take(self, row: Row, instances: tuple[str, ...]) -> Future[Ruling]:
+        """Take the lease on a key, if it can be had."""
+
+        def question(ledger: S) -> Ruling:
+            from .ledger import Wish
+
+            wish = Wish(row=replace(row, place=ledger.place, answered=True), instances=instances)
+            ruling = ledger.take(wish)
+            if ruling.answer == "granted":
+                with self._changed:
+                    self._pages[ruling.row.run] = Page(ruling.row, written=1)
+            return ruling
+
+        return self.ask(question)
+
+    def contest(self, run: str, holder: str, watcher: Process) -> Future[bool]:
+        """Win the lease on a run once more, to cancel its jobs."""
+
+        def question(ledger: S) -> bool:
+            page = self._pages.get(run)
+            if page is None or page.row.holder != holder:
+                return False  # lost before
+            won = ledger.contest(run, holder, replace(watcher, place=ledger.place))
+            with self._changed:
+                if won:
+                    page.row = replace(let_go(page.row), state="pending")
+                else:
+                    self._pages.pop(run, None)
+            return won
+
+        return self.ask(question)
+
+    def give_back(self, run: str, holder: str) -> None:
+        """Undo a `contest` that was won here and lost in the other ledger."""
+
+        def question(ledger: S) -> None:
+            with self._changed:
+                self._pages.pop(run, None)
+            ledger.give_back(run, holder)
+
+        self.ask(question)
+
+    def holds(self, run: str, holder: str) -> Future[bool]:
+        """Whether the lease on a run is still this watcher's."""
+
+        def question(ledger: S) -> bool:
+            page = self._pages.get(run)
+            return page is not None and page.row.holder == holder and ledger.holds(run, holder)
+
+        return self.ask(question)
+
+    # The end
+
+    def close(self, seconds: float) -> bool:
+        """Wait until everything is written, or for some seconds.
+
+        Returns:
+            Whether there is nothing that must be written still.
+        """
+        with self._changed:
+            self._is_ending = True
+            self._wake()
+        self._thread.join(seconds)
+        if not self._thread.is_alive():
+            return True
+        with self._changed:
+            return not any(page.row.state == "done" and page.row.jobs for page in self._pages.values())
+
+    # The thread
+
+    def _work(self) -> None:
+        from .ledger import LedgerError  # in this thread, beside what the start imports
+
+        self._prepare()
+        while self._wait():
+            with self._changed:
+                questions, self._questions = self._questions, []
+                self._has_news = False
+            trouble = self._try(questions)
+            self._note(trouble)
+            for _, answer in questions:
+                if not answer.done():
+                    answer.set_exception(LedgerError(trouble))
+        self._shut()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to do; False if there never will be."""
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                is_dirty = any(page.version > page.written for page in self._pages.values())
+                has_work = is_dirty or bool(self._questions)
+                if self._is_ending and (not has_work or self._gives_up()):
+                    return False
+                if self._trouble:
+                    due = 0.0 if self._has_news and not self.is_shared else self._retry_at
+                elif has_work or self._ledger is None:
+                    return True
+                else:
+                    due = self._renew_at if self._pages else now + 3600.0
+                if now >= due:
+                    return True
+                self._changed.wait(min(due - now, 3600.0))
+
+    def _try(self, questions: list[Question[S]]) -> str:
+        """Write what is to be written, and ask what is to be asked; returns what stands in the way, or ""."""
+        from .ledger import LedgerError
+
+        try:
+            ledger = self._ledger or self._open()
+            self._ledger = ledger
+            self._bring_up_to_date(ledger)
+            for question, answer in questions:
+                if not answer.done():
+                    answer.set_result(question(ledger))
+        except LedgerError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 - a fault in here must not end the protection by this ledger
+            return f"The {'shared ' if self.is_shared else ''}ledger can't be used ({type(error).__name__})."
+        return ""
+
+    def _bring_up_to_date(self, ledger: S) -> None:
+        with self._changed:
+            dirty = {run: (page, page.version) for run, page in self._pages.items() if page.version > page.written}
+            rows = {run: replace(page.row, place=ledger.place) for run, (page, _) in dirty.items()}
+            entering = {run for run, (page, _) in dirty.items() if page.enters}
+            durable = any(page.is_durable for page, _ in dirty.values())
+        if not dirty:
+            return
+        written = {run for run in entering if ledger.enter(rows[run])}
+        if others := [row for run, row in rows.items() if run not in entering]:
+            written |= ledger.write(*others, durable=durable)
+        lost: list[Row] = []
+        waiting: list[Future[None]] = []
+        with self._changed:
+            for run, (page, version) in dirty.items():
+                waiting += page.waiting
+                page.waiting = []
+                page.enters, page.written = False, version
+                is_over = page.row.is_over and page.version == version
+                if run not in written:
+                    lost.append(page.row)
+                if (run not in written or is_over) and self._pages.get(run) is page:
+                    del self._pages[run]
+                page.is_durable &= page.version > version
+        self._tell_of(ledger, lost)  # before who waits: it would submit
+        for future in waiting:
+            future.set_result(None)
+
+    def _note(self, trouble: str) -> None:
+        """Remember whether the ledger can be used, and say so when that changes."""
+        waiting: list[Future[None]] = []
+        with self._changed:
+            was_away, self._trouble = bool(self._trouble), trouble
+            if trouble:
+                self._retry_at = time.monotonic() + self._next_pause()
+                for page in self._pages.values():
+                    waiting += page.waiting
+                    page.waiting = []
+        for future in waiting:
+            future.set_result(None)
+        self._tell_of_change(was_away=was_away, trouble=trouble)
+
+    def _tell_of_change(self, *, was_away: bool, trouble: str) -> None:
+        if trouble and not was_away:
+            self._tell("away", trouble)
+        elif was_away and not trouble:
+            self._tell("back", "")
+
+    @abstractmethod
+    def _open(self) -> S:
+        """Open the ledger."""
+
+    @abstractmethod
+    def _next_pause(self) -> float:
+        """Seconds until a ledger that has failed is tried again."""
+
+    @abstractmethod
+    def _gives_up(self) -> bool:
+        """Whether what can't be written at the end is left unwritten."""
+
+    def _prepare(self) -> None:
+        """Do what would take long when the first run waits for it."""
+
+    def _tell_of(self, ledger: S, lost: list[Row]) -> None:
+        """Say that runs are another's."""
+
+    def _shut(self) -> None:
+        from .ledger import LedgerError
+
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            with contextlib.suppress(LedgerError):
+                ledger.close()
+
+
+class LocalWriter(Writer["Ledger"]):
+    """The thread that writes to the local ledger: a file, which may be locked, or its disk full, but is never away.
+
+    Args:
+        directory: The state directory.
+        lease_seconds: How long a lease lasts without being renewed.
+        tell: See `Writer`.
+    """
+
+    is_shared = False
+
+    def __init__(self, directory: str, lease_seconds: float, tell: Callable[[str, str], None]) -> None:
+        self._directory = directory
+        self._lease_seconds = lease_seconds
+        super().__init__(tell)
+
+    def _open(self) -> Ledger:
+        from .ledger import KEPT_FOR, Ledger
+
+        ledger = Ledger.open(self._directory, lease_seconds=self._lease_seconds)
+        ledger.forget(KEPT_FOR)
+        return ledger
+
+    def _next_pause(self) -> float:
+        return LOCAL_RETRY
+
+    def _gives_up(self) -> bool:
+        return bool(self._trouble) and not self._has_news
+
+
+class SharedWriter(Writer["SharedLedger"]):
+    """The thread that writes to the shared ledger, and renews the watcher's lease in it.
+
+    Args:
+        url: The database; it holds a password.
+        lease_seconds: How long a lease lasts without being renewed.
+        tell: See `Writer`.
+        lost: Called, in this thread, with a run that is another's now, its holder's word if it has a key, and who has
+            it.
+    """
+
+    is_shared = True
+
+    def __init__(
+        self,
+        url: str,
+        lease_seconds: float,
+        tell: Callable[[str, str], None],
+        lost: Callable[[str, str, str], None],
+    ) -> None:
+        self._url = url
+        self._lease_seconds = lease_seconds
+        self._lost = lost
+        self._earlier: SharedLedger | None = None
+        self._pause = FIRST_RETRY
+        self._busy_since: float | None = None
+        self._is_told = False  # that it has been busy for so long that it counts as away
+        super().__init__(tell)
+
+    def __repr__(self) -> str:
+        return "SharedWriter()"
+
+    def guard(self, row: Row) -> Future[None]:
+        """See `Writer.guard`; a database that does not answer is waited for no longer than `BUSY_SECONDS`."""
+        written = super().guard(row)
+        with self._changed:
+            busy = self._busy_since
+            if written.done() or busy is None or time.monotonic() - busy <= BUSY_SECONDS:
+                return written
+            is_news = not self._is_told
+            self._is_told = True
+        if is_news:
+            self._tell("away", "The shared ledger can't be used: it does not answer.")
+        return _done()
+
+    def _prepare(self) -> None:
+        # psycopg takes a second to load on a busy machine. What fails is told of when the ledger is opened.
+        with contextlib.suppress(Exception):
+            from .ledger import postgres  # noqa: F401
+
+    def _open(self) -> SharedLedger:
+        from .ledger.postgres import SharedLedger
+
+        self._earlier = SharedLedger.open(self._url, lease_seconds=self._lease_seconds, earlier=self._earlier)
+        self._renew_at = 0.0
+        return self._earlier
+
+    def _try(self, questions: list[Question[SharedLedger]]) -> str:
+        began, was_open = time.monotonic(), self._ledger is not None
+        self._busy_since = began
+        trouble = super()._try(questions)
+        if trouble and was_open and time.monotonic() - began < BUSY_SECONDS:
+            # The connection was idle for hours, and broke when nobody looked. That is no news.
+            self._close_connection()
+            trouble = super()._try(questions)
+        if trouble:
+            self._close_connection()
+        else:
+            self._pause = FIRST_RETRY
+        return trouble
+
+    def _bring_up_to_date(self, ledger: SharedLedger) -> None:
+        if time.monotonic() >= self._renew_at:
+            began = time.monotonic()
+            had_run_out = ledger.renew()
+            self._renew_at = began + self._lease_seconds / 3
+            if had_run_out:  # what this process had may have been taken
+                others = ledger.lost()
+                with self._changed:
+                    lost = [self._pages.pop(run).row for run in list(self._pages) if run in others]
+                self._tell_of(ledger, lost)
+        super()._bring_up_to_date(ledger)
+
+    def _tell_of(self, ledger: SharedLedger, lost: list[Row]) -> None:
+        from .ledger import LedgerError
+
+        for row in lost:
+            if row.is_over:
+                continue
+            holder, who = None, "another process has taken it"
+            with contextlib.suppress(LedgerError):
+                holder = ledger.holder(row.run)
+            if holder is not None:
+                what = "a reaper" if holder.kind == "reaper" else "another driver"
+                who = f"{what} has taken it (its pid is {holder.pid} on {holder.host})"
+            self._lost(row.run, row.holder, f"its lease in the shared ledger ran out, and {who}")
+
+    def _tell_of_change(self, *, was_away: bool, trouble: str) -> None:
+        with self._changed:
+            self._busy_since = None
+            was_away |= self._is_told
+            self._is_told = False
+        super()._tell_of_change(was_away=was_away, trouble=trouble)
+
+    def _next_pause(self) -> float:
+        pause, self._pause = self._pause, min(self._pause * 2, self._lease_seconds / 3)
+        return pause
+
+    def _gives_up(self) -> bool:
+        return False
+
+    def _shut(self) -> None:
+        from .ledger import LedgerError
+
+        if self._ledger is not None:
+            with contextlib.suppress(LedgerError):
+                self._ledger.leave()
+        self._close_connection()
+
+    def _close_connection(self) -> None:
+        super()._shut()
+
+
+def _done() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
