@@ -1,0 +1,1 @@
+"""The work of one run: a state machine that decides, and is pure (`machine`)."""
