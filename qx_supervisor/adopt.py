@@ -26,7 +26,7 @@ from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
 from .ours import remote
 from .reap import reap_in_background
-from .worker import driver_tag
+from .tags import driver_tag
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -181,7 +181,6 @@ class Submission:
     """
 
     max_execution_time: int | None = None
-    is_patient = False  # what Qiskit raises, it raises here too
 
     def __init__(
         self, adopter: Adopter, client: Any, tags: int, session_id: str, keeper: service.Submission | None
@@ -224,12 +223,6 @@ class Submission:
         self._retried = True
         if self._keeper is not None:
             self._keeper.before_retry()
-
-    def put_off(self, status: int, seconds: float | None) -> None:
-        """Not called."""
-
-    def unanswered(self, error: Exception) -> str | None:
-        """Not called."""
 
     def posted(self, job_id: str) -> None:
         """Its answer came."""

@@ -117,7 +117,6 @@ class _Kept:
     """One guarded thing. It is the `service.Submission` of what plain Qiskit primitives submit to its session."""
 
     max_execution_time: int | None = None
-    is_patient = False  # what Qiskit raises, it raises here too
 
     def __init__(self, place: service.Guardable, *, owner: bool) -> None:
         self._place = place
@@ -221,12 +220,6 @@ class _Kept:
     def before_retry(self) -> None:
         """It is sent once more, which may make a second job."""
         self._doubtful = True
-
-    def put_off(self, status: int, seconds: float | None) -> None:
-        """Not called."""
-
-    def unanswered(self, error: Exception) -> str | None:
-        """Not called."""
 
     def posted(self, job_id: str) -> None:
         """Its answer came."""
