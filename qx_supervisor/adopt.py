@@ -24,9 +24,9 @@ from typing import Any
 from . import exit_status, service
 from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
-from .ours import remote
 from .reap import reap_in_background
 from .tags import driver_tag
+from .watcher import remote
 
 logger = logging.getLogger("qx_supervisor")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .errors import RunError, Stage
-from .ours import remote
+from .watcher import remote
 
 logger = logging.getLogger("qx_supervisor")
 

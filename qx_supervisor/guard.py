@@ -15,9 +15,9 @@ from typing import Any
 from . import service
 from .errors import ConfigError
 from .link import Guarded, link
-from .ours import remote
 from .poller import Poller, poller_of
 from .tags import run_tag
+from .watcher import remote
 
 logger = logging.getLogger("qx_supervisor")
 

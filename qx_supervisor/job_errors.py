@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .errors import JobCancelled, JobFailed, RunError
-from .ours import remote, service_messages
+from .watcher import remote, service_messages
 
 
 def ending(state: remote.JobState, job_id: str, *, text: str, by: str) -> RunError:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from . import detached, settings, shared_ledger
 from .descriptors import is_writable
 from .errors import WatcherError
-from .ours import FOLDER, host_identity, ledger, protocol
+from .watcher import host_identity, ledger, protocol
 
 if TYPE_CHECKING:
     from multiprocess.connection import Connection
@@ -34,6 +34,9 @@ logger = logging.getLogger("qx_supervisor")
 
 START_SECONDS = 30.0
 """How long a watcher may take to say that it is there: a loaded node and a cold file system take seconds."""
+
+BOOT = Path(host_identity.__file__).with_name("boot.py")
+"""What a watcher's interpreter runs, of this installation's watcher."""
 
 PLACEMENT = "QX_WATCHER_PLACEMENT"
 
@@ -168,7 +171,7 @@ def start(placement: str = "") -> Starting:
     ticks = host_identity.start_ticks(me)
     if ticks is None:
         raise WatcherError("config", "the watcher needs /proc to know this process again; mount it")
-    command = [executable, "-I", "-S", str(FOLDER / "boot.py")]
+    command = [executable, "-I", "-S", str(BOOT)]
     order = {
         "pid": me,
         "start_ticks": ticks,

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from . import placement, shared_ledger
 from .errors import WatcherError
 from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
-from .ours import ledger, protocol
+from .watcher import ledger, protocol
 
 logger = logging.getLogger("qx_supervisor")
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .ours import cancel, remote
 from .threads import Timer, asking, timers
+from .watcher import cancel, remote
 
 SHORTEST_INTERVAL = 0.5
 """Seconds between two lists, unless a run asks for less: the official client asks no more often."""

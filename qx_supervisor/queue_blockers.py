@@ -15,7 +15,7 @@ import weakref
 from typing import Any
 
 from . import threads
-from .ours import remote, service_messages
+from .watcher import remote, service_messages
 
 FIRST_LOOK = 2.0
 """Seconds in the queue after which it is asked first: a job that is run at once is not worth it."""

@@ -20,8 +20,8 @@ from . import service as qiskit_service
 from . import shared_ledger
 from .descriptors import is_readable
 from .errors import QxError
-from .ours import host_identity, ledger, remote
 from .resolve import Resolved, resolve
+from .watcher import host_identity, ledger, remote
 
 logger = logging.getLogger("qx_supervisor")
 

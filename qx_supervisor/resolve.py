@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .ours import cancel, ledger, remote
+from .watcher import cancel, ledger, remote
 
 WINDOW = 120.0
 """Seconds after a death in which a POST that was on its way may still make a job."""

@@ -15,7 +15,7 @@ from typing import Any
 from . import service
 from .backoff import Backoff
 from .errors import RunError, Stage
-from .ours import remote
+from .watcher import remote
 
 RESULTS_SECONDS = 600.0
 """How long results are asked for again that come corrupt, or that the service says there are not."""

@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 from .backoff import REFUSED_SECONDS, Backoff
 from .errors import ConfigError, WatcherError
 from .link import CredentialsSource, Guarded, link
-from .ours import remote
 from .poller import ask
 from .tags import fingerprint_in, key_tag, tags_of
+from .watcher import remote
 
 Say = Callable[[Any, str, str], None]
 Sleep = Callable[[float], None]

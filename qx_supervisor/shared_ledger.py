@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from . import settings
 from .errors import ConfigError, RunError, WatcherError
-from .ours import ledger, shared_ledger
+from .watcher import ledger
 
 if TYPE_CHECKING:
-    from watcher.ledger.postgres import SharedLedger
+    from .watcher.ledger.postgres import SharedLedger
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -90,7 +90,9 @@ def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
     if not where:
         raise ConfigError("config", f"no ledger of many hosts is named; set {SETTING}")
     check_installed()
-    return shared_ledger().open(where, kind=kind, lease_seconds=lease_seconds(), may_migrate=False)
+    from .watcher.ledger.postgres import SharedLedger
+
+    return SharedLedger.open(where, kind=kind, lease_seconds=lease_seconds(), may_migrate=False)
 
 
 def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
@@ -112,7 +114,7 @@ def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
     if os.environ.get(SETTING):
         # A second on a loaded machine, in which the database is not asked yet. What fails is told of by `write`.
         with contextlib.suppress(Exception):
-            shared_ledger()
+            from .watcher.ledger import postgres  # noqa: F401
         writing = threading.Thread(target=write, name="qx-shared", daemon=True)
         writing.start()
         writing.join(STAND_DOWN_SECONDS)

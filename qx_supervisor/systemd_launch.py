@@ -25,7 +25,7 @@ from pathlib import Path
 
 from . import detached
 from .errors import WatcherError
-from .ours import host_identity
+from .watcher import host_identity
 
 LOOK_SECONDS = 1.0
 """After so long without a call it is asked whether the unit runs at all."""

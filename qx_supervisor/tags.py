@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Iterable
 
-from .ours import remote
+from .watcher import remote
 
 _driver_tag = (0, "")
 

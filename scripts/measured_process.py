@@ -26,7 +26,7 @@ from typing import Any
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib costs 5 ms
 MEASURED = [f"{CHECKOUT}/qx_supervisor/*", f"{CHECKOUT}/watcher/*"]
 CONFIGURATION = f"{CHECKOUT}/setup.cfg"
-WATCHER = f"{CHECKOUT}/watcher/boot.py"
+WATCHER = f"{CHECKOUT}/qx_supervisor/watcher/boot.py"
 SERVICE = f"{CHECKOUT}/qx_supervisor/local/boot.py"
 
 

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qx_supervisor import local
-from watcher import cancel as cancelling
-from watcher import remote as remotes
-from watcher.cancel import ASK_AGAIN, Cancellation, Closing, cancel
-from watcher.protocol import Credentials
-from watcher.remote import (
+from qx_supervisor.watcher import cancel as cancelling
+from qx_supervisor.watcher import remote as remotes
+from qx_supervisor.watcher.cancel import ASK_AGAIN, Cancellation, Closing, cancel
+from qx_supervisor.watcher.protocol import Credentials
+from qx_supervisor.watcher.remote import (
     CONNECTIONS,
     LONGEST_RETRY_AFTER,
     JobState,

@@ -23,7 +23,7 @@ from qx_supervisor.doctor import Finding, account, machine
 
 KEY = "sentinel-0123456789abcdefghijklmnopqrstuvwxyz"
 
-NAMES = ["versions", "pidfd", "state directory", "guarded runs", "other watcher", "place", "exec", "settings"]
+NAMES = ["versions", "pidfd", "state directory", "guarded runs", "place", "exec", "settings"]
 
 
 @pytest.fixture(autouse=True)
@@ -141,38 +141,6 @@ def test_what_was_left_behind(ibm: local.Service, fork: Any) -> None:
     found = find("guarded runs")
     assert (found.verdict, found.text[:21]) == ("warning", "0 live, 1 left behind")
     assert found.next_step.endswith("qx-supervisor reap")
-
-
-def test_a_watcher_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "watcher.py"
-    file.write_text("raise SystemExit('the wrong one')")
-    monkeypatch.chdir(tmp_path)
-    found = find("other watcher")
-    assert (found.verdict, found.text) == (
-        "ok",
-        f"{file} has the same name; it does no harm: this one is loaded by its place and not by its name",
-    )
-
-
-def test_a_watcher_on_the_path(tmp_path: Path) -> None:
-    (tmp_path / "watcher").mkdir()
-    file = tmp_path / "watcher" / "__init__.py"
-    file.write_text("raise SystemExit('the wrong one')")
-    code = "from qx_supervisor.doctor import machine; print(*(f.text for f in machine.check()), sep='\\n')"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True, check=True
-    )
-    assert f"{file} has the same name; it does no harm" in done.stdout
-
-
-def test_another_package_in_the_same_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = {"watcher": ["qx-supervisor", "python-watcher"]}
-    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: both)
-    found = find("other watcher")
-    assert found.verdict == "fault"
-    assert "python-watcher installs a package named watcher too" in found.text
-    assert "pip uninstall python-watcher" in found.next_step
 
 
 def test_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +314,7 @@ def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_the_embedded_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (found,) = doctor.drill.check()
+    (found,) = doctor.kill_test.check()
     assert found.verdict == "warning"
     assert found.next_step == "pip install '.[local]' in a checkout of qx_supervisor"
 
@@ -354,7 +322,7 @@ def test_without_the_embedded_service(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_drill_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver can't even start."""
     monkeypatch.setattr(kill_test, "DRIVER", "raise SystemExit('no room')")
-    (found,) = doctor.drill.check()
+    (found,) = doctor.kill_test.check()
     assert (found.verdict, found.text) == ("fault", "the driver ended before its job was queued: no room")
 
 

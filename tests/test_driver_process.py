@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from watcher import driver_process
-from watcher.driver_process import DriverIdentity, DriverProcess, lives
-from watcher.host_identity import start_ticks
+from qx_supervisor.watcher import driver_process
+from qx_supervisor.watcher.driver_process import DriverIdentity, DriverProcess, lives
+from qx_supervisor.watcher.host_identity import start_ticks
 
 DEADLINE = 60.0
 
@@ -152,8 +152,8 @@ def test_a_pid_that_is_really_used_again(tmp_path):
         """
 import os, signal, sys
 sys.path[:0] = sys.argv[1:]
-from watcher.driver_process import DriverIdentity, DriverProcess, lives
-from watcher.host_identity import start_ticks
+from qx_supervisor.watcher.driver_process import DriverIdentity, DriverProcess, lives
+from qx_supervisor.watcher.host_identity import start_ticks
 
 def bear():
     pid = os.fork()
@@ -280,7 +280,7 @@ def test_hidden_from_proc_and_there(child, monkeypatch):
         raise psutil.NoSuchProcess(child.pid)
 
     monkeypatch.setattr(psutil.Process, "status", hide)
-    monkeypatch.setattr("watcher.host_identity._stat", lambda path: None)
+    monkeypatch.setattr("qx_supervisor.watcher.host_identity._stat", lambda path: None)
     assert lives(child.identity)
     child.process.kill()
     child.reap()

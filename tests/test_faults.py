@@ -32,7 +32,7 @@ from qx_supervisor import (
 )
 from qx_supervisor.flight import submission
 from qx_supervisor.link import link
-from qx_supervisor.ours import ledger, remote
+from qx_supervisor.watcher import ledger, remote
 
 JOBS = "/api/v1/jobs"
 ONE_JOB = JOBS + "/" + "?" * 20  # and not its results, nor its cancel

@@ -212,7 +212,7 @@ def test_a_key_is_taken_up_from_a_host_that_was_cut_off(ibm, network, on, keyed)
 
 def _wait_until_known(url: str) -> None:
     """Wait until the job of the only run is in the database, and its submission answered."""
-    from watcher.ledger.postgres import SharedLedger  # needs what the extra brings
+    from qx_supervisor.watcher.ledger.postgres import SharedLedger  # needs what the extra brings
 
     book = SharedLedger.open(url)
     try:

@@ -30,8 +30,8 @@ from testkit.watchers import wait_for_watchers
 
 from qx_supervisor import ConfigError, RunTimeout, guard, local, reap, run, submit
 from qx_supervisor.local.records import crn
-from qx_supervisor.ours import cancel, remote
 from qx_supervisor.service import clients_of, instances, remote_of
+from qx_supervisor.watcher import cancel, remote
 
 NAMES = ("one", "two")
 CANCEL = "/api/v1/jobs/*/cancel"

@@ -19,7 +19,7 @@ from qx_supervisor import service as qiskit_service
 from qx_supervisor.errors import interrupted
 from qx_supervisor.flight import polling
 from qx_supervisor.job_errors import ending
-from qx_supervisor.ours import remote
+from qx_supervisor.watcher import remote
 
 JOBS = "/api/v1/jobs"
 ONE_JOB = JOBS + "/" + "?" * 20

@@ -22,11 +22,11 @@ from testkit.ledgers import A_PLACE, Clock, line, make_row, tell
 
 from qx_supervisor import ConfigError, resume, tags
 from qx_supervisor.link import Guarded
-from watcher.host_identity import HostIdentity, Process, start_ticks, this_process
-from watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Wish, schema
-from watcher.ledger.lease import CLAIM_LEASE_SECONDS, LEASE_SECONDS, contend
-from watcher.protocol import Lease
-from watcher.remote import JobState, RemoteError
+from qx_supervisor.watcher.host_identity import HostIdentity, Process, start_ticks, this_process
+from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Wish, schema
+from qx_supervisor.watcher.ledger.lease import CLAIM_LEASE_SECONDS, LEASE_SECONDS, contend
+from qx_supervisor.watcher.protocol import Lease
+from qx_supervisor.watcher.remote import JobState, RemoteError
 
 Child = Callable[..., subprocess.Popen[str]]
 
@@ -400,8 +400,8 @@ def test_the_rows_of_a_first_version_are_kept(state: Path, monkeypatch: pytest.M
 
 RACER = """
 import json, os, sys
-from watcher.ledger import Ledger, Row, Wish, store
-from watcher.host_identity import Process, this_process, start_ticks
+from qx_supervisor.watcher.ledger import Ledger, Row, Wish, store
+from qx_supervisor.watcher.host_identity import Process, this_process, start_ticks
 store.BUSY_SECONDS = 60.0  # the disk may be slow
 with Ledger.open(sys.argv[1]) as ledger:
     me = this_process(ledger.place)
@@ -487,8 +487,8 @@ def test_the_watcher_of_the_dead_and_a_driver_that_comes_back(state: Path, child
 
 TAKE_AND_DIE = """
 import os, signal, sys
-from watcher.ledger import Ledger, Row, Wish
-from watcher.host_identity import this_process
+from qx_supervisor.watcher.ledger import Ledger, Row, Wish
+from qx_supervisor.watcher.host_identity import this_process
 ledger = Ledger.open(sys.argv[1])
 me = this_process(ledger.place)
 row = Row(run="r", place=ledger.place, pid=me.pid, start_ticks=me.start_ticks, tag="t", endpoint="e", instance="i",

@@ -21,14 +21,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from testkit.ledgers import A_PLACE, Clock, line, make_row, tell
 
-import watcher.ledger
-from watcher import host_identity
-from watcher.host_identity import HostIdentity, Process, is_running, start_ticks, this_host, this_process
-from watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, judge, schema, state_directory, store
-from watcher.ledger import file as files
-from watcher.ledger.row import safe_detail, safe_endpoint
+from qx_supervisor.watcher import host_identity
+from qx_supervisor.watcher.host_identity import HostIdentity, Process, is_running, start_ticks, this_host, this_process
+from qx_supervisor.watcher.ledger import (
+    FINAL,
+    UNFINISHED,
+    Ledger,
+    LedgerError,
+    State,
+    judge,
+    schema,
+    state_directory,
+    store,
+)
+from qx_supervisor.watcher.ledger import file as files
+from qx_supervisor.watcher.ledger.row import safe_detail, safe_endpoint
 
-ROOT = Path(watcher.ledger.__file__).parents[2]
+ROOT = Path(__file__).parent.parent
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -134,7 +143,7 @@ def test_machine_id(contents: list[str | None], machine: str, tmp_path: Path, mo
 
 PRINT_PLACE = """
 import dataclasses, json
-from watcher.host_identity import this_host
+from qx_supervisor.watcher.host_identity import this_host
 print(json.dumps(dataclasses.asdict(this_host())), flush=True)
 input()
 """
@@ -351,7 +360,7 @@ def test_a_second_opening_leaves_the_locks_of_the_first_alone(
         other = child(
             """
 import sys
-from watcher.ledger import Ledger, LedgerError, store
+from qx_supervisor.watcher.ledger import Ledger, LedgerError, store
 store.BUSY_SECONDS = 0.01
 with Ledger.open(sys.argv[1]) as ledger:
     try:
@@ -436,8 +445,8 @@ def test_a_disk_that_becomes_full(mount: Callable[..., Path]) -> None:
 def test_a_file_that_may_not_grow(state: Path, child: Callable[..., subprocess.Popen[str]]) -> None:
     program = """
 import resource, sys
-from watcher.ledger import Ledger, LedgerError, Row
-from watcher.host_identity import this_host
+from qx_supervisor.watcher.ledger import Ledger, LedgerError, Row
+from qx_supervisor.watcher.host_identity import this_host
 with Ledger.open(sys.argv[1]) as ledger:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
@@ -529,8 +538,8 @@ def test_a_migration_that_fails_changes_nothing(state: Path, monkeypatch: pytest
 
 MAKE_AND_WRITE = """
 import os, sys
-from watcher.ledger import Ledger, Row, store
-from watcher.host_identity import this_host
+from qx_supervisor.watcher.ledger import Ledger, Row, store
+from qx_supervisor.watcher.host_identity import this_host
 store.BUSY_SECONDS = 60.0  # the disk may be slow
 print('ready', flush=True)
 sys.stdin.readline()
@@ -884,8 +893,8 @@ def test_no_use_of_it_reads_all_its_rows(ledger: Ledger) -> None:
 
 WRITE_AND_WAIT = """
 import sys
-from watcher.ledger import Ledger, Row
-from watcher.host_identity import this_host
+from qx_supervisor.watcher.ledger import Ledger, Row
+from qx_supervisor.watcher.host_identity import this_host
 ledger = Ledger.open(sys.argv[1])
 ledger.intent(Row(run="r1", place=this_host(), pid=1, start_ticks=1, tag="qxs-r1"))
 ledger.job("r1", "j1")
@@ -903,7 +912,7 @@ def test_what_is_written_survives_a_kill(
     program = WRITE_AND_WAIT
     if not is_local:
         monkeypatch.setattr(files, "LOCAL_FILE_SYSTEMS", frozenset())
-        program = "from watcher.ledger import file; file.LOCAL_FILE_SYSTEMS = frozenset()" + program
+        program = "from qx_supervisor.watcher.ledger import file; file.LOCAL_FILE_SYSTEMS = frozenset()" + program
     writer = child(program, state)
     line(writer)
     writer.send_signal(signal.SIGKILL)
@@ -917,8 +926,8 @@ def test_what_is_written_survives_a_kill(
 def test_an_intent_survives_a_kill_at_any_moment(state: Path, child: Callable[..., subprocess.Popen[str]]) -> None:
     program = """
 import sys
-from watcher.ledger import Ledger, Row
-from watcher.host_identity import this_host
+from qx_supervisor.watcher.ledger import Ledger, Row
+from qx_supervisor.watcher.host_identity import this_host
 ledger, place = Ledger.open(sys.argv[1]), this_host()
 for number in range(100_000):
     ledger.intent(Row(run=f"{sys.argv[2]}-{number}", place=place, pid=1, start_ticks=1))
@@ -942,8 +951,8 @@ for number in range(100_000):
 
 CLAIM_ALL = """
 import json, sys
-from watcher.ledger import UNFINISHED, Ledger, store
-from watcher.host_identity import this_process
+from qx_supervisor.watcher.ledger import UNFINISHED, Ledger, store
+from qx_supervisor.watcher.host_identity import this_process
 store.BUSY_SECONDS = 60.0  # the disk may be slow
 with Ledger.open(sys.argv[1]) as ledger:
     me = this_process(ledger.place)
@@ -1028,7 +1037,7 @@ def test_a_claim_can_be_given_back_by_its_holder_only(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("state_", sorted(FINAL))
-def test_a_final_row_cannot_be_claimed(ledger: Ledger, state_: watcher.ledger.State) -> None:
+def test_a_final_row_cannot_be_claimed(ledger: Ledger, state_: State) -> None:
     ledger.intent(make_row())
     ledger.finish("r1", state_)
     assert not ledger.claim("r1", this_process(ledger.place))
@@ -1126,11 +1135,12 @@ def test_a_user_without_a_home(child: Callable[..., subprocess.Popen[str]]) -> N
 import os
 for name in ("HOME", "XDG_STATE_HOME", "QX_STATE_DIR"):
     os.environ.pop(name, None)
-import platformdirs, watcher.ledger
+import platformdirs
+from qx_supervisor.watcher.ledger import LedgerError, state_directory
 os.setuid(2_000_000_000)
 try:
-    watcher.ledger.state_directory()
-except watcher.ledger.LedgerError as error:
+    state_directory()
+except LedgerError as error:
     print(error, flush=True)
 """
     assert line(child(program)) == "There is no home directory for the ledger: set QX_STATE_DIR to a directory."

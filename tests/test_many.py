@@ -13,7 +13,7 @@ from testkit.processes import wait_for_end
 from testkit.watchers import watchers_of
 
 from qx_supervisor import Run, RunError, Status, local, poller, submit
-from qx_supervisor.ours import cancel, remote
+from qx_supervisor.watcher import cancel, remote
 
 JOBS = "/api/v1/jobs"
 ONE_JOB = JOBS + "/" + "?" * 20

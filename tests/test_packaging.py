@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -25,6 +25,10 @@ from qx_supervisor import local
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "docs", "scripts", "tests")
+
+
+def copy_checkout(folder: Path) -> None:
+    shutil.copytree(CHECKOUT, folder, ignore=LEFT_OUT, symlinks=True)
 
 
 @dataclass
@@ -55,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The wheel is built from the sdist, so that holds all that is needed."""
     folder = tmp_path_factory.mktemp("built")
     source, out = folder / "source", folder / "dist"
-    shutil.copytree(CHECKOUT, source, ignore=LEFT_OUT)  # building writes into the source
+    copy_checkout(source)  # building writes into the source
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
@@ -73,21 +77,21 @@ def installed(built: Built, tmp_path: Path) -> Path:
     return folder
 
 
-def modules(package: str) -> set[str]:
-    return {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / package).rglob("*.py")}
+def modules(folder: str, *, within: str = "") -> set[str]:
+    files = (Path(root, name) for root, _, names in os.walk(CHECKOUT / folder) for name in names)
+    return {within + str(file.relative_to(CHECKOUT)) for file in files if file.suffix == ".py"}
 
 
-def test_the_wheel_holds_the_two_packages_and_nothing_else(built: Built) -> None:
+def test_the_wheel_holds_one_package_with_the_watcher_in_it_and_nothing_else(built: Built) -> None:
     names = {name for name in built.wheel_names if ".dist-info/" not in name}
-    typed = {"qx_supervisor/py.typed", "watcher/py.typed"}
-    assert names == modules("qx_supervisor") | modules("watcher") | typed
+    assert names == modules("qx_supervisor") | modules("watcher", within="qx_supervisor/") | {"qx_supervisor/py.typed"}
     assert built.wheel.name.endswith("-py3-none-any.whl")
 
 
 def test_the_sdist_holds_what_a_build_needs(built: Built) -> None:
     names = built.sdist_names
     assert modules("qx_supervisor") | modules("watcher") <= names
-    wanted = {"pyproject.toml", "setup.cfg", "README.md", "LICENSE", "watcher/py.typed", "qx_supervisor/py.typed"}
+    wanted = {"pyproject.toml", "setup.cfg", "README.md", "LICENSE", "qx_supervisor/py.typed"}
     assert wanted <= names
     assert not [name for name in names if name.startswith(("tests", "scripts", "docs"))]
 
@@ -151,20 +155,28 @@ run(circuit, "ibm_brisbane", service=service, on_status=tell, panel=None)
 
 
 @pytest.fixture
-def driver(ibm: local.Service, installed: Path, elsewhere: tuple[Path, dict[str, str]]) -> Iterator[Driver]:
-    """A script of a user's, beside whose checkout nothing is."""
-    folder, environment = elsewhere
-    (folder / "driver.py").write_text(DRIVER.format(pid=ibm.pid, port=ibm.port))
-    (folder / "watcher.py").write_text("raise SystemExit('this is the user's own module')")
-    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = Driver(subprocess.Popen([sys.executable, "driver.py"], cwd=folder, env=environment, **streams))
-    yield started
-    started.clear()
+def start(ibm: local.Service, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """Start a script of a user's, whose folder has a `watcher.py` and is the working directory."""
+    begun = []
+
+    def start(python: Path | str, environment: dict[str, str]) -> Driver:
+        folder = tmp_path / "user"
+        folder.mkdir()
+        (folder / "driver.py").write_text(DRIVER.format(pid=ibm.pid, port=ibm.port))
+        (folder / "watcher.py").write_text("raise SystemExit('this is the user's own module')")
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        driver = Driver(subprocess.Popen([python, "driver.py"], cwd=folder, env=environment, **streams))
+        begun.append(driver)
+        return driver
+
+    yield start
+    for driver in begun:
+        driver.clear()
 
 
-def test_a_script_far_from_the_checkout(ibm: local.Service, installed: Path, driver: Driver) -> None:
+def assert_works(ibm: local.Service, driver: Driver, package: Path) -> None:
     """It runs a job to its counts; then it is killed, and the watcher that came with it cancels its job."""
-    assert driver.line("from ") == [str(installed / "qx_supervisor" / "__init__.py")]
+    assert driver.line("from ") == [str(package / "__init__.py")]
     assert driver.line("counted ") == ["64"]
     modules = " ".join(driver.line("watcher "))
     assert "watcher.loop" in modules
@@ -172,7 +184,45 @@ def test_a_script_far_from_the_checkout(ibm: local.Service, installed: Path, dri
     assert "qx_supervisor" not in modules
     job, pid = driver.line("queued ")
     watcher = psutil.Process(int(pid))
-    assert watcher.cmdline()[-2] == str(installed / "watcher" / "boot.py")
+    boot = Path(watcher.cmdline()[-2])
+    assert boot.parent.resolve() in ((package / "watcher").resolve(), package.parent / "watcher")
     assert driver.kill() == -signal.SIGKILL
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
     wait_for_end(watcher)
+
+
+def test_installed_from_the_wheel(ibm: local.Service, installed: Path, start: Callable[..., Driver]) -> None:
+    driver = start(sys.executable, {**os.environ, "PYTHONPATH": str(installed)})
+    assert_works(ibm, driver, installed / "qx_supervisor")
+
+
+@pytest.mark.long
+def test_from_a_checkout(ibm: local.Service, tmp_path: Path, start: Callable[..., Driver]) -> None:
+    """Nothing is installed."""
+    source = tmp_path / "checkout"
+    copy_checkout(source)
+    driver = start(sys.executable, {**os.environ, "PYTHONPATH": str(source)})
+    assert_works(ibm, driver, source / "qx_supervisor")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("has_links", [True, False], ids=["with the symbolic link", "without"])
+def test_an_editable_install(ibm: local.Service, tmp_path: Path, start: Callable[..., Driver], has_links: bool) -> None:
+    """Where symbolic links can't be had, git writes a small file in the place of each."""
+    source, place = tmp_path / "checkout", tmp_path / "environment"
+    copy_checkout(source)
+    if not has_links:
+        link = source / "qx_supervisor" / "watcher"
+        link.unlink()
+        link.write_text("../watcher")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    python = place / "bin" / "python"
+    [packages] = place.glob("lib/python*/site-packages")
+    needed = [path for path in sys.path if path.endswith("-packages")]
+    (packages / "needed.pth").write_text("\n".join(needed))  # but what these say themselves is not heeded
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command += ["--no-build-isolation", "--editable", str(source)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_works(ibm, start(python, environment), source / "qx_supervisor")

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from watcher import policy as p
+from qx_supervisor.watcher import policy as p
 
 Move = tuple[str, ...]
 

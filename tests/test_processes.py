@@ -13,7 +13,7 @@ from testkit.drivers import RUN, assert_cancelled_once, end
 from testkit.processes import Process, wait_for_end
 from testkit.watchers import watchers_of
 
-from qx_supervisor.ours import FOLDER
+from qx_supervisor.launch import BOOT
 
 CANCEL = "/api/v1/jobs/*/cancel"
 
@@ -93,7 +93,7 @@ def test_foreign_modules_of_the_watchers_name(ibm, start, tmp_path):
     modules = driver.line("modules ")
     assert {"watcher.policy", "watcher.cancel", "watcher.remote"} <= set(modules)
     [watcher] = watchers_of(driver)
-    assert watcher.cmdline()[-2] == str(FOLDER / "boot.py")
+    assert watcher.cmdline()[-2] == str(BOOT)
     driver.kill()
     wait_for_end(watcher)
     assert_cancelled_once(ibm, job)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from watcher import protocol
-from watcher.protocol import (
+from qx_supervisor.watcher import protocol
+from qx_supervisor.watcher.protocol import (
     Credentials,
     Lease,
     ProtocolError,

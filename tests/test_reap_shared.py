@@ -12,8 +12,8 @@ from testkit.postgres import Server
 from testkit.watchers import wait_until_written
 
 from qx_supervisor import local, reap
-from watcher.ledger import Ledger
-from watcher.ledger.postgres import SharedLedger
+from qx_supervisor.watcher.ledger import Ledger
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 KEYED = """
 result = run(isa(), backend(), shots=64, on_status=tell, key="step", grace=0.01)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from testkit.processes import until
 
-from watcher import record as record_module
-from watcher.driver_process import DriverIdentity
-from watcher.host_identity import start_ticks
-from watcher.ledger import Ledger, store
-from watcher.record import Entry, Record
+from qx_supervisor.watcher import record as record_module
+from qx_supervisor.watcher.driver_process import DriverIdentity
+from qx_supervisor.watcher.host_identity import start_ticks
+from qx_supervisor.watcher.ledger import Ledger, store
+from qx_supervisor.watcher.record import Entry, Record
 
 
 def test_what_fails_for_one_run_costs_no_other_its_end(state: Path) -> None:

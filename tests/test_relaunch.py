@@ -17,7 +17,7 @@ from testkit.processes import wait_for_end
 from qx_supervisor import Run, Status, WatcherError, local, submit
 from qx_supervisor import link as links
 from qx_supervisor.link import Link, link
-from watcher import protocol
+from qx_supervisor.watcher import protocol
 
 
 class Queued:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from watcher.cancel import Cancellation
-from watcher.protocol import Credentials
-from watcher.remote import PAGE, JobState, Remote, retry_after
+from qx_supervisor.watcher.cancel import Cancellation
+from qx_supervisor.watcher.protocol import Credentials
+from qx_supervisor.watcher.remote import PAGE, JobState, Remote, retry_after
 
 NOWHERE = Credentials("http://127.0.0.1:9", "crn", "http://127.0.0.1:9", "key")
 

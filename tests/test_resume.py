@@ -18,7 +18,7 @@ from testkit.watchers import wait_for_watchers, wait_until_written
 
 from qx_supervisor import local, reap, run
 from qx_supervisor.tags import key_tag
-from watcher.ledger import Ledger
+from qx_supervisor.watcher.ledger import Ledger
 
 JOBS = "/api/v1/jobs"
 

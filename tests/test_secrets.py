@@ -21,9 +21,10 @@ from testkit.watchers import wait_for_watchers
 
 from qx_supervisor import local, submit
 from qx_supervisor import service as ours
+from qx_supervisor.launch import BOOT
 from qx_supervisor.link import Guarded, Link, link
-from qx_supervisor.ours import FOLDER, protocol, remote
-from watcher.ledger.postgres import SharedLedger
+from qx_supervisor.watcher import protocol, remote
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 CANCEL = "/api/v1/jobs/*/cancel"
 
@@ -334,7 +335,7 @@ def test_what_the_way_there_says_is_not_quoted(key: str) -> None:
 def test_the_watcher_leaves_no_core_and_can_not_be_looked_into() -> None:
     """prctl(2): 3 is PR_GET_DUMPABLE."""
     code = "import ctypes, boot; boot._forbid_looks(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=BOOT.parent, capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
-    boot = (FOLDER / "boot.py").read_text()
+    boot = BOOT.read_text()
     assert len(re.findall(r"^ +_forbid_looks\(\)", boot, re.MULTILINE)) == 2  # beside its caller, and outside

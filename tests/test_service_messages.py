@@ -17,7 +17,7 @@ from testkit.circuits import BACKEND, ones
 
 from qx_supervisor import SubmitError, local, submit
 from qx_supervisor.local.english import english
-from qx_supervisor.ours import service_messages
+from qx_supervisor.watcher import service_messages
 
 PAGE = "<!DOCTYPE html><html><head><title>Attention Required!\n | Cloudflare</title></head>" + "<div>&nbsp;</div>" * 200
 

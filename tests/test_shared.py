@@ -24,7 +24,7 @@ from testkit.processes import until, wait_for_end
 from qx_supervisor import local
 from qx_supervisor.cli import main
 from qx_supervisor.doctor import hosts, machine
-from watcher.ledger.postgres import Held, SharedLedger
+from qx_supervisor.watcher.ledger.postgres import Held, SharedLedger
 
 LEASE = 1.0
 

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from testkit.postgres import Server
 
-from watcher.host_identity import HostIdentity, Process
-from watcher.ledger import UNFINISHED, LedgerError, Row, Wish
-from watcher.ledger.postgres import Kept, SharedLedger
-from watcher.ledger.postgres import schema as schemas
+from qx_supervisor.watcher.host_identity import HostIdentity, Process
+from qx_supervisor.watcher.ledger import UNFINISHED, LedgerError, Row, Wish
+from qx_supervisor.watcher.ledger.postgres import Kept, SharedLedger
+from qx_supervisor.watcher.ledger.postgres import schema as schemas
 
 HERE = HostIdentity("", "here", "boot-1", 1)
 ACCOUNT = ("https://quantum/api", "crn:1")
@@ -77,7 +77,7 @@ def end_lease(shared_url: str, book: SharedLedger, seconds: float = 1.0) -> None
 @pytest.fixture
 def long_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server has been up for long: its own start renews nothing."""
-    from watcher.ledger.postgres import statements, store
+    from qx_supervisor.watcher.ledger.postgres import statements, store
 
     end = statements.LEASE_END
     monkeypatch.setattr(store, "READ", statements.READ.replace(end, "h.lease_until"))
@@ -523,7 +523,7 @@ def test_a_claim_that_comes_late_is_none(shared_url: str, opened: Opener, long_u
 
 
 def test_a_server_that_does_not_answer_is_given_up(postgres: Server, shared_url: str, monkeypatch: Any) -> None:
-    from watcher.ledger.postgres import connection
+    from qx_supervisor.watcher.ledger.postgres import connection
 
     with SharedLedger.open(shared_url) as book:
         book.renew()
@@ -540,7 +540,7 @@ def test_a_server_that_does_not_answer_is_given_up(postgres: Server, shared_url:
 
 def test_a_host_that_is_lost_in_the_middle_of_a_transaction_holds_nobody_up(opened: Opener, monkeypatch: Any) -> None:
     """Its connection is never closed. The server ends it, and its locks, before anybody who waits gives up."""
-    from watcher.ledger.postgres import connection
+    from qx_supervisor.watcher.ledger.postgres import connection
 
     lost, other = opened("lost"), opened("other")
     lost.take(Wish(row=keyed("r1", lost, "h1")))

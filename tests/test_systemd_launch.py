@@ -86,7 +86,7 @@ def test_the_drivers_whole_control_group_is_killed(ibm, start, outside, group):
 @needs_cgroups
 @pytest.mark.long
 def test_it_writes_to_a_ledger_of_many_hosts(ibm, start, outside, group, shared_url, monkeypatch):
-    from watcher.ledger.postgres import SharedLedger  # needs what the extra brings
+    from qx_supervisor.watcher.ledger.postgres import SharedLedger  # needs what the extra brings
 
     monkeypatch.setenv("QX_LEDGER", shared_url)
     ibm.hold("queued")

@@ -641,7 +641,7 @@ def test_a_request_that_is_never_answered_is_made_again(
     ibm: local.Service, faults: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client itself would wait for ever."""
-    from qx_supervisor.ours import remote
+    from qx_supervisor.watcher import remote
 
     monkeypatch.setattr(remote, "READ_TIMEOUT", 0.5)
     call = Call(ibm.service(), "sampler")

@@ -64,7 +64,7 @@ def cancel_command(ids: tuple[str, ...], local: bool, instance: str | None, time
 def _cancel(service: Any, job_id: str, seconds: float) -> tuple[str, str]:
     """Cancel a job in whichever instance has it."""
     from .. import service as qiskit_service
-    from ..ours import cancel
+    from ..watcher import cancel
 
     end = time.monotonic() + seconds
 

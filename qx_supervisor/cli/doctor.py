@@ -9,8 +9,8 @@ from .group import debug_option, json_option
 
 EPILOG = """\b
 --json prints an object for each check:
-  check      versions, pidfd, state directory, guarded runs, other watcher,
-             place, exec, settings, shared ledger, account, service, clock,
+  check      versions, pidfd, state directory, guarded runs, place,
+             exec, settings, shared ledger, account, service, clock,
              kill -9 drill; not all everywhere
   verdict    "ok", "warning" or "fault"
   text       what was found

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from ..errors import ConfigError, Interrupted, JobCancelled, QxError, RunError, RunTimeout
-from ..ours import ledger, remote
+from ..watcher import ledger, remote
 from . import output
 
 DONE = 0

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from .. import service as qiskit_service
-from ..ours import ledger, remote
 from ..poller import ask
+from ..watcher import ledger, remote
 from .exits import UnknownJob
 
 UNKNOWN = (400, 404)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import QxError
-from ..ours import ledger
+from ..watcher import ledger
 from . import hosts, output
 from .group import debug_option, json_option
 

@@ -44,10 +44,10 @@ def reaper_command(local: bool, instance: str | None, ledger_url: str | None, on
     url = _url()
     from .. import service
     from ..launch import sweep_window
-    from ..ours import ledger
     from ..reaper import Reaper
     from ..reaper.metrics import serve
     from ..shared_ledger import lease_seconds
+    from ..watcher import ledger
 
     if not os.environ.get("QX_LOG_LEVEL", "").strip():  # else the library writes there already, as it was asked to
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")

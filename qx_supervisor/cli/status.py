@@ -72,7 +72,7 @@ def _utc(written: object) -> str | None:
 def _read(service: Any, job_id: str) -> dict[str, Any]:
     from .. import queue_info
     from .. import service as qiskit_service
-    from ..ours import remote
+    from ..watcher import remote
 
     client, state = jobs.find(service, job_id)
     try:

@@ -14,8 +14,8 @@ from .group import debug_option, json_option
 from .results import FIELDS
 
 if TYPE_CHECKING:
-    from ..ours import remote
     from ..results_fetch import ResultsFetch
+    from ..watcher import remote
 
 T = TypeVar("T")
 
@@ -78,8 +78,8 @@ class _Patient:
             RemoteError: The answer has one of the statuses that are believed at once.
         """
         from ..backoff import REFUSED_SECONDS, Backoff
-        from ..ours import remote
         from ..poller import ask
+        from ..watcher import remote
 
         def passing(error: Exception) -> Exception:
             if isinstance(error, remote.RemoteError) and error.status in believes:
@@ -95,9 +95,9 @@ class _Patient:
         Raises:
             RunError: They are not to be had.
         """
-        from ..ours import remote
         from ..poller import ask
         from ..results_fetch import Corrupt
+        from ..watcher import remote
 
         while True:
             try:
@@ -142,7 +142,7 @@ def _final(patient: _Patient, client: Any, state: remote.JobState) -> remote.Job
 def _raise_for(patient: _Patient, client: Any, state: remote.JobState) -> None:
     from .. import service as qiskit_service
     from ..job_errors import ending
-    from ..ours import remote
+    from ..watcher import remote
 
     if state.is_completed:
         return
@@ -157,9 +157,9 @@ def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
     """The job's result, with what the job cost."""
     from .. import queue_info
     from .. import service as qiskit_service
-    from ..ours import remote
     from ..result import RunResult
     from ..results_fetch import ResultsFetch
+    from ..watcher import remote
 
     there, job_id = qiskit_service.remote_of(client), patient.job_id
     decoded = patient.fetch(there, ResultsFetch(job_id, qiskit_service.decoders_for(state.reply), patient.say))

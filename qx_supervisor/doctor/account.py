@@ -10,8 +10,8 @@ from typing import Any
 
 from .. import service
 from ..errors import RunError
-from ..ours import ledger, remote
 from ..poller import ask
+from ..watcher import ledger, remote
 from .finding import Finding
 
 SECONDS = 10.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .. import shared_ledger
 from ..errors import RunError
-from ..ours import ledger
+from ..watcher import ledger
 from .finding import Finding
 
 CLOCK = 60.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from .. import launch, placement, shared_ledger, systemd_launch
 from ..errors import WatcherError
-from ..ours import FOLDER, ledger
+from ..watcher import ledger
 from .finding import Finding
 
 PACKAGE = "qx-supervisor"
@@ -40,7 +39,6 @@ def check() -> Iterator[Finding]:
     yield _versions()
     yield _pidfd()
     yield from _state_directory()
-    yield _other_watcher()
     yield _place()
     yield _exec()
     yield _settings()
@@ -106,31 +104,6 @@ def _state_directory() -> Iterator[Finding]:
         yield Finding("guarded runs", "warning", text, "cancel what was left behind: qx-supervisor reap")
     else:
         yield Finding("guarded runs", "ok", text)
-
-
-def _other_watcher() -> Finding:
-    others = set(importlib.metadata.packages_distributions().get("watcher", ())) - {PACKAGE}
-    if others:
-        names = ", ".join(sorted(others))
-        return Finding(
-            "other watcher",
-            "fault",
-            f"{names} installs a package named watcher too, and one has overwritten files of the other",
-            f"use an environment of its own for each, or: pip uninstall {names}, then reinstall {PACKAGE}",
-        )
-    harmless = "it does no harm: this one is loaded by its place and not by its name"
-    here = [Path.cwd() / "watcher.py", Path.cwd() / "watcher" / "__init__.py"]
-    for file in here:
-        if file.exists() and file.parent.resolve() != FOLDER:
-            return Finding("other watcher", "ok", f"{file} has the same name; {harmless}")
-    try:
-        spec = importlib.util.find_spec("watcher")
-    except (ImportError, ValueError):
-        spec = None
-    origin = spec.origin if spec is not None else None
-    if origin and Path(origin).resolve().parent != FOLDER:
-        return Finding("other watcher", "ok", f"{origin} has the same name; {harmless}")
-    return Finding("other watcher", "ok", "no other package of the name is in sight")
 
 
 def _place() -> Finding:

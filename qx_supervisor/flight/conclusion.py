@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from .. import service, threads
 from ..job_errors import ending
-from ..ours import remote
 from ..poller import ask
 from ..result import RunResult
 from ..results_fetch import Corrupt, ResultsFetch
+from ..watcher import remote
 from . import machine as m
 from .core import Core
 

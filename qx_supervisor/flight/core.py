@@ -15,10 +15,10 @@ from .. import queue_info, service
 from ..backoff import Backoff
 from ..errors import CancelOutcome, JobState, Stage, WatcherError
 from ..link import Guarded, link
-from ..ours import remote
 from ..request import Request
 from ..status import Status
 from ..tags import driver_tag, run_tag
+from ..watcher import remote
 from . import machine as m
 
 logger = logging.getLogger("qx_supervisor")

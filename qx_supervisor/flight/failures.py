@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from .. import service
 from ..errors import JobFailed, RunError, SubmitError
-from ..ours import remote
 from ..queue_blockers import used_up
+from ..watcher import remote
 from .core import Core
 
 

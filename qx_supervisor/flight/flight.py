@@ -19,10 +19,10 @@ from concurrent.futures import Future
 from .. import service, threads
 from ..errors import CancelOutcome, JobCancelled, JobState, RunError, RunTimeout
 from ..link import link
-from ..ours import cancel, remote
 from ..request import Request
 from ..result import RunResult
 from ..status import Status
+from ..watcher import cancel, remote
 from . import machine as m
 from .conclusion import Conclusion
 from .core import Core, Stopped, state_of

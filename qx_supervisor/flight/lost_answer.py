@@ -12,8 +12,8 @@ from typing import Any
 
 from ..backoff import Backoff
 from ..launch import sweep_window
-from ..ours import remote
 from ..poller import ask
+from ..watcher import remote
 
 LOOK_SECONDS = 30.0
 """How long the job is looked for before the POST is sent again. One that turns up later is a duplicate, which the

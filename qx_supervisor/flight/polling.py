@@ -13,9 +13,9 @@ from concurrent.futures import Future
 
 from .. import queue_info, threads
 from ..backoff import Backoff
-from ..ours import remote
 from ..poller import Poller, poller_of
 from ..queue_blockers import FIRST_LOOK, QueueBlockers, blockers_of
+from ..watcher import remote
 from . import machine as m
 from .core import Core, state_of
 

@@ -14,11 +14,11 @@ from ..backoff import Backoff
 from ..errors import Stage, SubmitError, WatcherError
 from ..launch import sweep_window
 from ..link import CredentialsSource, Guarded, link
-from ..ours import protocol
 from ..reap import reap_in_background
 from ..request import Request, check_tags
 from ..result import RunResult
 from ..tags import driver_of, driver_tag, key_tag, run_tag
+from ..watcher import protocol
 from . import machine as m
 from .core import Core, Stopped
 from .submission import Submission

@@ -19,12 +19,12 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..ours import ledger, remote
 from ..resolve import WINDOW, Resolved, resolve
+from ..watcher import ledger, remote
 from .counts import Counts
 
 if TYPE_CHECKING:
-    from watcher.ledger.postgres import SharedLedger
+    from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 logger = logging.getLogger("qx_supervisor.reaper")
 
@@ -188,10 +188,10 @@ class Reaper:
 
     def _opened(self) -> SharedLedger:
         if self._book is None:
-            from ..ours import shared_ledger
+            from ..watcher.ledger.postgres import SharedLedger
 
             # A new name each time: what was claimed under the last one is left to run out.
-            book = shared_ledger().open(self._url, kind="reaper", lease_seconds=self._lease_seconds)
+            book = SharedLedger.open(self._url, kind="reaper", lease_seconds=self._lease_seconds)
             self._book = book
             self._renew_at = 0.0
             self._since = self._asked_at = book.clock()

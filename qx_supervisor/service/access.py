@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..ours import ledger, protocol, remote
+from ..watcher import ledger, protocol, remote
 
 _remotes: weakref.WeakKeyDictionary[Any, remote.Remote] = weakref.WeakKeyDictionary()
 _accounts: dict[tuple[str, ...], str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ours import service_messages
+from ..watcher import service_messages
 from .access import NoToken
 
 

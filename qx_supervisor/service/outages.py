@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import RunError
-from ..ours import remote
+from ..watcher import remote
 from .access import need_token
 from .failures import unsent
 from .post import HOOKED, hooking, is_hooked, noticed

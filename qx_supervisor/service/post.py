@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from ..ours import remote
+from ..watcher import remote
 from . import client_warnings
 from .failures import api_error, is_ambiguous, is_late, unsent
 from .instances import at_its_instance, noting, submitting_to

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from qx_supervisor import local
-from qx_supervisor.ours import host_identity, ledger
+from qx_supervisor.watcher import host_identity, ledger
 
 from .programs import environment, started
 from .table import OURS, Measure

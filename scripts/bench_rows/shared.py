@@ -20,7 +20,8 @@ import psutil
 from testkit.postgres import Server
 
 from qx_supervisor import local
-from qx_supervisor.ours import host_identity, ledger, shared_ledger
+from qx_supervisor.watcher import host_identity, ledger
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 from .ledger import arm
 from .programs import Program, environment, started, tick
@@ -38,9 +39,9 @@ DELAY = 0.02
 
 RENEWS = """
 import json, os, sys, time
-from qx_supervisor.ours import ledger, host_identity, shared_ledger
-SharedLedger = shared_ledger()
-from watcher.ledger.postgres import Kept
+from qx_supervisor.watcher import ledger, host_identity
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
+from qx_supervisor.watcher.ledger.postgres import Kept
 drivers, runs = map(int, sys.argv[1:])
 where = host_identity.this_host()
 books = [SharedLedger.open(os.environ["QX_LEDGER"], lease_seconds=30.0) for _ in range(drivers)]
@@ -100,8 +101,8 @@ sys.exit(main(["reaper", "--once"]))
 
 CLAIMS = """
 import os, sys, time
-from qx_supervisor.ours import shared_ledger
-book = shared_ledger().open(os.environ["QX_LEDGER"], kind="reaper", lease_seconds=30.0)
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
+book = SharedLedger.open(os.environ["QX_LEDGER"], kind="reaper", lease_seconds=30.0)
 book.renew()
 print("ready", flush=True)
 sys.stdin.readline()
@@ -263,10 +264,10 @@ def _reap(ibm: local.Service, folder: Path, server: Server, leases: int, reapers
 
 def _leave_behind(url: str, account: tuple[str, ...], jobs: list[str]) -> None:
     """Write runs of drivers that are gone, ten each, and wait until their leases have run out."""
-    from watcher.ledger.postgres import Kept
+    from qx_supervisor.watcher.ledger.postgres import Kept
 
     endpoint, instance = account
-    with shared_ledger().open(url, lease_seconds=1.0) as book:
+    with SharedLedger.open(url, lease_seconds=1.0) as book:
         for start in range(0, len(jobs), 10):
             book.id = secrets.token_hex(12)  # another driver's watcher
             book.renew()

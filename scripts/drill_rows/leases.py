@@ -21,7 +21,7 @@ from testkit.drivers import Driver
 from testkit.processes import DEADLINE
 from testkit.watchers import watchers_of
 
-from qx_supervisor.ours import shared_ledger
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 from . import clocks, code
 from .attempt import Try
@@ -112,7 +112,7 @@ class Site:
 
     def _opened(self) -> Any:
         if self._book is None:
-            self._book = shared_ledger().open(self._url)
+            self._book = SharedLedger.open(self._url)
         return self._book
 
     def close_book(self) -> None:

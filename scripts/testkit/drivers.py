@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from watcher.driver_process import DriverIdentity
-from watcher.host_identity import start_ticks
+from qx_supervisor.watcher.driver_process import DriverIdentity
+from qx_supervisor.watcher.host_identity import start_ticks
 
 from .processes import DEADLINE, wait_for_end
 from .watchers import wait_for_watchers, watchers_of

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from watcher.ledger import Ledger, LedgerError
+from qx_supervisor.watcher.ledger import Ledger, LedgerError
 
 from .watchers import is_for, orders
 

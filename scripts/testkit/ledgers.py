@@ -6,8 +6,8 @@ import os
 import subprocess
 from typing import Any
 
-from watcher.host_identity import HostIdentity, start_ticks, this_host
-from watcher.ledger import Row
+from qx_supervisor.watcher.host_identity import HostIdentity, start_ticks, this_host
+from qx_supervisor.watcher.ledger import Row
 
 A_PLACE = HostIdentity("m" * 32, "host", "boot", 7)
 

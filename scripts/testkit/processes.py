@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar
 
 import psutil
 
-from watcher.driver_process import DriverIdentity
-from watcher.host_identity import start_ticks
+from qx_supervisor.watcher.driver_process import DriverIdentity
+from qx_supervisor.watcher.host_identity import start_ticks
 
 DEADLINE = 60.0
 """Seconds for anything to happen: generous, because the machine may be loaded."""

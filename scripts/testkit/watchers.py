@@ -11,13 +11,13 @@ from typing import Any
 
 import psutil
 
-from qx_supervisor.ours import FOLDER
-from watcher.driver_process import DriverIdentity
-from watcher.ledger import Ledger, Row
+from qx_supervisor.launch import BOOT as BOOT_FILE
+from qx_supervisor.watcher.driver_process import DriverIdentity
+from qx_supervisor.watcher.ledger import Ledger, Row
 
 from .processes import Known, until, wait_for_end
 
-BOOT = str(FOLDER / "boot.py")
+BOOT = str(BOOT_FILE)
 
 
 def orders() -> Iterator[tuple[psutil.Process, dict[str, Any]]]:

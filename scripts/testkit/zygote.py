@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from watcher.driver_process import DriverIdentity
+from qx_supervisor.watcher.driver_process import DriverIdentity
 
 from .processes import DEADLINE
 

@@ -30,7 +30,7 @@ import qiskit_ibm_runtime.executor_estimator  # noqa: E402
 import qiskit_ibm_runtime.executor_sampler  # noqa: E402, F401
 
 import qx_supervisor.local.client  # noqa: E402
-from watcher.host_identity import start_ticks  # noqa: E402
+from qx_supervisor.watcher.host_identity import start_ticks  # noqa: E402
 
 faulthandler.enable()  # a driver that crashes says where
 _control = socket.socket(fileno=int(sys.argv[1]))

@@ -12,7 +12,7 @@ from testkit.processes import wait_for_end
 from testkit.watchers import orders
 
 from qx_supervisor import local
-from watcher.host_identity import is_running
+from qx_supervisor.watcher.host_identity import is_running
 
 from .host import Host
 
