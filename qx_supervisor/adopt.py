@@ -24,8 +24,8 @@ from . import exit_status, service
 from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
 from .reap import reap_in_background
+from .tags import driver_tag
 from .watcher import protocol, remote
-from .worker import driver_tag
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -180,7 +180,6 @@ class Submission:
     """
 
     max_execution_time: int | None = None
-    is_patient = False  # an error is raised at once, as by Qiskit
 
     def __init__(
         self, adopter: Adopter, client: Any, tags: int, session_id: str, keeper: service.Submission | None
@@ -223,12 +222,6 @@ class Submission:
         self._retried = True
         if self._keeper is not None:
             self._keeper.before_retry()
-
-    def put_off(self, status: int, seconds: float | None) -> None:
-        """Not called."""
-
-    def unanswered(self, error: Exception) -> str | None:
-        """Not called."""
 
     def posted(self, job_id: str) -> None:
         """The answer has the job's id."""

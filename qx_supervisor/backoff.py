@@ -1,8 +1,8 @@
-"""When the service does not answer, or refuses: no trouble on the way ends a run, however long it lasts.
+"""What to do when the service does not answer, or refuses: no trouble of the network ends a run, however long it lasts.
 
-Not to be able to read a job is not to want it no more. A gateway refuses while it is restarted, a proxy while its login
-has run out, the token service while it is mended; and a job that is cancelled for that is money lost. So what is asked
-for is asked again, with growing pauses, and the user is told what stands in the way, and what to do about it.
+A job that can't be read is still wanted. A gateway refuses while it restarts, a proxy once its login has expired, the
+token service while it is repaired; cancelling the job for that would waste what it costs. So each question is asked
+again, with growing pauses, and the user is told what stands in the way and what to do about it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from .errors import RunError, Stage
 from .watcher import remote
 
 logger = logging.getLogger("qx_supervisor")
+
+T = TypeVar("T")
 
 REFUSED_SECONDS = 60.0
 """How long a refusal of what was granted before must last to be more than a hiccup. Then the log has it, too."""
@@ -23,13 +26,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
 class Backoff:
-    """What one question of a run has met with so far.
+    """The retries of one question.
 
     Args:
-        stage: What is asked for.
-        job_id: Of which job.
-        say: Tells the user, as `Worker` does.
-        believes: After so many seconds a refusal is believed, and ends it. None: never, as long as there may be a job.
+        stage: The stage of the run that asks.
+        job_id: The job that it asks about, or None.
+        say: Tells the user a stage, a state and a detail.
+        believes: Seconds after which a refusal is believed, and raised. None: never, as long as there may be a job.
     """
 
     def __init__(
@@ -48,6 +51,33 @@ class Backoff:
         self._said = ""
         self._refused_since: float | None = None
         self._is_warned = False
+
+    def until_answered(
+        self,
+        question: Callable[[], T],
+        sleep: Callable[[float], None],
+        passing: Callable[[Exception], Exception] = lambda error: error,
+    ) -> T:
+        """Ask until there is an answer.
+
+        Args:
+            question: Asks once.
+            sleep: Waits; it raises what ends the asking.
+            passing: Gives the `RemoteError` for an error that may pass.
+
+        Raises:
+            RunError: It is refused for longer than is asked again.
+            Exception: Any error that is none of `remote`'s.
+        """
+        while True:
+            try:
+                answer = question()
+            except Exception as error:  # noqa: BLE001 - what does not pass is raised again
+                pause = self.failed(passing(error))
+            else:
+                self.answered()
+                return answer
+            sleep(pause)
 
     def answered(self) -> None:
         """The service answered."""
@@ -79,9 +109,9 @@ class Backoff:
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         return wait
 
-    def spoilt(self, detail: str) -> float:
+    def corrupt(self, detail: str) -> float:
         """What came is not what was asked for; returns the seconds to wait as `failed` does."""
-        if self._is_news("spoilt"):
+        if self._is_news("corrupt"):
             self._say(self._stage, "results spoilt, retrying", detail)
         wait, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         return wait

@@ -16,15 +16,16 @@ from . import service
 from .errors import ConfigError
 from .link import Guarded, link
 from .poller import Poller, poller_of
+from .tags import run_tag
 from .watcher import protocol, remote
 
 logger = logging.getLogger("qx_supervisor")
 
 END_SECONDS = 10.0
-"""How long the end of a block that failed waits for the proof that all is cancelled; the watcher goes on after it."""
+"""How long the end of a block that failed waits until all is confirmed as cancelled; the watcher goes on after that."""
 
 LOOK_SECONDS, MISSED_SECONDS = 15.0, 30.0
-"""How often it is looked whether a job is over whose block a failure of the service ended."""
+"""Seconds between two readings of a job whose block a failure of the service ended; and after one that failed."""
 
 
 class Guard:
@@ -33,7 +34,7 @@ class Guard:
     def __init__(self, targets: Iterable[Any], *, owner: bool) -> None:
         self._targets = tuple(targets)
         self._owner = owner
-        self._guarded: list[_Kept] = []
+        self._guarded: list[_GuardedTarget] = []
         self._process = os.getpid()
 
     def __enter__(self) -> Guard:
@@ -42,9 +43,9 @@ class Guard:
         try:
             for place in places:
                 if place is not None:
-                    kept = _Kept(place, owner=self._owner)
-                    self._guarded.append(kept)
-                    kept.begin()
+                    guarded = _GuardedTarget(place, owner=self._owner)
+                    self._guarded.append(guarded)
+                    guarded.begin()
         except BaseException:
             self._release()
             raise
@@ -59,19 +60,19 @@ class Guard:
             self._release()
             return
         if error is not None and service.is_of_the_service(error):
-            # Not to be able to ask is not to want no more: the program may catch it, and ask again.
-            for kept in self._guarded:
-                kept.leave()
+            # The program may still want the job: it may catch this, and ask again.
+            for each in self._guarded:
+                each.outlive_block()
             return
         end = time.monotonic() + END_SECONDS
-        for kept in self._guarded:
-            kept.doom(end)
-        for kept in self._guarded:
-            kept.wait(end)
+        for each in self._guarded:
+            each.cancel(end)
+        for each in self._guarded:
+            each.wait(end)
 
     def _release(self) -> None:
-        for kept in self._guarded:
-            kept.release()
+        for each in self._guarded:
+            each.release()
 
 
 def guard(*targets: Any, owner: bool = True) -> Guard:
@@ -81,9 +82,9 @@ def guard(*targets: Any, owner: bool = True) -> Guard:
     are cancelled, queued and running ones; of a session or batch all of them, those whose ids this process never
     learned included, and it is closed. Left normally, nothing is done beyond what Qiskit does.
 
-    An exception that comes of the network or of the service (of `requests`, of Qiskit's client, a `RunError`) cancels
-    nothing: not to be able to ask is not to want no more. What was guarded then stays guarded until this process ends,
-    or until it is guarded anew. A limit of your own (`job.result(timeout=...)`, `RunTimeout`) is yours. ::
+    An exception that comes of the network or the service (of `requests`, of Qiskit's client, a `RunError`) cancels
+    nothing: you may still want the jobs. What was guarded then stays guarded until this process ends, or until it is
+    guarded anew. A limit of your own (`job.result(timeout=...)`, `RunTimeout`) is yours. ::
 
         with Session(backend) as session, guard(session):
             sampler = Sampler(mode=session)
@@ -107,21 +108,20 @@ def guard(*targets: Any, owner: bool = True) -> Guard:
     return Guard(targets, owner=owner)
 
 
-_left: dict[str, _Kept] = {}
-"""What is guarded still though its block is over, by the id of the job or session."""
+_outliving: dict[str, _GuardedTarget] = {}
+"""What is still guarded after the end of its block, by the id of the job or session."""
 
-os.register_at_fork(after_in_child=_left.clear)
+os.register_at_fork(after_in_child=_outliving.clear)
 
 
-class _Kept:
-    """One guarded thing. It is the `service.Submission` of what plain Qiskit primitives submit to its session."""
+class _GuardedTarget:
+    """A guarded job or session; the `service.Submission` of what plain Qiskit primitives submit to that session."""
 
     max_execution_time: int | None = None
-    is_patient = False  # what Qiskit raises, it raises here too
 
     def __init__(self, place: service.Guardable, *, owner: bool) -> None:
         self._place = place
-        self.tags: tuple[str, ...] = (f"qxs-{uuid.uuid4().hex}",)
+        self.tags: tuple[str, ...] = (run_tag(uuid.uuid4().hex),)
         self._guarded = Guarded(
             run=uuid.uuid4().hex,
             account=service.account_name(place.client),
@@ -145,15 +145,15 @@ class _Kept:
         else:
             link.job(self._guarded.run, self._place.job_id)
             link.posted(self._guarded.run, clean=True)
-        earlier = _left.pop(self._id, None)
+        earlier = _outliving.pop(self._id, None)
         if earlier is not None:  # this one takes over
             link.stand_down(earlier._guarded.run)  # noqa: SLF001 - of the same class
 
-    def leave(self) -> None:
-        """The block is over, and nobody has said that it is not wanted: should this process end, it is cancelled."""
+    def outlive_block(self) -> None:
+        """Go on guarding after the end of the block: only should this process end, it is cancelled."""
         service.unwatch_session(self._place.session_id)
         link.cancelling(self._guarded.run)  # it may be over by then: the watcher looks before it asks
-        _left[self._id] = self
+        _outliving[self._id] = self
         if self._place.job_id:
             self._poller = poller_of(service.remote_of(self._place.client), self.tags[0])
             self._poller.watch(self._place.job_id, self._saw, lambda _: MISSED_SECONDS)
@@ -165,11 +165,11 @@ class _Kept:
 
     def _saw(self, state: remote.JobState) -> float | None:
         """Its job's state was read; returns the seconds until it is read again, or None."""
-        if _left.get(self._id) is not self:
+        if _outliving.get(self._id) is not self:
             return None
         if not state.is_final:
             return LOOK_SECONDS
-        del _left[self._id]
+        del _outliving[self._id]
         link.stand_down(self._guarded.run)
         return None
 
@@ -178,11 +178,11 @@ class _Kept:
         return self._place.session_id or self._place.job_id
 
     def release(self) -> None:
-        """The watcher is to forget it."""
+        """Have the watcher forget it."""
         service.unwatch_session(self._place.session_id)
         link.stand_down(self._guarded.run)
 
-    def doom(self, end: float) -> None:
+    def cancel(self, end: float) -> None:
         """Have the watcher cancel all of it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._posting, max(0.0, end - time.monotonic()))
@@ -195,7 +195,7 @@ class _Kept:
             logger.warning("%s: the watcher does not answer; its jobs may still run", self._name())
 
     def wait(self, end: float) -> None:
-        """Wait for the watcher's word that all is cancelled."""
+        """Wait for the watcher's report that all is cancelled."""
         if not self._over.wait(max(0.0, end - time.monotonic())):
             logger.warning("%s: not everything is cancelled yet; the watcher goes on with it", self._name())
 
@@ -211,29 +211,23 @@ class _Kept:
     # What the client's POST asks (`service.Submission`)
 
     def posting_at(self, client: Any) -> None:
-        """At the instance that has the session: what submits sees to that."""
+        """Do nothing: the POST goes to the instance that has the session."""
 
     def before_post(self) -> None:
-        """A POST is about to leave."""
+        """Count a POST that is about to leave."""
         with self._changed:
             self._posting += 1
 
     def before_retry(self) -> None:
-        """It is sent once more, which may make a second job."""
+        """Note that it is sent once more, which may make a second job."""
         self._doubtful = True
 
-    def put_off(self, status: int, seconds: float | None) -> None:
-        """Not called."""
-
-    def unanswered(self, error: Exception) -> str | None:
-        """Not called."""
-
     def posted(self, job_id: str) -> None:
-        """Its answer came."""
+        """Tell the watcher the job's id."""
         link.job(self._guarded.run, job_id)
 
     def after_post(self, *, ambiguous: bool) -> None:
-        """It is over, with an answer or without."""
+        """Note that it is over, with an answer or without."""
         with self._changed:
             self._posting -= 1
             self._doubtful |= ambiguous

@@ -1,9 +1,8 @@
-"""One reader of states for all runs of a process.
+"""One poller of job states for all runs of a process.
 
 Up to ten jobs are read one by one, each when it is due, as the official client reads them. More are listed together,
-200 at a time, by the tag that all jobs of this process have: what a thousand jobs cost is then a handful of requests
-for each interval, and none has to wait for the others' turn. A list shows only what is not final; a job that is not in
-it is read by itself.
+200 at a time, by the tag that all jobs of this process have: a thousand jobs then cost a handful of requests per
+interval, and none waits for the others' turn. A list shows only jobs that are not final; any other is read by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .threads import Timer, asking, timers
 from .watcher import cancel, remote
 
 SHORTEST_INTERVAL = 0.5
-"""Seconds between two lists, unless a run asks for shorter ones: the official client asks no more often."""
+"""Seconds between two lists, unless a run asks for less: the official client asks no more often."""
 
 LISTS_AGAIN = 900.0
 """Seconds after which a service that refuses to list is asked for a list again."""
@@ -31,13 +30,13 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Watched:
-    """A job whose state is read until that is enough.
+    """A job that is polled.
 
     Attributes:
         job: Its id.
         saw: Called with its state; returns the seconds until the next reading, or None to end.
-        missed: Called with what kept it from being read, most often a `RemoteError`; returns the same.
-        due: When it is to be read, by the monotonic clock; infinite while that happens.
+        missed: Called with the error, most often a `RemoteError`, if it could not be read; returns the same.
+        due: When it is to be read next, by the monotonic clock; infinite while it is being read.
         interval: Seconds that `saw` asked for.
     """
 
@@ -69,7 +68,7 @@ class Poller:
 
     @property
     def is_crowd(self) -> bool:
-        """Whether there are so many jobs that what concerns a single one is not asked for."""
+        """Whether there are too many jobs to ask for the details of each."""
         return len(self._watched) > cancel.SINGLY
 
     def watch(
@@ -78,7 +77,7 @@ class Poller:
         saw: Callable[[remote.JobState], float | None],
         missed: Callable[[Exception], float | None],
     ) -> Watched:
-        """Begin to read the state of a job; the functions are called by one thread at a time."""
+        """Begin to poll a job; the functions are called by one thread at a time."""
         watched = Watched(job, saw, missed, time.monotonic())
         with self._lock:
             self._watched.add(watched)
@@ -86,12 +85,12 @@ class Poller:
         return watched
 
     def leave(self, watched: Watched) -> None:
-        """Read it no more."""
+        """Stop polling it."""
         with self._lock:
             self._watched.discard(watched)
 
     def _wake_at(self, due: float) -> None:
-        """See that something is done by then. Called with the lock held."""
+        """Set the timer, if it is not due earlier already. Called with the lock held."""
         if due < self._alarm_at:
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -135,7 +134,7 @@ class Poller:
     def _read(self, watched: Watched) -> None:
         try:
             state = ask(self._there, lambda: self._there.job(watched.job))
-        except Exception as error:  # noqa: BLE001 - whose run it is, judges
+        except Exception as error:  # noqa: BLE001 - the run judges
             pause = watched.missed(error)
         else:
             pause = watched.saw(state)
@@ -150,7 +149,7 @@ class Poller:
             states = ask(self._there, lambda: self._there.unfinished_states(self._tag))
         except (remote.Transient, remote.Refused) as error:
             pauses = {each: each.missed(error) for each in listed}
-        except Exception:  # noqa: BLE001 - what single readings say is told
+        except Exception:  # noqa: BLE001 - the single readings will tell
             with self._lock:
                 self._list_from = time.monotonic() + LISTS_AGAIN
             missing = listed
@@ -177,10 +176,10 @@ class Poller:
 
 
 def ask(there: remote.Remote, question: Callable[[], T]) -> T:
-    """Ask the service, once more with a new token where the one at hand is refused.
+    """Ask the service, and once more with a new token if the present one is refused.
 
     Raises:
-        RemoteError: What stands in the way.
+        RemoteError: It did not answer, or refused.
     """
     known = there.renewals
     try:
@@ -195,7 +194,7 @@ _making = threading.Lock()
 
 
 def poller_of(there: remote.Remote, tag: str) -> Poller:
-    """The reader of an instance; there is one as long as anybody has it."""
+    """The poller of an instance; there is one for as long as anybody holds it."""
     with _making:
         known = _pollers.get(id(there))
         if known is None:

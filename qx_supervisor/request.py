@@ -1,13 +1,12 @@
 """What a call asks for, checked before anything is done.
 
-Bad input is refused here, or in the worker before the submission, with a `ConfigError` that names the fault and the
-next step.
+Bad input is refused here, or later before the submission, with a `ConfigError` that names the fault and the next step.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,72 +61,43 @@ class Request:
         return max(int(pub.circuit.num_qubits) for pub in self.pubs)
 
 
-def check(
-    pubs: Any,
-    backend: Any,
-    *,
-    service: Any,
-    primitive: Any,
-    shots: int | None,
-    options: Any,
-    optimization_level: int,
-    seed_transpiler: int | None,
-    on_status: Callable[[Status], Any] | None,
-    timeout: float | None,
-    poll_interval: float | None,
-    tags: Iterable[str],
-    max_execution_time: int | None,
-    on_unprotected: Literal["raise", "warn"],
-    key: str | None = None,
-    grace: float = 0.0,
-    keep_on_sigterm: bool = False,
-) -> Request:
+def check(given: Mapping[str, Any]) -> Request:
     """Check a call's arguments.
+
+    Args:
+        given: What `run` takes, by name, without the panel.
 
     Raises:
         ConfigError: If the call can't be carried out.
     """
     if not sys.platform.startswith("linux"):
         raise _refuse(f"this platform ({sys.platform}) is not supported; run the driver on Linux (WSL 2 will do)")
-    kind, own = _kind(primitive)
-    if own is not None and options is not None:
+    fields = {**_DEFAULTS, **given}
+    kind, own = _kind(fields["primitive"])
+    shots, on_status, key, grace = fields["shots"], fields["on_status"], fields["key"], fields["grace"]
+    if own is not None and fields["options"] is not None:
         raise _refuse("options= is for a primitive that is made here; set them on your own primitive object")
     if own is not None and kind == "estimator" and shots is not None:
         raise _refuse("shots= is for a primitive that is made here; set options.default_shots on your own estimator")
     if callable(on_status) is (on_status is None):
         raise _refuse(f"on_status must be callable, not {type(on_status).__name__}")
-    if on_unprotected not in ("raise", "warn"):
-        raise _refuse(f'on_unprotected must be "raise" or "warn", not {on_unprotected!r}')
+    if fields["on_unprotected"] not in ("raise", "warn"):
+        raise _refuse(f'on_unprotected must be "raise" or "warn", not {fields["on_unprotected"]!r}')
     _whole(shots, "shots", 1)
-    _whole(max_execution_time, "max_execution_time", 1)
-    if type(optimization_level) is not int or not 0 <= optimization_level <= 3:
-        raise _refuse(f"optimization_level must be 0, 1, 2 or 3, not {optimization_level!r}")
-    _whole(seed_transpiler, "seed_transpiler", 0)
-    _seconds(timeout, "timeout", 0.0)
-    _seconds(poll_interval, "poll_interval", SHORTEST_POLL)
-    _check_key(key, grace, keep_on_sigterm=keep_on_sigterm)
-    coerced, is_list = coerce(pubs, kind, shots)
-    return Request(
-        pubs=coerced,
-        kind=kind,
-        primitive=own,
-        backend=backend,
-        service=service,
-        shots=shots,
-        options=options,
-        optimization_level=optimization_level,
-        seed_transpiler=seed_transpiler,
-        on_status=on_status,
-        timeout=timeout,
-        poll_interval=poll_interval,
-        tags=check_tags(tags),
-        max_execution_time=max_execution_time,
-        on_unprotected=on_unprotected,
-        key=key,
-        grace=float(grace),
-        keep_on_sigterm=keep_on_sigterm,
-        is_list=is_list,
-    )
+    _whole(fields["max_execution_time"], "max_execution_time", 1)
+    level = fields["optimization_level"]
+    if type(level) is not int or not 0 <= level <= 3:
+        raise _refuse(f"optimization_level must be 0, 1, 2 or 3, not {level!r}")
+    _whole(fields["seed_transpiler"], "seed_transpiler", 0)
+    _seconds(fields["timeout"], "timeout", 0.0)
+    _seconds(fields["poll_interval"], "poll_interval", SHORTEST_POLL)
+    _check_key(key, grace, keep_on_sigterm=fields["keep_on_sigterm"])
+    pubs, is_list = coerce(fields["pubs"], kind, shots)
+    checked = {"pubs": pubs, "primitive": own, "tags": check_tags(fields["tags"]), "grace": float(grace)}
+    return Request(**{**fields, **checked}, kind=kind, is_list=is_list)
+
+
+_DEFAULTS = {"keep_on_sigterm": False}  # `submit` does not take it
 
 
 def _check_key(key: Any, grace: Any, *, keep_on_sigterm: Any) -> None:

@@ -13,7 +13,6 @@ started again at any moment submits nothing twice:
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from .backoff import REFUSED_SECONDS, Backoff
 from .errors import ConfigError, WatcherError
 from .link import CredentialsSource, Guarded, link
 from .poller import ask
+from .tags import fingerprint_in, key_tag, tags_of
 from .watcher import protocol, remote
 
 Say = Callable[[Any, str, str], None]
@@ -34,16 +34,6 @@ _PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # between two looks, the last o
 _BUSY_PAUSE = 0.25
 _HELD_PAUSE = 1.0
 _JITTER = 0.2  # a database's time comes by way of this host's clock; a renewal adds a third of a lease
-
-
-def key_tag(key: str) -> str:
-    """The tag of all jobs of a key. A key may be long, and is nobody else's business."""
-    return f"qxk-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-
-
-def run_tag(run: str, fingerprint: str) -> str:
-    """The unique tag of a run with a key: it tells what was submitted where no ledger does."""
-    return f"qxs-{run}-{fingerprint}"
 
 
 def claim(
@@ -198,15 +188,8 @@ class Search:
 
     def _ask(self, question: Callable[[], T]) -> T:
         # Where there may be a job, it is looked for however long that takes; else a refusal is the user's to mend.
-        patience = Backoff("submit", None, self.say, believes=None if self.is_in_doubt else REFUSED_SECONDS)
-        while True:
-            try:
-                answer = ask(self.there, question)
-            except remote.RemoteError as error:
-                self.sleep(patience.failed(error))
-            else:
-                patience.answered()
-                return answer
+        backoff = Backoff("submit", None, self.say, believes=None if self.is_in_doubt else REFUSED_SECONDS)
+        return backoff.until_answered(lambda: ask(self.there, question), self.sleep)
 
     @property
     def lease(self) -> Any:
@@ -217,7 +200,7 @@ class Search:
         key, fingerprint = self.lease.key, self.lease.fingerprint
         foreign = {job: state for job, state in jobs.items() if not self._is_ours(state)}
         # Submitted with this key from elsewhere, or the ledger was lost: its tags are all that is known of it.
-        others = [job for job, state in foreign.items() if _fingerprint(_tags(state)) != fingerprint]
+        others = [job for job, state in foreign.items() if fingerprint_in(tags_of(state)) != fingerprint]
         if others:
             raise _differs(key, others)
         completed = _first(jobs.values(), lambda state: state.is_completed, self.found["jobs"])
@@ -236,7 +219,7 @@ class Search:
         return running or _first(jobs.values(), lambda state: not state.is_final, self.found["jobs"])
 
     def _is_ours(self, state: remote.JobState) -> bool:
-        return self.guarded.tag in _tags(state) or state.reply.get("id") in self.found["jobs"]
+        return self.guarded.tag in tags_of(state) or state.reply.get("id") in self.found["jobs"]
 
 
 def _first(
@@ -246,19 +229,3 @@ def _first(
     fitting = [state for state in states if fits(state)]
     fitting.sort(key=lambda state: (state.reply["id"] not in known, str(state.reply.get("created") or "")))
     return fitting[0] if fitting else None
-
-
-def _tags(state: remote.JobState) -> list[str]:
-    tags = state.reply.get("tags")
-    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-
-
-def _fingerprint(tags: Iterable[str]) -> str:
-    """What was submitted, by the tags of a job with a key; "" if they don't tell."""
-    found = [tag.rpartition("-")[2] for tag in tags if tag.startswith("qxs-") and tag.count("-") == 2]
-    return found[0] if found else ""
-
-
-def driver_of(state: remote.JobState) -> str:
-    """The tag of the driver that submitted a job, or ""."""
-    return next((tag for tag in _tags(state) if tag.startswith("qxd-")), "")

@@ -1,7 +1,7 @@
-"""`run`, `try_run` and `submit`: what users call, and the loop in which a caller waits.
+"""`run`, `try_run` and `submit`: what users call, and the loop in which `run` waits.
 
-The loop has one wait. A status of the worker's, its outcome and a signal end it. All that may block is done by other
-threads, so that a signal is always answered at once.
+The loop has one wait, which a status, the outcome and a signal end. All that may block is done by other threads, so
+that a signal is always answered at once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import signal
@@ -18,17 +19,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, ParamSpec
 
 from . import interrupts, threads
 from .descriptors import is_writable
 from .errors import CancelOutcome, ConfigError, Interrupted, QxError, RunError, interrupted
+from .flight import CANCEL_SECONDS, HAND_OVER_SECONDS, Flight
 from .panel import Panel, PanelName, Silent, close_panel, open_panel
 from .panel.plain import write
 from .request import Request, check
 from .result import Err, Ok, RunResult
 from .status import Status
-from .worker import CANCEL_SECONDS, HAND_OVER_SECONDS, Worker
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -37,6 +38,7 @@ TICK = 0.5
 
 Pubs = Any
 OnStatus = Callable[[Status], Any]
+P = ParamSpec("P")
 
 
 def run(
@@ -111,25 +113,8 @@ def run(
         RunError: Anything else, by its `stage`.
         Interrupted: A signal came.
     """
-    request = check(
-        pubs,
-        backend,
-        service=service,
-        primitive=primitive,
-        shots=shots,
-        options=options,
-        optimization_level=optimization_level,
-        seed_transpiler=seed_transpiler,
-        on_status=on_status,
-        timeout=timeout,
-        poll_interval=poll_interval,
-        tags=tags,
-        max_execution_time=max_execution_time,
-        on_unprotected=on_unprotected,
-        key=key,
-        grace=grace,
-        keep_on_sigterm=keep_on_sigterm,
-    )
+    given = {name: value for name, value in locals().items() if name != "panel"}
+    request = check(given)
     # Signals are handled in the main thread alone, and not where they are ignored.
     is_main = threading.current_thread() is threading.main_thread()
     interruptible = is_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
@@ -156,26 +141,33 @@ def try_run(pubs: Pubs, backend: Any = None, **arguments: Any) -> Ok[RunResult] 
         return Err(error)
 
 
-def submit(
-    pubs: Pubs,
-    backend: Any = None,
-    *,
-    service: Any = None,
-    primitive: Any = "sampler",
-    shots: int | None = None,
-    options: Any = None,
-    optimization_level: int = 1,
-    seed_transpiler: int | None = None,
-    on_status: OnStatus | None = None,
-    panel: PanelName = None,
-    timeout: float | None = None,
-    poll_interval: float | None = None,
-    tags: Iterable[str] = (),
-    max_execution_time: int | None = None,
-    on_unprotected: Literal["raise", "warn"] = "raise",
-    key: str | None = None,
-    grace: float = 0.0,
-) -> Run:
+def _takes_what_run_takes(function: Callable[[dict[str, Any]], Run], of: Callable[P, Any]) -> Callable[P, Run]:
+    """Give a function the arguments of `run`, but for what needs signals; its panel is silent by default."""
+    parameters = inspect.signature(of).parameters.values()
+    mine = inspect.Signature(
+        [
+            parameter.replace(default=None) if parameter.name == "panel" else parameter
+            for parameter in parameters
+            if parameter.name != "keep_on_sigterm"
+        ],
+        return_annotation="Run",
+    )
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Run:
+        try:
+            bound = mine.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}() {error}") from None
+        bound.apply_defaults()
+        return function(bound.arguments)
+
+    call.__signature__ = mine  # type: ignore[attr-defined]
+    return call
+
+
+@functools.partial(_takes_what_run_takes, of=run)
+def submit(given: dict[str, Any]) -> Run:
     """Begin a run and return at once.
 
     Takes what `run` takes; `on_status` is called in another thread, for sixteen runs at a time at most, and the panel
@@ -188,39 +180,23 @@ def submit(
     Raises:
         ConfigError: The call can't be carried out. What is found out later is raised by `Run.result()`.
     """
-    request = check(
-        pubs,
-        backend,
-        service=service,
-        primitive=primitive,
-        shots=shots,
-        options=options,
-        optimization_level=optimization_level,
-        seed_transpiler=seed_transpiler,
-        on_status=on_status,
-        timeout=timeout,
-        poll_interval=poll_interval,
-        tags=tags,
-        max_execution_time=max_execution_time,
-        on_unprotected=on_unprotected,
-        key=key,
-        grace=grace,
-    )
-    if on_status is None and panel is None:
-        worker = Worker(request, lambda _: None)
+    panel = given.pop("panel")
+    request = check(given)
+    if request.on_status is None and panel is None:
+        flight = Flight(request, lambda _: None)
     else:
-        told = _Told(request, open_panel(panel))
-        letters = _Letters(told)
-        worker = Worker(request, letters.status, letters.end, asks_details=told.is_shown)
-        if told.is_shown:
-            letters.begin_to_tick()
+        listeners = _StatusListeners(request, open_panel(panel))
+        queue = _StatusQueue(listeners)
+        flight = Flight(request, queue.status, queue.end, asks_details=listeners.is_shown)
+        if listeners.is_shown:
+            queue.begin_to_tick()
     try:
-        worker.start(threads.submitting.do)
+        flight.start(threads.submitting.do)
     except RuntimeError as error:
-        worker.abandon()
+        flight.abandon()
         raise _no_thread(error) from None
     _say_at_exit()
-    return Run(worker)
+    return Run(flight)
 
 
 @functools.cache
@@ -230,14 +206,14 @@ def _say_at_exit() -> None:
 
 def _say_what_ends() -> None:
     """The interpreter ends, and what is in flight with it: a script whose last line is a `submit` would never know."""
-    left = [worker for worker in threads.runs() if isinstance(worker, Worker) and not worker.is_detached]
+    left = [flight for flight in threads.runs() if isinstance(flight, Flight) and not flight.is_detached]
     if not left or "qx_supervisor.adopt" in sys.modules:  # `qx-supervisor exec` says so itself
         return
     with contextlib.suppress(AttributeError, OSError, ValueError):
         if not is_writable(sys.stderr.fileno(), 0):
             return  # a terminal that was stopped: the end of the program does not wait for it
     what = "a run that is" if len(left) == 1 else f"{len(left)} runs that are"
-    jobs = [worker.job_id for worker in left if worker.job_id]
+    jobs = [flight.job_id for flight in left if flight.job_id]
     which = f" (job {', '.join(jobs)})" if jobs else ""
     write(
         f"qx: the program ends, and with it {what} not over{which}: cancelled. Wait with .result(), or have it go on "
@@ -248,8 +224,8 @@ def _say_what_ends() -> None:
 class Run:
     """A run that was begun by `submit`. It belongs to the process that began it."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, flight: Flight) -> None:
+        self._flight = flight
         self._process = os.getpid()
         self._began = time.monotonic()
         self._detached = False
@@ -258,13 +234,13 @@ class Run:
         from .panel.notebook import as_html
         from .panel.view import View
 
-        worker = self._worker
+        flight = self._flight
         view = View("its cancel() cancels")
-        view.see(worker.status)
-        view.began, view.changed = self._began, worker.since
-        if worker.outcome.done():
-            view.end(worker.outcome.exception() or worker.outcome.result())
-            view.ended = worker.since
+        view.see(flight.status)
+        view.began, view.changed = self._began, flight.since
+        if flight.outcome.done():
+            view.end(flight.outcome.exception() or flight.outcome.result())
+            view.ended = flight.since
         return as_html(view)
 
     def __reduce__(self) -> NoReturn:
@@ -273,7 +249,7 @@ class Run:
         )
 
     def __repr__(self) -> str:
-        return f"Run(state={self._worker.status.state!r}, job_id={self._worker.job_id!r})"
+        return f"Run(state={self._flight.status.state!r}, job_id={self._flight.job_id!r})"
 
     @property
     def job_id(self) -> str | None:
@@ -304,10 +280,10 @@ class Run:
             left = interrupts.WAIT_LIMIT if end is None else end - time.monotonic()
             try:
                 outcome.exception(max(0.0, min(left, interrupts.WAIT_LIMIT)))
-                return _outcome_of(self._worker)
+                return _outcome_of(self._flight)
             except TimeoutError:
                 if outcome.done():
-                    return _outcome_of(self._worker)
+                    return _outcome_of(self._flight)
                 if end is not None and time.monotonic() >= end:
                     raise TimeoutError(f"the run is not over after {timeout:g} s; its job goes on") from None
 
@@ -329,7 +305,7 @@ class Run:
         A run whose job has no id yet is let go as soon as there is one.
         """
         self._detached = True
-        self._mine().stand_down()
+        self._mine().detach()
 
     def add_done_callback(self, fn: Callable[[Run], Any]) -> None:
         """Have `fn(run)` called when the run is over, in another thread; at once if it is over."""
@@ -353,7 +329,7 @@ class Run:
 
         def end() -> None:
             try:
-                self._worker.abandon(wants_result=True)
+                self._flight.abandon(wants_result=True)
             finally:
                 tell(None)  # not when there is a result: that of a job that completed all the same may take a while
 
@@ -374,17 +350,17 @@ class Run:
             raise
         finally:
             alarms[0].cancel()
-        return _outcome_of(self._worker)
+        return _outcome_of(self._flight)
 
-    def _mine(self) -> Worker:
+    def _mine(self) -> Flight:
         if os.getpid() != self._process:
             raise QxError(
                 f"this Run belongs to process {self._process}, which began it, not to this child; call submit() here"
             )
-        return self._worker
+        return self._flight
 
 
-class _Told:
+class _StatusListeners:
     """Hands every status to the user's function and to the panel."""
 
     def __init__(self, request: Request, panel: Panel) -> None:
@@ -419,33 +395,33 @@ class _Told:
                 logger.warning("on_status raised %s; the run goes on", type(error).__name__)
 
 
-class _Letters:
+class _StatusQueue:
     """Delivers what happens to a run of `submit`, in order, by a thread that waits for nothing else."""
 
-    def __init__(self, told: _Told) -> None:
-        self._told = told
+    def __init__(self, listeners: _StatusListeners) -> None:
+        self._listeners = listeners
         self._lock = threading.Lock()
         self._waiting: deque[Callable[[], object]] = deque()
         self._is_read = False
 
     def status(self, status: Status) -> None:
         """Tell a status."""
-        self.put(lambda: self._told(status))
+        self.put(lambda: self._listeners(status))
 
     def end(self, outcome: RunResult | RunError, work: Callable[[], None]) -> None:
         """The run is over: show how, and then let those go on who wait for it."""
 
         def conclude() -> None:
-            self._told.close(outcome)
+            self._listeners.close(outcome)
             work()
 
         self.put(conclude)
 
     def begin_to_tick(self) -> None:
         """Tell now and then that time goes on, until the run is over."""
-        if not self._told.is_over:
+        if not self._listeners.is_over:
             if not self._waiting:  # else somebody takes their time, and hears of the time later
-                self.put(self._told.tick)
+                self.put(self._listeners.tick)
             threads.timers.after(2 * TICK, self.begin_to_tick)  # there may be many
 
     def put(self, work: Callable[[], object]) -> None:
@@ -472,7 +448,7 @@ class _Letters:
 
 def _run(request: Request, panel: Panel) -> RunResult:
     interrupts.die_by_signal_if_uncaught()
-    told = _Told(request, panel)
+    listeners = _StatusListeners(request, panel)
     news: deque[Status] = deque()
     error: Interrupted | None = None
     dies_again = False
@@ -485,27 +461,27 @@ def _run(request: Request, panel: Panel) -> RunResult:
 
         def deliver() -> None:
             while news:
-                told(news.popleft())
-            told.tick()
+                listeners(news.popleft())
+            listeners.tick()
 
-        worker = Worker(request, tell, asks_details=told.is_shown)
+        flight = Flight(request, tell, asks_details=listeners.is_shown)
         try:
-            worker.outcome.add_done_callback(lambda _: wakeup.wake())
+            flight.outcome.add_done_callback(lambda _: wakeup.wake())
             try:
-                worker.start(_in_a_thread)
+                flight.start(_in_a_thread)
             except RuntimeError as raised:
                 raise _no_thread(raised) from None
             while True:
                 deliver()
                 if os.getpid() != process:
                     raise QxError(f"this run belongs to process {process}; its child, forked by on_status, should exit")
-                if worker.outcome.done():
+                if flight.outcome.done():
                     break  # a signal from now on throws no result away: it goes to the earlier handler
                 number = wakeup.next_signal()
                 if number is not None:
                     keep = request.keep_on_sigterm and number == signal.SIGTERM
-                    outcome = _abandon(worker, wakeup, deliver, keep=keep)
-                    error = interrupted(worker.job_id, number, outcome, worker.job_state)
+                    outcome = _abandon(flight, wakeup, deliver, keep=keep)
+                    error = interrupted(flight.job_id, number, outcome, flight.job_state)
                     swallowed = interrupts.is_interactive() or interrupts.is_worker()
                     dies_again = number != signal.SIGINT and wakeup.had_default(number) and swallowed
                     wakeup.call_users_handler(number)
@@ -514,24 +490,24 @@ def _run(request: Request, panel: Panel) -> RunResult:
             deliver()
         except BaseException as raised:
             if error is None:  # else it was abandoned before, and the user's handler raised
-                _abandon(worker, wakeup, lambda: None)
+                _abandon(flight, wakeup, lambda: None)
             if os.getpid() == process:
-                told.close(error or raised)
+                listeners.close(error or raised)
             raise
-        told.close(error or worker.outcome)
+        listeners.close(error or flight.outcome)
     if error is None:
-        return _outcome_of(worker)
+        return _outcome_of(flight)
     if dies_again:
         signal.raise_signal(error.signum)  # a notebook, or a pool, would swallow the SystemExit and stay
     raise error
 
 
-def _outcome_of(worker: Worker) -> RunResult:
+def _outcome_of(flight: Flight) -> RunResult:
     """The result. An error is raised as from here: how it came about in our threads helps nobody, its cause may."""
-    error = worker.outcome.exception()
+    error = flight.outcome.exception()
     if error is not None:
         raise error.with_traceback(None)
-    return worker.outcome.result()
+    return flight.outcome.result()
 
 
 def _no_thread(error: RuntimeError) -> ConfigError:
@@ -550,13 +526,13 @@ def _in_a_thread(work: Callable[[], object]) -> None:
 
 
 def _abandon(
-    worker: Worker, wakeup: interrupts.Interrupts, deliver: Callable[[], None], *, keep: bool = False
+    flight: Flight, wakeup: interrupts.Interrupts, deliver: Callable[[], None], *, keep: bool = False
 ) -> CancelOutcome:
     """Cancel, or leave the job to its grace; hand over after ten seconds, or at a second signal."""
     outcome: list[CancelOutcome] = []
 
     def cancel() -> None:
-        outcome.append(worker.abandon(keep=keep))
+        outcome.append(flight.abandon(keep=keep))
         wakeup.wake()
 
     thread = threading.Thread(target=cancel, daemon=True)
@@ -569,7 +545,7 @@ def _abandon(
         deliver()
         left = end - time.monotonic()
         if wakeup.next_signal() is not None or left <= 0:
-            handed = worker.hurry()
+            handed = flight.hurry()
             if handed == "unconfirmed":
                 thread.join(HAND_OVER_SECONDS)  # it may be confirmed at this very moment
             return outcome[0] if outcome else handed

@@ -1,8 +1,7 @@
 """A few threads for any number of runs, and the timers that wake them.
 
-Work that is handed to a pool is done by so many threads at most; they come when there is work and go when there is
-none. They are daemons: the pools of `concurrent.futures` are waited for when a program ends, and a queue of a thousand
-submissions would keep it from ending.
+A pool starts threads as there is work, up to its size, and lets them go when there is none. They are daemons: when a
+program ends Python joins those of `concurrent.futures`, and a queue of a thousand submissions would keep it running.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ T = TypeVar("T")
 
 
 class ThreadPool:
-    """Some threads.
+    """A bounded number of threads.
 
     Args:
         name: What they are called in a debugger.
@@ -42,13 +41,13 @@ class ThreadPool:
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child, which has none of its parent's threads: begin anew."""
+        """Begin anew, in a forked child: it has none of its parent's threads."""
         self._changed = threading.Condition()
         self._work: deque[Work] = deque()
         self._threads = self._idle = 0
 
     def keep_one(self) -> None:
-        """Have a thread that stays for as long as there are runs."""
+        """Start a thread that stays for as long as there are runs."""
         with self._changed:
             if not self._threads:
                 self._add()
@@ -76,7 +75,7 @@ class ThreadPool:
                         raise
 
     def begin(self, work: Callable[[], T]) -> Future[T]:
-        """Have it done; the future has what it returns or raises."""
+        """Have it done; returns a future of what it returns or raises."""
         future: Future[T] = Future()
 
         def done() -> None:
@@ -91,7 +90,7 @@ class ThreadPool:
         return future
 
     def after(self, seconds: float, work: Work) -> Timer:
-        """Have it done after so many seconds."""
+        """Have it done after some seconds."""
         return timers.after(seconds, lambda: self.do(work))
 
     def _serve(self) -> None:
@@ -112,7 +111,7 @@ class ThreadPool:
 
 
 class Timer:
-    """Something to be done later, unless it is cancelled."""
+    """Work to be done later, unless it is cancelled."""
 
     __slots__ = ("work",)
 
@@ -120,18 +119,18 @@ class Timer:
         self.work: Work | None = work
 
     def cancel(self) -> None:
-        """It is not to be done."""
+        """Drop the work."""
         self.work = None
 
 
 class Timers:
-    """A thread that does what is due. It must be quick: a pool takes what is not."""
+    """A thread that does what is due. The work must be quick: anything else belongs in a pool."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child: begin anew."""
+        """Begin anew, in a forked child."""
         self._changed = threading.Condition()
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
@@ -139,7 +138,7 @@ class Timers:
         self._tidy_at = 64
 
     def after(self, seconds: float, work: Work) -> Timer:
-        """Do something after so many seconds."""
+        """Do something after some seconds."""
         timer = Timer(work)
         with self._changed:
             if len(self._timers) >= self._tidy_at:  # the timeouts of runs that are over
@@ -154,7 +153,7 @@ class Timers:
         return timer
 
     def keep_one(self) -> None:
-        """Have the thread, which stays for as long as there are runs."""
+        """Start the thread, which stays for as long as there are runs."""
         with self._changed:
             if self._thread is None:
                 self._add()
@@ -193,13 +192,11 @@ def _do(work: Work) -> None:
 
 
 timers = Timers()
-announcing = ThreadPool("qx-announce", 4)  # waits for the watcher's word, while others prepare what is to be submitted
-submitting = ThreadPool(
-    "qx-submit", 4
-)  # transpiles and submits; four POSTs on their way are as many as a minute allows
+announcing = ThreadPool("qx-announce", 4)  # waits for the watcher's acknowledgement, while others go on preparing
+submitting = ThreadPool("qx-submit", 4)  # transpiles and submits; a minute allows no more than four POSTs anyway
 asking = ThreadPool("qx-ask", 4)  # reads states and fetches results, over as many connections
 ending = ThreadPool("qx-end", 4)  # cancels and confirms
-looking = ThreadPool("qx-look", 2)  # asks for what is shown beside the state: nobody waits for it
+looking = ThreadPool("qx-look", 2)  # asks for what is shown beside the state, for which nobody waits
 telling = ThreadPool("qx-tell", 16)  # calls `on_status` functions, which may take their time
 
 
@@ -207,7 +204,7 @@ _runs: set[object] = set()
 
 
 def begin_run(run: object) -> None:
-    """A run begins, and has the threads that it will need.
+    """Note that a run begins, and start the threads that it will need.
 
     Python 3.12.0 to 3.12.2 starts none once the main thread has ended, and other threads' runs go on (gh-113964).
 
@@ -220,12 +217,12 @@ def begin_run(run: object) -> None:
 
 
 def runs() -> list[object]:
-    """Those that are not over."""
+    """The runs that are not over."""
     return list(_runs)
 
 
 def end_run(run: object) -> None:
-    """It is over."""
+    """Note that a run is over."""
     _runs.discard(run)
 
 

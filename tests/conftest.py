@@ -195,9 +195,9 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
         if order["state"] == str(state) and order["pid"] != os.getpid():  # ours stays for the next test
             wait_for_end(process)
     # What is guarded until this process ends would be cancelled then, at a service that is gone.
-    for kept in list(guards._left.values()):
+    for kept in list(guards._outliving.values()):
         kept.release()
-    guards._left.clear()
+    guards._outliving.clear()
     for run in list(link._runs):
         link.stand_down(run)
     end_watcher_at_work()

@@ -29,8 +29,9 @@ from testkit.pages import BEFORE, BLOCKS, CHECKOUT, COMMAND, DOCS, PAGES, Block,
 from testkit.processes import DEADLINE
 
 import qx_supervisor
-from qx_supervisor import local, threads, worker
+from qx_supervisor import local, threads
 from qx_supervisor.cli import main
+from qx_supervisor.flight import polling
 
 # What needs an engine is run by `engines/test_examples.py`, where that engine is installed.
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.page.name != "engines.md"]
@@ -288,7 +289,7 @@ def pictured(svg: str) -> list[str]:
 @pytest.mark.long
 def test_the_picture_shows_the_panel_as_it_is(monkeypatch):
     """The one in the README is what the script makes of a run now."""
-    monkeypatch.setattr(worker, "_COST_PATIENCE", DEADLINE)  # "charged" is in it
+    monkeypatch.setattr(polling, "COST_SECONDS", DEADLINE)  # "charged" is in it
     spec = importlib.util.spec_from_file_location("picture", CHECKOUT / "scripts" / "picture.py")
     picture = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(picture)

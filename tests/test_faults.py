@@ -26,11 +26,11 @@ from qx_supervisor import (
     RunTimeout,
     SubmitError,
     backoff,
-    harvest,
     local,
+    results_fetch,
     run,
-    worker,
 )
+from qx_supervisor.flight import submission
 from qx_supervisor.link import link
 from qx_supervisor.watcher import ledger, remote
 
@@ -201,7 +201,7 @@ def test_deleted_by_someone_else(ibm: local.Service, running: Running) -> None:
 def test_results_that_can_not_be_read_for_good(
     ibm: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(harvest, "RESULTS_SECONDS", 1.0)  # instead of ten minutes
+    monkeypatch.setattr(results_fetch, "RESULTS_SECONDS", 1.0)  # instead of ten minutes
     monkeypatch.setattr(backoff, "_FIRST_PAUSE", 0.1)
     asked: list[str] = []
     monkeypatch.setattr(remote.Remote, "results", lambda self, job: asked.append(job) or text)
@@ -281,7 +281,7 @@ def test_a_key_that_is_refused_for_good(
         assert refused.wait(60)
     assert "check the account's API key" in running.status("refused, retrying").detail
     assert f"job {held.job_id}: IBM Quantum refuses: " in caplog.text
-    assert link.is_guarded(held._worker.run_id)
+    assert link.is_guarded(held._flight.core.run_id)
     assert tokens.job(held.job_id).status == "Running"
     tokens.auth(reject_tokens=False)
     tokens.hold(None)
@@ -320,8 +320,8 @@ def test_rate_limited(ibm: local.Service, running: Running, faults: Callable[...
 def test_rate_limited_without_a_word_for_how_long(
     ibm: local.Service, running: Running, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert worker._RATE_LIMIT_PAUSE >= 12  # five jobs a minute
-    monkeypatch.setattr(worker, "_RATE_LIMIT_PAUSE", 0.2)
+    assert submission.RATE_LIMIT_PAUSE >= 12  # five jobs a minute
+    monkeypatch.setattr(submission, "RATE_LIMIT_PAUSE", 0.2)
     faults("POST", JOBS, {"status": 429})
     assert running().result().counts == {"1": 16}
     assert "rate limited, waiting" in running.states()
@@ -452,7 +452,9 @@ def test_a_lost_answer_and_then_a_rate_limit(
     ibm: local.Service, running: Running, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given up in the pause: the POST before it may have made a job."""
-    monkeypatch.setattr("qx_supervisor.worker.HAND_OVER_SECONDS", 60.0)  # a loaded machine may be silent for a second
+    monkeypatch.setattr(
+        "qx_supervisor.flight.flight.HAND_OVER_SECONDS", 60.0
+    )  # a loaded machine may be silent for a second
     ibm.hold("queued")
     faults("POST", JOBS, {"status": 500, "phase": "after"}, {"status": 429, "retry_after": 3600})
     held = running()
@@ -484,7 +486,7 @@ def time_out(ibm: local.Service, held: Any, status: str) -> None:
     """Let the time pass for a run whose job has come to a status."""
     [entry] = ibm.wait_for("POST", JOBS, answered=True)
     ibm.wait_job(str(entry.job_id), status)
-    held._worker._time_out()
+    held._flight._time_out()
 
 
 def test_timeout(ibm: local.Service, running: Running) -> None:

@@ -20,8 +20,8 @@ ENDS = {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGHUP: 129}
 """How a program ends that does not catch it."""
 
 CATCH = """
-from qx_supervisor import worker
-worker.HAND_OVER_SECONDS = 30.0  # a loaded machine may be silent for a second
+from qx_supervisor.flight import flight
+flight.HAND_OVER_SECONDS = 30.0  # a loaded machine may be silent for a second
 try:
     {run}
 except BaseException as error:

@@ -14,9 +14,10 @@ from testkit.circuits import BACKEND
 from testkit.processes import DEADLINE, until
 from testkit.runs import Running
 
-from qx_supervisor import JobCancelled, JobFailed, RunError, Status, SubmitError, local, queue_blockers, worker
+from qx_supervisor import JobCancelled, JobFailed, RunError, Status, SubmitError, local, queue_blockers
 from qx_supervisor import service as qiskit_service
 from qx_supervisor.errors import interrupted
+from qx_supervisor.flight import polling
 from qx_supervisor.job_errors import ending
 from qx_supervisor.watcher import remote
 
@@ -39,7 +40,7 @@ USED_UP = {"limit_seconds": 600, "consumed_seconds": 612}
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What keeps a job in the queue is asked for at once, and again and again."""
-    monkeypatch.setattr(worker, "FIRST_LOOK", 0.0)
+    monkeypatch.setattr(polling, "FIRST_LOOK", 0.0)
     monkeypatch.setattr(queue_blockers, "LOOK_AGAIN", 0.05)
     monkeypatch.setattr(
         queue_blockers, "_known_blockers", weakref.WeakValueDictionary()

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from testkit.ledgers import A_PLACE, Clock, line, make_row, tell
 
-from qx_supervisor import ConfigError, resume
+from qx_supervisor import ConfigError, resume, tags
 from qx_supervisor.link import Guarded
 from qx_supervisor.watcher.host_identity import HostIdentity, Process, start_ticks, this_process
 from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Wish, schema
@@ -539,8 +539,8 @@ def test_what_others_go_by_is_on_disk_when_the_call_returns(book: Ledger, what: 
 
 # The choice among jobs ------------------------------------------------------------------------------------------
 
-KEY_TAG = resume.key_tag("k")
-MINE = resume.run_tag("r1", "f")
+KEY_TAG = tags.key_tag("k")
+MINE = tags.run_tag("r1", "f")
 
 
 class There:
@@ -592,7 +592,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[resume.Search, 
 
 
 Look = Callable[..., tuple[resume.Search, list[float]]]
-ELSE = resume.run_tag("r2", "f")
+ELSE = tags.run_tag("r2", "f")
 
 
 @pytest.mark.parametrize(
@@ -637,7 +637,7 @@ def test_a_job_in_flight_that_nobody_here_knows_is_not_touched(look: Look, statu
 
 
 @pytest.mark.parametrize("status", ["Queued", "Completed", "Failed"])
-@pytest.mark.parametrize("tags", [(resume.run_tag("r2", "g"),), (), ("qxs-odd",)])
+@pytest.mark.parametrize("tags", [(tags.run_tag("r2", "g"),), (), ("qxs-odd",)])
 def test_a_job_of_another_submission_is_refused(look: Look, status: str, tags: tuple[str, ...]) -> None:
     """By its tags, which are all that is known; what can't be known to be the same is not taken for it."""
     search, _ = look(There(dict([job("a", status, 1, tags), job("b", "Completed", 2)])))
@@ -708,9 +708,9 @@ def test_whether_there_may_be_a_job(look: Look, known: dict[str, str], answered:
 
 def test_tags_tell_the_submission_and_its_driver() -> None:
     assert len(KEY_TAG) <= 86
-    assert resume.key_tag("l") != KEY_TAG
-    assert "k" not in resume.key_tag("k").removeprefix("qxk-")
-    assert resume._fingerprint(["mine", KEY_TAG, MINE]) == "f"
-    assert resume._fingerprint(["mine", "qxs-1-2-3", "qxs-1"]) == ""
-    assert resume.driver_of(job("a", "Queued", tags=(MINE, "qxd-5"))[1]) == "qxd-5"
-    assert resume.driver_of(job("a", "Queued")[1]) == ""
+    assert tags.key_tag("l") != KEY_TAG
+    assert "k" not in tags.key_tag("k").removeprefix("qxk-")
+    assert tags.fingerprint_in(["mine", KEY_TAG, MINE]) == "f"
+    assert tags.fingerprint_in(["mine", "qxs-1-2-3", "qxs-1"]) == ""
+    assert tags.driver_of(job("a", "Queued", tags=(MINE, "qxd-5"))[1]) == "qxd-5"
+    assert tags.driver_of(job("a", "Queued")[1]) == ""

@@ -107,7 +107,7 @@ def test_a_cell_to_its_result(ibm, notebook):
     """There is one output, which is kept up to date and says in the end how it went."""
     ibm.tell(queue_position=2, qpu_seconds=1.5)
     ibm.hold("queued")
-    patience = "import qx_supervisor.worker\nqx_supervisor.worker._COST_PATIENCE = 60.0  # for the word what it cost\n"
+    patience = "from qx_supervisor.flight import polling\npolling.COST_SECONDS = 60.0  # for the word what it cost\n"
     notebook.client.execute(patience + CELL.format(port=ibm.port))
     job = notebook.job_in("queued")
     notebook.wait(lambda _: "position 2" in notebook.shown[-1][1]["data"]["text/html"])

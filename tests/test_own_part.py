@@ -61,7 +61,7 @@ def test_cancelled_by_its_own_on_status(ibm: local.Service, service: Any, state:
         runs[0].result(60)
     # While it is told that the POST is about to leave, it may leave.
     assert [job.cancel_requests for job in ibm.jobs()] in ([1], [] if state == "submitting" else [1])
-    assert runs[0]._worker.run_id not in link._runs
+    assert runs[0]._flight.core.run_id not in link._runs
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 451])

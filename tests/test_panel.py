@@ -58,8 +58,8 @@ def test_a_run_to_its_result(ibm, terminal, tmp_path):
     out = tmp_path / "stdout"
     shown = terminal(
         """
-        import qx_supervisor.worker
-        qx_supervisor.worker._COST_PATIENCE = 60.0  # for the word what it cost
+        import qx_supervisor.flight.polling
+        qx_supervisor.flight.polling.COST_SECONDS = 60.0  # for the word what it cost
         sys.stderr.write("not a whole line")
         result = run(bell(), "ibm_brisbane", service=service(), shots=4096)
         print(sum(result.counts.values()), result.qpu_seconds)

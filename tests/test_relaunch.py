@@ -37,7 +37,7 @@ class Queued:
     def is_known(self) -> bool:
         while True:
             try:
-                return self.run._worker.run_id in link.inspect()["runs"]
+                return self.run._flight.core.run_id in link.inspect()["runs"]
             except WatcherError as error:  # the link had not seen yet that the earlier one is gone
                 if "died" not in error.reason:
                     raise
@@ -64,7 +64,7 @@ def test_a_watcher_that_is_stopped_and_takes_nothing_is_replaced(queued: Queued,
     stopped = watcher()
     stopped.suspend()
     while link.watcher_pid == stopped.pid and stopped.is_running():
-        link.cancelling(queued.run._worker.run_id)
+        link.cancelling(queued.run._flight.core.run_id)
     wait_for_end(stopped)
     assert queued.is_known()
 
@@ -89,7 +89,7 @@ def test_the_token_service_was_out_of_order_when_the_watcher_died(
     ibm: local.Service, service: Any, queued: Queued, monkeypatch: Any
 ) -> None:
     """The next run finds the account armed again, though the watcher got no token when it started."""
-    account = link._runs[queued.run._worker.run_id].account
+    account = link._runs[queued.run._flight.core.run_id].account
     source = link._sources[account]
 
     def without_token(*, fetch: bool = True) -> Any:

@@ -17,14 +17,14 @@ from testkit.processes import until, wait_for_end
 from testkit.watchers import wait_for_watchers, wait_until_written
 
 from qx_supervisor import local, reap, run
-from qx_supervisor.resume import key_tag
+from qx_supervisor.tags import key_tag
 from qx_supervisor.watcher.ledger import Ledger
 
 JOBS = "/api/v1/jobs"
 
 HELD_BEFORE_ARMING = """
-from qx_supervisor import worker
-worker.Worker._announce = lambda *_: (say("held"), signal.pause())
+from qx_supervisor.flight.submission import Submission
+Submission.announce = lambda *_: (say("held"), signal.pause())
 """
 
 
@@ -294,12 +294,11 @@ def test_killed_before_the_answer_came(ibm, fork):
 def test_killed_before_it_submitted_anything(ibm, fork):
     """It had said that it would: nothing turns up while one could, and then one is submitted."""
     code = """
-    from qx_supervisor import worker
-    begin = worker.Worker._begin_post
+    from qx_supervisor.flight.submission import Submission
     def stop(self):
         say("armed")
         signal.pause()
-    worker.Worker._begin_post = stop
+    Submission.begin_post = stop
     """
     first = fork(code + keyed())
     first.line("armed")

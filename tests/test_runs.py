@@ -34,7 +34,7 @@ from testkit.circuits import BACKEND, bell, ones
 from testkit.watchers import watchers_of
 
 from qx_supervisor import Ok, QxError, RunResult, Status, local, run, submit, try_run
-from qx_supervisor.queue_info import Details, read
+from qx_supervisor.queue_info import QueueInfo, read
 
 SHOTS = 20
 PLAIN = {"resilience": {"measure_mitigation": False}, "twirling": {"enable_measure": False}}
@@ -648,7 +648,7 @@ def test_the_log_has_every_state_for_those_who_ask_and_no_warning(
 def test_a_panel_asks_for_the_queue_and_the_cost_and_nobody_else_does(
     ibm: local.Service, running: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qx_supervisor.worker._COST_PATIENCE", 60.0)
+    monkeypatch.setattr("qx_supervisor.flight.polling.COST_SECONDS", 60.0)
     ibm.tell(queue_position=2, starts_in=60, qpu_seconds_estimated=1.5, qpu_seconds=1.25)
     seen: list[Status] = []
 
@@ -683,28 +683,28 @@ def test_a_service_that_tells_nothing_of_the_cost(ibm: local.Service, running: R
 @pytest.mark.parametrize(
     ("job", "metrics", "known"),
     [
-        ({}, {}, Details()),
+        ({}, {}, QueueInfo()),
         (
             {"estimated_running_time_seconds": 4.5},
             {"position_in_queue": 3, "estimated_start_time": "2026-01-31T12:00:00.5Z", "usage": {"status": "pending"}},
-            Details(3, 1769860800.5, 4.5, None),
+            QueueInfo(3, 1769860800.5, 4.5, None),
         ),
         (
             {},
             {"usage": {"status": "final", "qpu_charge_time_seconds": 2, "quantum_seconds": 3}},
-            Details(qpu_seconds=2.0),
+            QueueInfo(qpu_seconds=2.0),
         ),
-        ({}, {"usage": {"status": "final", "quantum_seconds": 3}}, Details(qpu_seconds=3.0)),
-        ({}, {"usage": {"quantum_seconds": 3}}, Details()),
+        ({}, {"usage": {"status": "final", "quantum_seconds": 3}}, QueueInfo(qpu_seconds=3.0)),
+        ({}, {"usage": {"quantum_seconds": 3}}, QueueInfo()),
         (
             {"estimated_running_time_seconds": "soon"},
             {"position_in_queue": True, "estimated_start_time": "later", "usage": [1]},
-            Details(),
+            QueueInfo(),
         ),
-        ({}, {"position_in_queue": -1, "estimated_start_time": 5, "usage": {"status": "final"}}, Details()),
+        ({}, {"position_in_queue": -1, "estimated_start_time": 5, "usage": {"status": "final"}}, QueueInfo()),
     ],
 )
-def test_what_is_told_of_a_job(job: dict[str, Any], metrics: dict[str, Any], known: Details) -> None:
+def test_what_is_told_of_a_job(job: dict[str, Any], metrics: dict[str, Any], known: QueueInfo) -> None:
     assert read(job, metrics) == known
 
 

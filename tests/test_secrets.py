@@ -25,7 +25,6 @@ from qx_supervisor.launch import BOOT
 from qx_supervisor.link import Guarded, Link, link
 from qx_supervisor.watcher import protocol, remote
 from qx_supervisor.watcher.ledger.postgres import SharedLedger
-from qx_supervisor.worker import Worker
 
 CANCEL = "/api/v1/jobs/*/cancel"
 
@@ -34,10 +33,10 @@ TOKEN = "eyJhbGciOiAiSFMyNTYiLCAidHlwIjogIkpXVCJ9"
 
 LIFE = """
 import logging, secrets, traceback
-from qx_supervisor import harvest
+from qx_supervisor import results_fetch
 from qx_supervisor.link import link
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-harvest.RESULTS_SECONDS = 0.0  # instead of ten minutes
+results_fetch.RESULTS_SECONDS = 0.0  # instead of ten minutes
 key = "sentinel-" + secrets.token_hex(20)
 say("key", key)
 
@@ -97,7 +96,7 @@ ibm.scenario({})
 ibm.hold("queued")
 held = submit(bell(), "ibm_brisbane", service=here, on_status=watched, panel="plain")
 queued.wait()
-say("shown", held, held._worker, held.status(), link, link._process, vars(held))
+say("shown", held, held._flight, held.status(), link, link._process, vars(held))
 say("armed", held.job_id)
 signal.sigwait({signal.SIGUSR1})
 first = link.watcher_pid
@@ -273,8 +272,18 @@ def test_what_shows_itself(ibm: local.Service, key: str) -> None:
     ibm.hold("queued")
     held = submit(ones(), BACKEND, service=ibm.service(key))
     [entry] = ibm.wait_for("POST", "/api/v1/jobs", answered=True)
-    worker: Worker = held._worker
-    shown = [credentials, there, token, ours.remote_of(client), held, worker, worker.request, worker._target]
+    flight = held._flight
+    shown = [
+        credentials,
+        there,
+        token,
+        ours.remote_of(client),
+        held,
+        flight,
+        flight.core,
+        flight.core.request,
+        flight.core.target,
+    ]
     shown += [link, link._process, Guarded("run", "a0", "tag", print), ours.account_name(client), vars(held)]
     shown += [link._runs, link._sources, ours.access._remotes, Link()]
     for item in shown:

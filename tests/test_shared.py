@@ -488,17 +488,17 @@ for number in range(4):
 
 
 TOLD_FIRST = """
-from qx_supervisor import worker
+from qx_supervisor.flight.conclusion import Conclusion
 told = threading.Event()
 class Heard(logging.Handler):
     def emit(self, record):
         if "lease lost" in record.getMessage():
             told.set()
 logging.getLogger("qx_supervisor").addHandler(Heard())
-def conclude_when_told(self, state, conclude=worker.Worker._conclude):
+def conclude_when_told(self, conclude=Conclusion.conclude):
     assert told.wait(60)
-    conclude(self, state)
-worker.Worker._conclude = conclude_when_told
+    conclude(self)
+Conclusion.conclude = conclude_when_told
 """
 """The lines that have a driver hear of its lost lease before it sees what became of its job: either may come first."""
 
@@ -547,9 +547,9 @@ def test_a_lease_that_is_lost_before_the_submission(
     ibm.scenario({"http_faults": [{"method": "POST", "path": "/api/v1/jobs", "status": 429, "times": 1}]})
     driver = fork(
         f"""
-        import qx_supervisor.worker
+        from qx_supervisor.flight.core import Core
         lost = threading.Event()
-        qx_supervisor.worker.Worker._sleep = lambda self, seconds: lost.wait()
+        Core.sleep = lambda self, seconds: lost.wait()
         def note(status):
             say(status.state, status.job_id)
             if "lease lost" in status.detail:

@@ -34,13 +34,12 @@ from qx_supervisor import (
     SubmitError,
     backoff,
     guard,
-    harvest,
     local,
+    results_fetch,
     run,
     submit,
-    unanswered,
-    worker,
 )
+from qx_supervisor.flight import lost_answer, submission
 from qx_supervisor.link import link
 from qx_supervisor.service import is_of_the_service, is_token_outage, outages
 
@@ -151,7 +150,7 @@ def test_a_refusal_in_flight_ends_nothing_however_long(
     assert (told.stage, told.job_id) == ("poll", held.job_id)
     assert "nothing is cancelled for it" in told.detail or "cancel() or timeout= ends the run" in told.detail
     assert not held.done()
-    assert link.is_guarded(held._worker.run_id)
+    assert link.is_guarded(held._flight.core.run_id)
     ibm.scenario({})
     ibm.hold(None)
     result = held.result(60)
@@ -184,7 +183,7 @@ def test_a_timeout_ends_a_run_that_is_refused(ibm: local.Service, call: Call, fa
     call.until("queued")
     faults("GET", ONE_JOB, {"status": 403, "times": 10_000})
     call.until("refused, retrying")
-    threading.Thread(target=held._worker._time_out).start()
+    threading.Thread(target=held._flight._time_out).start()
     ibm.wait_for("POST", JOBS + "/*/cancel")
     ibm.scenario({})
     with pytest.raises(RunTimeout, match="cancel"):
@@ -387,7 +386,7 @@ def test_results_that_are_given_once_are_never_thrown_away(
     ibm: local.Service, call: Call, faults: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They came, could not be decoded, and are deleted: their text is in the error, also in another process."""
-    monkeypatch.setattr(harvest, "RESULTS_SECONDS", 0.5)  # instead of ten minutes
+    monkeypatch.setattr(results_fetch, "RESULTS_SECONDS", 0.5)  # instead of ten minutes
     text = '{"schema_version": "of a later release", "data": [1, 2, 3]}'
     once = {"body": text, "content_type": "application/json"}
     faults("GET", RESULTS, PAGE, once, {"status": 404, "times": 10_000})
@@ -405,14 +404,14 @@ def test_their_text_is_in_the_timeout_too(ibm: local.Service, call: Call, faults
     faults("GET", RESULTS, {"body": "spoilt", "times": 10_000})
     held = call.begin(timeout=3600)
     call.until("results spoilt, retrying")
-    held._worker._time_out()
+    held._flight._time_out()
     with pytest.raises(RunTimeout, match="had finished by then") as caught:
         held.result(60)
     assert caught.value.raw == "spoilt"
 
 
 def test_results_are_asked_for_long_enough() -> None:
-    assert harvest.RESULTS_SECONDS >= 600
+    assert results_fetch.RESULTS_SECONDS >= 600
 
 
 @pytest.mark.long
@@ -474,7 +473,7 @@ def test_a_post_that_made_no_job_is_sent_again(
     ibm: local.Service, way: Call, faults: Scenario, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     monkeypatch.setattr(outages, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(unanswered, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(lost_answer, "LOOK_SECONDS", 0.5)
     faults("POST", JOBS, LOST[answer])
     result = way.begin().result(60)
     assert way.is_right(result)
@@ -485,7 +484,7 @@ def test_a_post_that_made_no_job_is_sent_again(
 def test_an_answer_that_is_lost_twice_ends_the_run(
     ibm: local.Service, way: Call, faults: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unanswered, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(lost_answer, "LOOK_SECONDS", 0.2)
     faults("POST", JOBS, {"drop_connection": True, "times": 2})
     with pytest.raises(SubmitError, match="the submission got no answer"):
         way.begin().result(60)
@@ -627,8 +626,8 @@ def test_an_outage_before_the_submission_is_waited_out(ibm: local.Service, backe
 def test_an_outage_at_each_step_before_the_submission(
     ibm: local.Service, faults: Scenario, monkeypatch: pytest.MonkeyPatch, kind: str, step: str, outage: str
 ) -> None:
-    monkeypatch.setattr(unanswered, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(worker, "_RATE_LIMIT_PAUSE", 0.1)
+    monkeypatch.setattr(lost_answer, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(submission, "RATE_LIMIT_PAUSE", 0.1)
     call = Call(ibm.service(), kind)  # one that has read nothing yet
     times = {"times": 1} if step == "the POST" and outage != "503" else {}
     faults("POST" if step == "the POST" else "GET", STEPS[step], {**OUTAGES[outage], **times})
@@ -687,7 +686,7 @@ def test_a_reserved_backend_is_waited_for(
     ibm: local.Service, call: Call, faults: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """423 waits as 429 does."""
-    monkeypatch.setattr(worker, "_RATE_LIMIT_PAUSE", 0.1)
+    monkeypatch.setattr(submission, "RATE_LIMIT_PAUSE", 0.1)
     faults("POST", JOBS, {"status": 423, "times": 2}, {"status": 423, "retry_after": 0})
     result = call.begin().result(60)
     assert call.states().count("backend reserved, waiting") == 3

@@ -14,7 +14,7 @@ from .group import debug_option, json_option
 from .results import FIELDS
 
 if TYPE_CHECKING:
-    from ..harvest import Harvest
+    from ..results_fetch import ResultsFetch
     from ..watcher import remote
 
 T = TypeVar("T")
@@ -81,33 +81,29 @@ class _Patient:
         from ..poller import ask
         from ..watcher import remote
 
-        patience = Backoff(stage, self.job_id, self.say, believes=REFUSED_SECONDS if believes else None)
-        while True:
-            try:
-                answer = ask(there, question)
-            except remote.RemoteError as error:
-                if error.status in believes:
-                    raise
-                self.sleep(patience.failed(error))
-            else:
-                patience.answered()
-                return answer
+        def passing(error: Exception) -> Exception:
+            if isinstance(error, remote.RemoteError) and error.status in believes:
+                raise error
+            return error
 
-    def harvest(self, there: remote.Remote, harvest: Harvest) -> Any:
+        backoff = Backoff(stage, self.job_id, self.say, believes=REFUSED_SECONDS if believes else None)
+        return backoff.until_answered(lambda: ask(there, question), self.sleep, passing)
+
+    def fetch(self, there: remote.Remote, fetch: ResultsFetch) -> Any:
         """Request the job's results until they arrive.
 
         Raises:
             RunError: They can't be obtained.
         """
-        from ..harvest import Spoilt
         from ..poller import ask
+        from ..results_fetch import Corrupt
         from ..watcher import remote
 
         while True:
             try:
-                return harvest.decode(ask(there, lambda: there.results(self.job_id)))
-            except (remote.RemoteError, Spoilt) as error:
-                self.sleep(harvest.failed(error))
+                return fetch.decode(ask(there, lambda: there.results(self.job_id)))
+            except (remote.RemoteError, Corrupt) as error:
+                self.sleep(fetch.failed(error))
 
     def sleep(self, seconds: float) -> None:
         """Sleep, at most until the time is up.
@@ -161,12 +157,12 @@ def _fetch(patient: _Patient, client: Any, state: remote.JobState) -> Any:
     """Fetch the job's result and its cost."""
     from .. import queue_info
     from .. import service as qiskit_service
-    from ..harvest import Harvest
     from ..result import RunResult
+    from ..results_fetch import ResultsFetch
     from ..watcher import remote
 
     there, job_id = qiskit_service.remote_of(client), patient.job_id
-    decoded = patient.harvest(there, Harvest(job_id, qiskit_service.decoders_for(state.reply), patient.say))
+    decoded = patient.fetch(there, ResultsFetch(job_id, qiskit_service.decoders_for(state.reply), patient.say))
     cost = None
     with contextlib.suppress(remote.RemoteError):
         cost = queue_info.read(state.reply, there.metrics(job_id)).qpu_seconds

@@ -36,7 +36,7 @@ from .circuits import check_angles, not_isa, to_isa
 from .error_origin import is_of_the_service
 from .failures import describe, is_ambiguous, is_answered, is_unauthorized, said, status_of, unsent
 from .outages import is_token_outage, noticing, outage
-from .post import TAGS, Submission, submit, unwatch_session, watch_session
+from .post import TAGS, PatientSubmission, Submission, submit, unwatch_session, watch_session
 from .primitives import (
     class_of,
     decode,
@@ -54,6 +54,7 @@ __all__ = [
     "TAGS",
     "Adopter",
     "Guardable",
+    "PatientSubmission",
     "Submission",
     "Target",
     "account_name",

@@ -1,4 +1,4 @@
-"""Whose an exception is: the network's and the service's, or the program's own."""
+"""Where an exception comes from: the network and the service, or the program itself."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ASKERS = (
     "requests",
     "urllib3",
 )
-"""What asks the service, and reads its answers."""
+"""The modules that ask the service, and read its answers."""
 
 
 def is_of_the_service(error: BaseException) -> bool:
-    """Whether an exception comes of the network or the service, and so says nothing of what the program wants.
+    """Whether an exception comes of the network or the service, and so says nothing about what the program wants.
 
-    A limit of the program's own (`job.result(timeout=...)`), its own faults, and what it raises itself are its own;
+    A time limit that the program set (`job.result(timeout=...)`), its faults, and what it raises itself are its own;
     what it raises `from` a failure of the service is the service's.
     """
     if isinstance(error, BaseExceptionGroup):
@@ -48,7 +48,7 @@ def _is_by_its_type(error: Exception) -> bool:
 
     network = (ConnectionError, socket.gaierror, socket.herror, ssl.SSLError, http.client.HTTPException)
     libraries = (requests.RequestException, urllib3.exceptions.HTTPError, ibm_cloud_sdk_core.ApiException)
-    # What the service says of one job is no wish about the others.
+    # What the service says about one job says nothing about the others.
     client = (IBMError, RuntimeJobFailureError)
     return isinstance(error, (*network, *libraries, *client)) and not isinstance(error, IBMInputValueError)
 
@@ -64,7 +64,7 @@ def _is_raised_by_an_asker(error: Exception) -> bool:
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if name.partition(".")[0] != json.__name__:  # by whom the text was to be read
+        if name.partition(".")[0] != json.__name__:  # whoever had the text read
             asker = name
         trace = trace.tb_next
     return any(asker == each or asker.startswith(f"{each}.") for each in _ASKERS)

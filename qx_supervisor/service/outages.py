@@ -1,8 +1,8 @@
-"""Outages: requests of Qiskit's client that nobody answered, also those whose failure the client keeps to itself.
+"""Outages: requests of Qiskit's client that nobody answered, including those whose failure the client hides.
 
-The client waits without end for an answer that does not come, and where it looks for a backend it takes every failure
-for "there is none". So a run that prepares its submission notices what its requests have met with, and each of them
-has an end.
+The client waits for ever for an answer that does not come, and when it looks for a backend it takes every failure for
+"there is none". So a run that prepares its submission collects the failures of the client's requests, and gives each
+request a timeout.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .failures import unsent
 from .post import HOOKED, hooking, is_hooked, noticed
 
 ANSWER_SECONDS = 60.0
-"""How long the answer to the POST of a job may take. The client's own 900 s are a quarter of an hour in which nobody
-notices that a balancer has forgotten the connection; and a job that was made all the same is found by its tag."""
+"""How long the answer to the POST of a job may take. With the client's own 900 s nobody would notice for a quarter of
+an hour that a load balancer has dropped the connection; and a job that was made all the same is found by its tag."""
 
 
 class Unreachable(RunError):
@@ -30,7 +30,7 @@ class Unreachable(RunError):
 
 @contextmanager
 def noticing() -> Iterator[list[Exception]]:
-    """Notice what the client's requests in this context have met with, and give each of them an end."""
+    """Collect the failures of the client's requests in this context, and give each request a timeout."""
     _install()
     failures: list[Exception] = []
     token = noticed.set(failures)
@@ -73,17 +73,17 @@ def _noticed_by(request: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _looks_like_json(reply: Any) -> bool:
-    """Whether it begins and ends as JSON does: the client will read it, but may keep to itself that it could not."""
+    """Whether it begins and ends as JSON does: the client will read it, but may hide that it could not."""
     text = reply.content.strip()
     return reply.status_code == 204 or (text[:1] in (b"{", b"[") and text[-1:] in (b"}", b"]"))
 
 
 def outage(error: Exception, others: Sequence[Exception] = ()) -> remote.Transient | None:
-    """What may pass of a failure before the submission; None if it is there to stay.
+    """The outage behind a failure before the submission; None if it will not pass.
 
     Args:
         error: What was raised.
-        others: What the client's requests had met with until then.
+        others: The failures of the client's requests until then.
     """
     return next(filter(None, map(_outage, (error, *others))), None)
 
@@ -115,7 +115,7 @@ def _of_request(error: Any) -> remote.Transient | None:
         return remote.Transient(f"the service answered {status[1] if status else 'with errors'}")
     if isinstance(error, requests.JSONDecodeError):
         return remote.Transient("the service's answer was no JSON: a login page?")
-    if isinstance(error, ValueError):  # an address, or a proxy's, that can't be one
+    if isinstance(error, ValueError):  # an invalid address, of the service or a proxy
         return None
     what = "no connection" if unsent(error) else "no answer"
     return remote.Transient(f"{what} ({type(error).__name__})")  # its text may quote a proxy's password
@@ -128,5 +128,5 @@ def _by_status(status: int, who: str, retry_after: str | None = None) -> remote.
 
 
 def is_token_outage(reason: str) -> bool:
-    """Whether a watcher that can't guard a run says that the token service is out of order, and not that it refuses."""
+    """Whether a watcher can't guard a run because the token service is down, rather than because it refuses."""
     return "the token service" in reason and not re.search(r"answered 4(?!08|29)\d\d", reason)

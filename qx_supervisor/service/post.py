@@ -19,9 +19,11 @@ from .instances import at_its_instance, noting, submitting_to
 class Submission(Protocol):
     """What a run wants to know of, and say to, its own submission."""
 
-    tags: tuple[str, ...]
     max_execution_time: int | None
-    is_patient: bool
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that are put on the job."""
 
     def posting_at(self, client: Any) -> None:
         """Called first, with the official REST client by which the POST will leave: its instance gets the job."""
@@ -32,11 +34,29 @@ class Submission(Protocol):
     def before_retry(self) -> None:
         """Called before the client sends once more a POST that may have left; may raise likewise."""
 
+    def posted(self, job_id: str) -> None:
+        """Called with the new job's id, before anything else can go wrong."""
+
+    def after_post(self, *, ambiguous: bool) -> None:
+        """Called at the end of it all. Ambiguous: it failed, and may have made a job all the same."""
+
+
+class PatientSubmission(Submission):
+    """A submission that sees to failures itself. Of any other, the client's errors are raised as they are."""
+
+    def after_post(self, *, ambiguous: bool) -> None:
+        """Do nothing: whoever is patient has seen how it went."""
+
+    def advised(self, message: str) -> None:
+        """Called with what the client warns of before the POST."""
+        raise NotImplementedError
+
     def put_off(self, status: int, seconds: float | None) -> None:
-        """Called after an answer that puts the POST off, if patient; returns when it may leave again, or raises."""
+        """Called after an answer that puts the POST off; returns when it may leave again, or raises."""
+        raise NotImplementedError
 
     def unanswered(self, error: Exception) -> str | None:
-        """Called after a POST that came to no job's id, if patient.
+        """Called after a POST that came to no job's id.
 
         Returns:
             The id of the job that it has made all the same; None to send it again.
@@ -44,12 +64,7 @@ class Submission(Protocol):
         Raises:
             Exception: The error itself, where that is the end.
         """
-
-    def posted(self, job_id: str) -> None:
-        """Called with the new job's id, before anything else can go wrong."""
-
-    def after_post(self, *, ambiguous: bool) -> None:
-        """Called at the end of it all. Ambiguous: it failed, and may have made a job all the same."""
+        raise NotImplementedError
 
 
 PUT_OFF = (423, 425, 429)
@@ -60,7 +75,7 @@ TAGS = 8
 """The most that IBM Quantum allows a job."""
 
 noticed: ContextVar[list[Exception] | None] = ContextVar("qx_noticed", default=None)
-"""What the client's requests have met with, where somebody notices that and asks again by himself: `outages`."""
+"""The failures of the client's requests, in a context that collects them and retries by itself: see `outages`."""
 
 _submission: ContextVar[Submission | None] = ContextVar("qx_submission", default=None)
 _sessions: dict[str, Submission] = {}
@@ -73,7 +88,7 @@ hooking = threading.Lock()
 os.register_at_fork(after_in_child=hooking._at_fork_reinit)  # type: ignore[attr-defined]
 
 HOOKED = "__qx_hooked__"
-"""What a method of the client's has that is ours."""
+"""The attribute that marks a method of the client's as replaced."""
 
 
 def submit(
@@ -151,14 +166,14 @@ def hook_services() -> None:
 def _advised(message: str) -> bool:
     submission = _submission.get()
     # A run of ours; whoever is asked about the POST alone is not known yet.
-    advised = getattr(submission, "advised", None)
-    if advised is not None:
-        advised(message)
-    return advised is not None
+    if not isinstance(submission, PatientSubmission):
+        return False
+    submission.advised(message)
+    return True
 
 
 def is_hooked(method: Callable[..., Any]) -> bool:
-    """Whether a method of the client's is ours by now."""
+    """Whether a method of the client's has been replaced."""
     return hasattr(method, HOOKED)
 
 
@@ -204,7 +219,7 @@ def _post(submission: Submission, client: Any, program_run: Callable[..., Any], 
                 job_id = str(reply["id"])
             except Exception as error:
                 refusal = api_error(error)
-                if not submission.is_patient:
+                if not isinstance(submission, PatientSubmission):
                     ambiguous = is_ambiguous(error)
                     raise
                 if refusal is not None and refusal.status_code in PUT_OFF:
@@ -229,7 +244,7 @@ def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
         may_have_left = not isinstance(error, Exception) or not unsent(error)
         if noticed.get() is not None and isinstance(error, Exception) and is_late(error):
             raise error  # half a minute was waited for it: the user is to hear of that before it is asked again
-        if submission is not None and submission.is_patient and error is not None and may_have_left:
+        if isinstance(submission, PatientSubmission) and error is not None and may_have_left:
             raise error  # sent again without a look, it may make a second job
         more = increment(retry, method, url, *args, **kwargs)  # raises where there is to be no other try
         if submission is not None and may_have_left:

@@ -100,13 +100,13 @@ say("result", job.job_id())
 """A driver of Qiskit's own, which asks again when the service has failed it."""
 
 PAUSE_AT_INTENT = """
-from qx_supervisor import worker
-begin = worker.Worker._begin_post
+from qx_supervisor.flight.submission import Submission
+begin = Submission.begin_post
 def begin_later(self):
     say("intent")
     time.sleep(0.1)
     begin(self)
-worker.Worker._begin_post = begin_later
+Submission.begin_post = begin_later
 drive()
 """
 
@@ -174,12 +174,12 @@ signal.pause()
 """
 
 CLOSE_DESCRIPTORS = """
-from qx_supervisor import worker
-abandon = worker.Worker.abandon
+from qx_supervisor.flight import Flight
+abandon = Flight.abandon
 def abandon_aloud(self, *arguments, **more):
     say("gives-up", time.monotonic_ns())
     return abandon(self, *arguments, **more)
-worker.Worker.abandon = abandon_aloud
+Flight.abandon = abandon_aloud
 def close_at_queued(status):
     tell(status)
     if status.state == "queued":

@@ -52,12 +52,14 @@ UNSAID: dict[str, Any] = {
     "tags": (),
     "max_execution_time": None,
     "on_unprotected": "raise",
+    "key": None,
+    "grace": 0.0,
 }
 
 
 def request(pubs: Any, backend: Any = "ibm_brisbane", **given: Any) -> Request:
     """A call of `run`, checked."""
-    return check(pubs, backend, **(UNSAID | given))
+    return check({"pubs": pubs, "backend": backend} | UNSAID | given)
 
 
 def estimate(pubs: Any, **given: Any) -> Request:

@@ -1,43 +1,25 @@
-"""A submission whose answer was lost: the job that it may have made is looked for by its tag.
+"""The search for the job of a POST that nobody answered.
 
-No answer is no word on the job. The POST may never have arrived, or the job may be in the queue already; sent again
-without a look, it would be there twice. So the job is looked for, and is the run's once it is found.
+No answer says nothing about the job. The POST may never have arrived, or the job may be queued already; sent again
+without a look, it would be there twice. So the job is looked for by its tag, and once found it is the run's.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from .backoff import Backoff
-from .launch import sweep_window
-from .poller import ask
-from .watcher import remote
+from ..backoff import Backoff
+from ..launch import sweep_window
+from ..poller import ask
+from ..watcher import remote
 
 LOOK_SECONDS = 30.0
-"""How long the job is looked for, before the POST is sent again. One that turns up later is a duplicate, and the
-watcher, which goes on looking, cancels it."""
+"""How long the job is looked for before the POST is sent again. One that turns up later is a duplicate, which the
+watcher cancels: it goes on sweeping."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0  # between two looks
-
-
-@dataclass
-class Posts:
-    """What has become of a run's POSTs so far.
-
-    Attributes:
-        several: More than one may have left, and each may have made a job.
-        lost: One of them got no answer at all.
-        found: The job that was found by its tag, or "".
-        earlier: Jobs under the tag that were over before the first of them left.
-    """
-
-    several: bool = False
-    lost: bool = False
-    found: str = ""
-    earlier: frozenset[str] = frozenset()
 
 
 def find_job(
@@ -59,17 +41,18 @@ def find_job(
     Returns:
         The job's id, or "".
     """
-    patience = Backoff("submit", None, say)
+    backoff = Backoff("submit", None, say)
     until = time.monotonic() + min(LOOK_SECONDS, sweep_window())
     pause = _FIRST_PAUSE
-    while True:
+    is_last = False
+
+    def look() -> dict[str, remote.JobState]:
+        nonlocal is_last
         is_last = time.monotonic() >= until
-        try:
-            found = ask(there, lambda: there.tagged(tag))
-        except remote.RemoteError as error:  # however long it takes: only a list says that there is none
-            sleep(patience.failed(error))
-            continue
-        patience.answered()
+        return ask(there, lambda: there.tagged(tag))
+
+    while True:
+        found = backoff.until_answered(look, sleep)  # however long that takes: only a list says that there is none
         made = {job: state for job, state in found.items() if job not in earlier}
         if made or is_last:
             return _best_of(made)

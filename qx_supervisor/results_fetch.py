@@ -1,8 +1,8 @@
-"""The results of a job that is completed: they are billed, so they are asked for until they are there.
+"""The results of a completed job: they are billed, so they are asked for until they are there.
 
-Whatever the first answer is - a login page, half a text, a refusal -, the next one may be the results. Only what has
-been wrong for ten minutes is believed. What came all the same, and can't be decoded here, is the user's: the error has
-it, since the results of a private job are given once.
+Whatever the first answer is (a login page, half a text, a refusal), the next one may be the results. Only what has
+been wrong for ten minutes is believed. An answer that can't be decoded here is attached to the error, since the results
+of a private job are given only once.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ from .errors import RunError, Stage
 from .watcher import remote
 
 RESULTS_SECONDS = 600.0
-"""How long results that are spoilt, or that the service says there are not, are asked for again."""
+"""How long results are asked for again that come corrupt, or that the service says there are not."""
 
-_PASSING = (401, 403, 407, 451)  # a gateway's words, or about the account, and none on the results
+_PASSING = (401, 403, 407, 451)  # said by a gateway, or of the account, and not of the results
 
 
-class Spoilt(Exception):
+class Corrupt(Exception):
     """What came is no result."""
 
 
-class Harvest:
+class ResultsFetch:
     """The results of one job, so far.
 
     Args:
         job_id: The job.
         decoders: What decodes them.
-        say: Tells the user, as `Worker` does.
+        say: Tells the user a stage, a state and a detail.
+
+    Attributes:
+        raw: What came that is most likely to be the results, undecoded; or None.
     """
 
     def __init__(self, job_id: str, decoders: Sequence[Any], say: Callable[[Stage, str, str], None]) -> None:
         self._job_id = job_id
         self._decoders = decoders
-        self._patience = Backoff("results", job_id, say)
+        self._backoff = Backoff("results", job_id, say)
         self._wrong_since: float | None = None
         self.raw: str | None = None
 
@@ -47,28 +50,28 @@ class Harvest:
         """What came, decoded.
 
         Raises:
-            Spoilt: It is no result.
+            Corrupt: It is no result.
         """
         try:
             decoded = service.decode(self._decoders, text)
         except Exception as error:
             self._keep(text)
-            raise Spoilt(f"they can't be decoded: {service.describe(error)}") from error
+            raise Corrupt(f"they can't be decoded: {service.describe(error)}") from error
         if not service.is_result(decoded):  # Qiskit hands a text that is no JSON on as it is
             self._keep(text)
-            raise Spoilt(f"they are no result but {_shown(text)}")
-        self._patience.answered()
+            raise Corrupt(f"they are no result but {_shown(text)}")
+        self._backoff.answered()
         return decoded
 
     def failed(self, error: Exception) -> float:
-        """They did not come, or came spoilt.
+        """They did not come, or came corrupt.
 
         Returns:
             The seconds to wait before they are asked for again.
 
         Raises:
             RunError: They have been wrong for ten minutes.
-            Exception: The error itself, where it is neither `Spoilt` nor one of `remote`'s.
+            Exception: The error itself, where it is neither `Corrupt` nor one of `remote`'s.
         """
         if _is_about_them(error):
             now = time.monotonic()
@@ -76,7 +79,7 @@ class Harvest:
                 self._wrong_since = now
             if now - self._wrong_since >= RESULTS_SECONDS:
                 raise self._given_up(error) from error
-        return self._patience.spoilt(str(error)) if isinstance(error, Spoilt) else self._patience.failed(error)
+        return self._backoff.corrupt(str(error)) if isinstance(error, Corrupt) else self._backoff.failed(error)
 
     def _given_up(self, error: Exception) -> RunError:
         again = f"service.job({self._job_id!r}).result()"
@@ -94,7 +97,7 @@ class Harvest:
 
 def _is_about_them(error: Exception) -> bool:
     """Whether it says of the results that they are not to be had, and not only that nobody can be asked."""
-    if isinstance(error, Spoilt):
+    if isinstance(error, Corrupt):
         return True
     if not isinstance(error, remote.RemoteError) or isinstance(error, remote.Transient):
         return False
