@@ -20,7 +20,7 @@ import time
 import uuid
 from typing import Any
 
-from . import exit_status, service
+from . import exit_status, forks, service
 from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
 from .reap import reap_in_background
@@ -304,7 +304,7 @@ def _log_report(report: protocol.Report) -> None:
 
 
 _adopter = Adopter()
-os.register_at_fork(after_in_child=_adopter.forget)
+forks.reset_in_child(_adopter.forget)
 
 
 def install() -> None:

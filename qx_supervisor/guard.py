@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from . import service
+from . import forks, service
 from .errors import ConfigError
 from .link import Guarded, link
 from .poller import Poller, poller_of
@@ -111,7 +111,7 @@ def guard(*targets: Any, owner: bool = True) -> Guard:
 _outliving: dict[str, _GuardedTarget] = {}
 """What is still guarded after the end of its block, by the id of the job or session."""
 
-os.register_at_fork(after_in_child=_outliving.clear)
+forks.reset_in_child(_outliving.clear)
 
 
 class _GuardedTarget:

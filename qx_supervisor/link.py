@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from . import placement, shared_ledger
+from . import forks, placement, shared_ledger
 from .errors import WatcherError
 from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
 from .watcher import ledger, protocol
@@ -655,4 +654,4 @@ def _write_down(guarded: Guarded) -> None:
 
 
 link = Link()
-os.register_at_fork(after_in_child=link.forget)
+forks.reset_in_child(link.forget)

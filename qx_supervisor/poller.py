@@ -8,7 +8,6 @@ interval, and none waits for the others' turn. A list shows only jobs that are n
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 import weakref
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from . import forks
 from .threads import Timer, asking, timers
 from .watcher import cancel, remote
 
@@ -190,7 +190,7 @@ def ask(there: remote.Remote, question: Callable[[], T]) -> T:
 
 
 _pollers: weakref.WeakValueDictionary[int, Poller] = weakref.WeakValueDictionary()
-_making = threading.Lock()
+_making = forks.make_lock()
 
 
 def poller_of(there: remote.Remote, tag: str) -> Poller:
@@ -202,9 +202,4 @@ def poller_of(there: remote.Remote, tag: str) -> Poller:
         return known
 
 
-def _begin_anew() -> None:
-    _pollers.clear()
-    _making._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-os.register_at_fork(after_in_child=_begin_anew)
+forks.reset_in_child(_pollers.clear)

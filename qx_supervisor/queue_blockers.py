@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import threading
 import time
 import weakref
 from typing import Any
 
-from . import threads
+from . import forks, threads
 from .watcher import remote, service_messages
 
 FIRST_LOOK = 2.0
@@ -112,7 +111,7 @@ def _number(value: Any) -> float | None:
 
 
 _known_blockers: weakref.WeakValueDictionary[tuple[int, str], QueueBlockers] = weakref.WeakValueDictionary()
-_making = threading.Lock()
+_making = forks.make_lock()
 
 
 def blockers_of(api: remote.Remote, backend: str) -> QueueBlockers:
@@ -124,9 +123,4 @@ def blockers_of(api: remote.Remote, backend: str) -> QueueBlockers:
         return known
 
 
-def _reset_after_fork() -> None:
-    _known_blockers.clear()
-    _making._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
+forks.reset_in_child(_known_blockers.clear)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import os
 import sys
 import threading
 import time
@@ -17,6 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
+
+from . import forks
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -232,4 +233,4 @@ def _forget_all() -> None:
         each.forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+forks.reset_in_child(_forget_all)

@@ -9,13 +9,12 @@ starts a new watcher, and must not wait for a terminal that was stopped with Ctr
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .. import forks
 from .view import printable
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ logger = logging.getLogger("qx_supervisor")
 
 _open: weakref.WeakSet[Panel] = weakref.WeakSet()
 _waiting: deque[str] = deque(maxlen=100)
-_changing = threading.Lock()
+_changing = forks.make_lock()
 
 
 class _Notices(logging.Handler):
@@ -64,10 +63,4 @@ def leave(panel: Panel) -> None:
         _open.discard(panel)
 
 
-def _reset_after_fork() -> None:
-    global _changing  # noqa: PLW0603 - a thread of the parent's may have held it
-    _changing = threading.Lock()
-    _waiting.clear()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
+forks.reset_in_child(_waiting.clear)

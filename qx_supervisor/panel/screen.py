@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
+from .. import forks
 from ..descriptors import is_writable
 from .streams import Redirection, is_terminal, original
 
@@ -411,4 +412,4 @@ def _columns(text: str) -> int:
 
 
 screen = Screen()
-os.register_at_fork(after_in_child=screen.reset_after_fork)
+forks.reset_in_child(screen.reset_after_fork)

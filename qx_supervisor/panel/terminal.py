@@ -6,11 +6,10 @@ All runs of the process share the screen; each has its own `Terminal`.
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from .. import forks
 from ..pub_results import expectation_lines, histogram
 from ..result import RunResult
 from ..status import Status
@@ -29,7 +28,7 @@ _BAR_WIDTH = 32
 _SHOWN_BITS = 11  # at either end of a long bit string
 
 _open: dict[Terminal, View] = {}
-_changing = threading.Lock()
+_changing = forks.make_lock()
 _frame = itertools.count()
 
 
@@ -242,10 +241,4 @@ def _job(view: View) -> Text:
     return Text(view.job_id or "–", style=f"link {view.url}" if view.url else "")
 
 
-def _reset_after_fork() -> None:
-    global _changing  # noqa: PLW0603 - a thread of the parent's may have held it
-    _changing = threading.Lock()
-    _open.clear()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
+forks.reset_in_child(_open.clear)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import os
-import threading
 import time
 import weakref
 from typing import Any
 from urllib.parse import urlsplit
 
+from .. import forks
 from ..watcher import ledger, protocol, remote
 
 _remotes: weakref.WeakKeyDictionary[Any, remote.Remote] = weakref.WeakKeyDictionary()
 _accounts: dict[tuple[str, ...], str] = {}
-_naming = threading.Lock()
+_naming = forks.make_lock()
 
 
 def account_name(client: Any) -> str:
@@ -67,7 +66,7 @@ def credentials(client: Any, *, fetch: bool = True) -> protocol.Credentials:
     )
 
 
-_fetching = threading.Lock()
+_fetching = forks.make_lock()
 
 
 def _token(manager: Any) -> str:
@@ -83,10 +82,7 @@ def _has_valid_token(manager: Any) -> bool:
     return bool(manager.access_token) and manager.expire_time > time.time() + 60
 
 
-# A forked child must not use its parent's connections, nor wait for a lock that a thread of the parent holds.
-os.register_at_fork(after_in_child=_remotes.clear)
-os.register_at_fork(after_in_child=_fetching._at_fork_reinit)  # type: ignore[attr-defined]
-os.register_at_fork(after_in_child=_naming._at_fork_reinit)  # type: ignore[attr-defined]
+forks.reset_in_child(_remotes.clear)
 
 
 def remote_of(client: Any) -> remote.Remote:

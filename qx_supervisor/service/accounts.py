@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from dataclasses import dataclass
 from typing import Any
 
+from .. import forks
 from ..errors import ConfigError, RunError
 from . import saved_accounts
 from .access import address, clients_of
@@ -21,11 +21,8 @@ NONE_SAVED = (
     "pass service=..."
 )
 
-_default_lock = threading.Lock()
+_default_lock = forks.make_lock()
 _default: tuple[Any, Any] | None = None  # what the service was made from, and the service
-
-# A thread of the parent's may have held it.
-os.register_at_fork(after_in_child=_default_lock._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def default_service(instance: str | None = None) -> Any:

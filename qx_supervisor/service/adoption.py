@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .. import forks
 from .connections import own_connections
 from .post import HOOKED, Submission, hook_services, hooking, install_hooks, is_hooked, keep_all
 
@@ -120,4 +120,4 @@ def _own_all_connections() -> None:
     own_connections(list(_clients))
 
 
-os.register_at_fork(after_in_child=_own_all_connections)  # after the hook of `connections`
+forks.reset_in_child(_own_all_connections)  # after the reset of `connections`

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import Any
+
+from .. import forks
 
 _forked = False
 _owned: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -28,4 +29,4 @@ def _reset_after_fork() -> None:
     _owned.clear()
 
 
-os.register_at_fork(after_in_child=_reset_after_fork)
+forks.reset_in_child(_reset_after_fork)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
-import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from .. import forks
 from ..watcher import remote
 from . import client_warnings
 from .failures import api_error, is_ambiguous, is_late, unsent
@@ -81,11 +80,8 @@ _submission: ContextVar[Submission | None] = ContextVar("qx_submission", default
 _sessions: dict[str, Submission] = {}
 _keeper_of_all: Callable[[Any, int, str, Submission | None], Submission] | None = None
 
-hooking = threading.Lock()
+hooking = forks.make_lock()
 """Held while methods of the client's are replaced."""
-
-# A thread that is not in a forked child may have held it.
-os.register_at_fork(after_in_child=hooking._at_fork_reinit)  # type: ignore[attr-defined]
 
 HOOKED = "__qx_hooked__"
 """The attribute that marks a method of the client's as replaced."""
