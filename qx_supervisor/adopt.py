@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import sys
 import threading
 import time
 import uuid
 from typing import Any
 
-from . import exit_status, forks, service
+from . import exit_status, forks, service, settings
 from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
 from .reap import reap_in_background
@@ -32,8 +31,6 @@ logger = logging.getLogger("qx_supervisor")
 EXIT_SECONDS = 1.0
 """Seconds that the interpreter's end waits for a watcher that is being restarted, or is told to stand down."""
 
-KEEP_ON_EXIT = "QX_KEEP_ON_EXIT"
-ON_UNPROTECTED = "QX_ON_UNPROTECTED"
 """The options of `qx-supervisor exec`, for every process of the tree."""
 
 
@@ -131,7 +128,7 @@ class Adopter:
         if not unfinished:
             return
         why = ""
-        if os.environ.get(KEEP_ON_EXIT):
+        if settings.keeps_on_exit():
             status, why = exit_status.status()
             if status == 0:
                 unfinished = self._keep(unfinished)
@@ -208,7 +205,7 @@ class Submission:
         try:
             link.announce(self._guarded, source_of(self._client))
         except WatcherError as error:
-            if not is_submitted_unprotected():
+            if not settings.submits_unprotected():
                 link.stand_down(self._guarded.run)
             unprotected("nothing was submitted", error)
         except BaseException:
@@ -256,18 +253,13 @@ def source_of(client: Any) -> CredentialsSource:
     return functools.partial(service.credentials, client)
 
 
-def is_submitted_unprotected() -> bool:
-    """Whether a job that can't be guarded is submitted anyway."""
-    return os.environ.get(ON_UNPROTECTED) == "warn"
-
-
 def unprotected(consequence: str, error: WatcherError) -> None:
     """Refuse what can't be guarded, or warn, depending on `--on-unprotected`.
 
     Raises:
         WatcherError: It is refused.
     """
-    if is_submitted_unprotected():
+    if settings.submits_unprotected():
         say(f"what follows is not guarded: {error.reason}")
         return
     raise WatcherError(
@@ -310,7 +302,7 @@ forks.reset_in_child(_adopter.forget)
 def install() -> None:
     """Install the hooks. Called when Qiskit's client has been loaded or reloaded."""
     service.be_adopted(_adopter)
-    if os.environ.get(KEEP_ON_EXIT):
+    if settings.keeps_on_exit():
         exit_status.watch()
 
 

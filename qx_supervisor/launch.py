@@ -38,8 +38,6 @@ START_SECONDS = 30.0
 BOOT = Path(host_identity.__file__).with_name("boot.py")
 """What a watcher's interpreter runs, of this installation's watcher."""
 
-PLACEMENT = "QX_WATCHER_PLACEMENT"
-
 _PACKAGES = ("psutil", "multiprocess", "requests", "ibm_cloud_sdk_core")
 
 
@@ -133,30 +131,6 @@ class _Beside:
         return self.ours
 
 
-def sweep_window() -> float:
-    """The sweep window (`protocol.SWEEP_WINDOW`), in seconds.
-
-    Raises:
-        WatcherError: If `QX_SWEEP_WINDOW` is no number of seconds.
-    """
-    return settings.seconds("QX_SWEEP_WINDOW", protocol.SWEEP_WINDOW)
-
-
-def where(placement: str = "") -> str:
-    """Where to start a watcher: "here" or "systemd".
-
-    Args:
-        placement: As for `start`.
-
-    Raises:
-        WatcherError: If `QX_WATCHER_PLACEMENT` is something else.
-    """
-    found = placement or os.environ.get(PLACEMENT) or "here"
-    if found not in ("here", "systemd"):
-        raise WatcherError("config", f"{PLACEMENT} is {found!r}; it may be here (as if unset) or systemd")
-    return found
-
-
 def start(placement: str = "") -> Starting:
     """Start a watcher for this process; that takes some milliseconds.
 
@@ -167,7 +141,7 @@ def start(placement: str = "") -> Starting:
     Raises:
         WatcherError: If it can't be started; the text says why, and what to do.
     """
-    asked = where(placement)
+    where = placement or settings.placement()
     executable = _interpreter()
     me = os.getpid()
     ticks = host_identity.start_ticks(me)
@@ -180,11 +154,11 @@ def start(placement: str = "") -> Starting:
         "start_ticks": ticks,
         "path": _package_folders(),
         "state": _state_directory(),
-        "sweep_window": sweep_window(),
-        "lease_seconds": shared_ledger.lease_seconds(),
+        "sweep_window": settings.sweep_window(),
+        "lease_seconds": settings.lease_seconds(),
     }
     try:
-        if asked == "systemd":
+        if where == "systemd":
             from . import systemd_launch  # not needed by most
 
             return systemd_launch.start(command, order)
@@ -221,7 +195,7 @@ def launch(begun: Starting | None = None) -> WatcherProcess:
     try:
         return _meet(start())
     except WatcherError as error:
-        if os.environ.get(PLACEMENT) in (None, "", "here"):
+        if settings.placement() == "here":
             raise
         # Runs are in flight, and systemd's user manager may have ended with a login. Any watcher is better than none.
         logger.warning("%s. The runs in flight have one beside this program, in its control group", error.reason)

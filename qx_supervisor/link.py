@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from . import forks, placement, shared_ledger
+from . import forks, placement, settings, shared_ledger
 from .errors import WatcherError
 from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
 from .watcher import ledger, protocol
@@ -509,7 +509,7 @@ class Link:
 
     def _replay(self) -> None:
         """Tell a new watcher every guarded run. Called with the lock held."""
-        if url := shared_ledger.url():
+        if url := settings.ledger_url():
             self._tell(protocol.UseLedger(url))
         # No token is fetched here, and no account counts as armed: it may be the token service that fails. The watcher
         # asks it by itself, and the next run arms the account again.

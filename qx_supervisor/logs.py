@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+from . import settings
 
 
 class _Stderr(logging.Handler):
@@ -23,12 +22,12 @@ def set_up() -> None:
     """Add the logger's handlers; called once, at import."""
     logger = logging.getLogger("qx_supervisor")
     logger.addHandler(logging.NullHandler())
-    level = os.environ.get("QX_LOG_LEVEL", "").strip().upper()
+    level = settings.log_level()
     if not level:
         return
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(asctime)s qx_supervisor %(levelname)s: %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(level if level in LEVELS else logging.WARNING)
-    if level not in LEVELS:
-        logger.warning("QX_LOG_LEVEL is %r; give one of %s", level, ", ".join(LEVELS))
+    logger.setLevel(level if level in settings.LOG_LEVELS else logging.WARNING)
+    if level not in settings.LOG_LEVELS:
+        logger.warning("QX_LOG_LEVEL is %r; give one of %s", level, ", ".join(settings.LOG_LEVELS))

@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from . import settings
+
 logger = logging.getLogger("qx_supervisor")
 
 
@@ -39,7 +41,7 @@ def advice(
             "this driver is process 1 of its container: when it dies, the container ends, and the watcher with it. "
             "Start it from a shell that outlives it: sh -c 'python driver.py; qx-supervisor reap --wait 60'"
         )
-    if environ.get("QX_WATCHER_PLACEMENT") == "systemd":
+    if environ.get(settings.PLACEMENT) == "systemd":
         return ""  # the watcher is in its own unit
     outside = ", or have the watcher started outside it: QX_WATCHER_PLACEMENT=systemd" if user_manager else ""
     if "SLURM_JOB_ID" in environ and "slurm" in cgroup:

@@ -20,8 +20,8 @@ from . import service as qiskit_service
 from . import shared_ledger
 from .descriptors import is_readable
 from .errors import QxError
-from .launch import sweep_window
 from .resolve import Outcome, Resolved, resolve
+from .settings import sweep_window
 from .watcher import host_identity, ledger, remote
 
 if TYPE_CHECKING:

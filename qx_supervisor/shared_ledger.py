@@ -18,36 +18,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("qx_supervisor")
 
-SETTING = "QX_LEDGER"
-
 STAND_DOWN_SECONDS = 1.0
-
-SCHEMES = ("postgresql://", "postgres://")
 
 _PACKAGES = ("psycopg", "typing_extensions")
 _FASTER = "psycopg_binary"
 """The part of psycopg in C, with libpq; psycopg can do with a libpq of the system's instead."""
-
-
-def url() -> str:
-    """The shared ledger's URL, which may hold a password; "" where there is none.
-
-    Raises:
-        WatcherError: If it can't be one. Its text quotes nothing.
-    """
-    found = os.environ.get(SETTING, "").strip()  # a secret made of a file ends as the file does, with a newline
-    if found and not found.startswith(SCHEMES):
-        raise WatcherError("config", f"{SETTING} must begin with postgresql://")
-    return found
-
-
-def lease_seconds() -> float:
-    """How long a lease is held without being renewed.
-
-    Raises:
-        WatcherError: If `QX_LEASE_SECONDS` is no such time.
-    """
-    return settings.seconds("QX_LEASE_SECONDS", 30.0)
 
 
 def packages() -> tuple[str, ...]:
@@ -56,7 +31,7 @@ def packages() -> tuple[str, ...]:
     Raises:
         WatcherError: If they are not installed.
     """
-    if not url():
+    if not settings.ledger_url():
         return ()
     check_installed()
     return (*_PACKAGES, *([_FASTER] if importlib.util.find_spec(_FASTER) is not None else []))
@@ -71,7 +46,7 @@ def check_installed() -> None:
     if any(importlib.util.find_spec(name) is None for name in _PACKAGES):
         raise WatcherError(
             "config",
-            f"{SETTING} needs the package psycopg: pip install '.[postgres]' in a checkout of qx_supervisor",
+            f"{settings.LEDGER} needs the package psycopg: pip install '.[postgres]' in a checkout of qx_supervisor",
         )
 
 
@@ -86,13 +61,13 @@ def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
         WatcherError: If what it needs is not installed.
         LedgerError: If it can't be had.
     """
-    where = url()
-    if not where:
-        raise ConfigError("config", f"no ledger of many hosts is named; set {SETTING}")
+    url = settings.ledger_url()
+    if not url:
+        raise ConfigError("config", f"no ledger of many hosts is named; set {settings.LEDGER}")
     check_installed()
     from .watcher.ledger.postgres import SharedLedger
 
-    return SharedLedger.open(where, kind=kind, lease_seconds=lease_seconds(), may_migrate=False)
+    return SharedLedger.open(url, kind=kind, lease_seconds=settings.lease_seconds(), may_migrate=False)
 
 
 def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
@@ -111,7 +86,7 @@ def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
         except (ledger.LedgerError, RunError) as error:
             logger.warning("run %s is not written down as over in the ledger of many hosts: %s", run, error)
 
-    if os.environ.get(SETTING):
+    if os.environ.get(settings.LEDGER):
         # A second on a loaded machine, in which the database is not asked yet. What fails is told of by `write`.
         with contextlib.suppress(Exception):
             from .watcher.ledger import postgres  # noqa: F401

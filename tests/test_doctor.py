@@ -17,7 +17,7 @@ import click
 import pytest
 from testkit.drivers import RUN, kill_both
 
-from qx_supervisor import doctor, kill_test, local, placement, service
+from qx_supervisor import doctor, kill_test, local, placement, service, settings
 from qx_supervisor.cli import main
 from qx_supervisor.doctor import Finding, account, machine
 
@@ -77,7 +77,7 @@ def test_every_setting_is_known() -> None:
     root = Path(kill_test.__file__).parent.parent
     sources = [*root.glob("qx_supervisor/**/*.py"), *root.glob("watcher/**/*.py")]
     read = {name for file in sources for name in re.findall(r'"(QX_[A-Z_]+)"', file.read_text())}
-    assert read == set(machine.SETTINGS)
+    assert read == set(settings.MEANINGS)
 
 
 # What may be amiss

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from .. import settings
 from . import hosts
 from .group import debug_option
 
@@ -92,14 +93,14 @@ def exec_command(keep_on_exit: bool, on_unprotected: str, ledger_url: str | None
 
 def environment(base: os._Environ[str] | dict[str, str], *, keep_on_exit: bool, on_unprotected: str) -> dict[str, str]:
     """Return the program's environment, in which each Python finds our `sitecustomize` first."""
-    made = {**base, "QX_ON_UNPROTECTED": on_unprotected}
+    made = {**base, settings.ON_UNPROTECTED: on_unprotected}
     others = [entry for entry in base.get("PYTHONPATH", "").split(os.pathsep) if entry != str(INJECTED)]
     # An empty PYTHONPATH means none, but an empty entry in it means the working directory.
     made["PYTHONPATH"] = os.pathsep.join([str(INJECTED), *(others if any(others) else [])])
-    made.pop("QX_KEEP_ON_EXIT", None)  # it belongs to an outer `exec`
+    made.pop(settings.KEEP_ON_EXIT, None)  # it belongs to an outer `exec`
     if keep_on_exit:
-        made["QX_KEEP_ON_EXIT"] = "1"
-    made.setdefault("QX_LOG_LEVEL", "WARNING")  # the program does not configure our logger
+        made[settings.KEEP_ON_EXIT] = "1"
+    made.setdefault(settings.LOG_LEVEL, "WARNING")  # the program does not configure our logger
     return made
 
 

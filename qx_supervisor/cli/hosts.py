@@ -24,12 +24,12 @@ def use(ledger_url: str | None) -> None:
     Raises:
         click.UsageError: If it can't be one, or holds a password.
     """
-    from ..shared_ledger import SCHEMES, SETTING
+    from .. import settings
 
     if ledger_url is None:
         return
     if re.search(r"//[^/?#]*:[^/?#]*@", ledger_url) or "password" in ledger_url:
-        raise click.UsageError(f"--ledger takes no password, which all could see here; set {SETTING} instead")
-    if not ledger_url.startswith(SCHEMES):
+        raise click.UsageError(f"--ledger takes no password, which all could see here; set {settings.LEDGER} instead")
+    if not ledger_url.startswith(settings.LEDGER_SCHEMES):
         raise click.UsageError("--ledger must begin with postgresql://")
-    os.environ[SETTING] = ledger_url
+    os.environ[settings.LEDGER] = ledger_url

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 
@@ -42,14 +41,12 @@ def reaper_command(local: bool, instance: str | None, ledger_url: str | None, on
     account.check(local, instance)
     hosts.use(ledger_url)
     url = _url()
-    from .. import service
-    from ..launch import sweep_window
+    from .. import service, settings
     from ..reaper import Reaper
     from ..reaper.metrics import serve
-    from ..shared_ledger import lease_seconds
     from ..watcher import ledger
 
-    if not os.environ.get("QX_LOG_LEVEL", "").strip():  # else the library writes there already, as it was asked to
+    if not settings.log_level():  # else the library writes there already, as it was asked to
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     try:
         services = [account.connect(local, instance)] if local or instance else service.accounts.every_service()
@@ -58,7 +55,7 @@ def reaper_command(local: bool, instance: str | None, ledger_url: str | None, on
     remotes = {
         service.address(client): service.remote_of(client) for each in services for client in service.clients_of(each)
     }
-    worker = Reaper(url, remotes, lease_seconds=lease_seconds(), window=sweep_window())
+    worker = Reaper(url, remotes, lease_seconds=settings.lease_seconds(), window=settings.sweep_window())
     end_metrics = serve(worker.counts, metrics) if metrics else None
     before = {number: signal.signal(number, lambda *_: worker.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
     logging.getLogger("qx_supervisor.reaper").info("reaping, with %d instances at hand", len(remotes))
@@ -75,10 +72,11 @@ def reaper_command(local: bool, instance: str | None, ledger_url: str | None, on
 
 
 def _url() -> str:
-    from ..shared_ledger import SETTING, check_installed, url
+    from .. import settings
+    from ..shared_ledger import check_installed
 
-    found = url()
+    found = settings.ledger_url()
     if not found:
-        raise click.UsageError(f"no ledger of many hosts is named; set {SETTING}")
+        raise click.UsageError(f"no ledger of many hosts is named; set {settings.LEDGER}")
     check_installed()
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from .. import shared_ledger
+from .. import settings, shared_ledger
 from ..errors import RunError
 from ..watcher import ledger
 from .finding import Finding
@@ -17,7 +17,7 @@ CLOCK = 60.0
 def check() -> Iterator[Finding]:
     """Check whether the database answers, and count its leases."""
     try:
-        if not shared_ledger.url():
+        if not settings.ledger_url():
             return
         with shared_ledger.opened() as book:
             version = book.version()
@@ -25,7 +25,7 @@ def check() -> Iterator[Finding]:
             census = book.census() if version else []
     except (ledger.LedgerError, RunError) as error:
         reason = error.reason if isinstance(error, RunError) else str(error)
-        next_step = f"check {shared_ledger.SETTING} and the way to the database"
+        next_step = f"check {settings.LEDGER} and the way to the database"
         yield Finding("shared ledger", "fault", reason.rstrip("."), next_step)
         return
     if not version:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import launch, placement, shared_ledger, systemd_launch
+from .. import placement, settings, systemd_launch
 from ..errors import WatcherError
 from ..watcher import ledger
 from .finding import Finding
@@ -18,17 +18,6 @@ PACKAGE = "qx-supervisor"
 SHOWN = ("qiskit", "qiskit-ibm-runtime", "psutil")
 CLIENT = "0.51"
 """The minor version of qiskit-ibm-runtime whose internals `service` uses."""
-
-SETTINGS = {
-    "QX_STATE_DIR": "where the ledger is",
-    "QX_LOG_LEVEL": "what is logged to stderr",
-    "QX_SWEEP_WINDOW": "how long a dead driver's late jobs are looked for, in seconds",
-    "QX_LEDGER": "the ledger of many hosts",
-    "QX_LEASE_SECONDS": "how long a run is held without word of its watcher, in seconds",
-    "QX_WATCHER_PLACEMENT": "where the watcher is: here, or in a unit of its own (systemd)",
-    "QX_KEEP_ON_EXIT": "of exec: jobs are kept after exit 0",
-    "QX_ON_UNPROTECTED": "of exec: what to do where no watcher can be had",
-}
 
 MIN_FREE = 16 * 1024 * 1024
 """Bytes that should be free on the ledger's disk."""
@@ -140,23 +129,25 @@ def _exec() -> Finding:
 
 
 def _placement() -> None:
-    if launch.where() == "systemd":
+    if settings.placement() == "systemd":
         systemd_launch.check()
 
 
 def _settings() -> Finding:
     found = {name: value for name, value in os.environ.items() if name.startswith("QX_")}
-    if shared_ledger.SETTING in found:
-        found[shared_ledger.SETTING] = "…"  # it contains a password
-    known = [f"{name}={value} ({SETTINGS[name]})" for name, value in found.items() if name in SETTINGS]
-    unknown = sorted(set(found) - set(SETTINGS))
+    if settings.LEDGER in found:
+        found[settings.LEDGER] = "…"  # it contains a password
+    known = [
+        f"{name}={value} ({settings.MEANINGS[name]})" for name, value in found.items() if name in settings.MEANINGS
+    ]
+    unknown = sorted(set(found) - set(settings.MEANINGS))
     text = ", ".join(known) or "none of QX_*"
-    for read in (launch.sweep_window, shared_ledger.lease_seconds, _placement):
+    for read in (settings.sweep_window, settings.lease_seconds, _placement):
         try:
             read()
         except WatcherError as error:
             return Finding("settings", "fault", f"{text}: with that, nothing would be submitted", error.reason)
     if unknown:
         text += f"; unknown: {', '.join(unknown)}"
-        return Finding("settings", "warning", text, f"there are: {', '.join(SETTINGS)}")
+        return Finding("settings", "warning", text, f"there are: {', '.join(settings.MEANINGS)}")
     return Finding("settings", "ok", text)

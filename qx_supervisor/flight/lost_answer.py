@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ..backoff import Backoff
-from ..launch import sweep_window
 from ..poller import ask
+from ..settings import sweep_window
 from ..watcher import remote
 
 LOOK_SECONDS = 30.0

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from .. import resume, service, threads
 from ..backoff import Backoff
 from ..errors import Stage, SubmitError, WatcherError
-from ..launch import sweep_window
 from ..link import CredentialsSource, Guarded, link
 from ..reap import reap_in_background
 from ..request import Request, check_tags
 from ..result import RunResult
+from ..settings import sweep_window
 from ..tags import driver_of, driver_tag, key_tag, run_tag
 from ..watcher import protocol
 from . import machine as m
