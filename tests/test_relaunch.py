@@ -59,7 +59,7 @@ def watcher() -> psutil.Process:
 
 
 def test_a_watcher_that_is_stopped_and_takes_nothing_is_replaced(queued: Queued, monkeypatch: Any) -> None:
-    """Every run would wait for it, and the caller loop too."""
+    """Every run would wait for it, and the loop of `run` too."""
     monkeypatch.setattr(links, "SEND_SECONDS", 0.1)
     stopped = watcher()
     stopped.suspend()
@@ -69,7 +69,9 @@ def test_a_watcher_that_is_stopped_and_takes_nothing_is_replaced(queued: Queued,
     assert queued.is_known()
 
 
-def test_a_watcher_that_is_not_understood_is_not_left_beside_the_next(queued: Queued, monkeypatch: Any) -> None:
+def test_a_watcher_that_is_not_understood_is_not_left_beside_the_next(
+    queued: Queued, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """It would hear of no `done` any more, and at the end of this process cancel what was let go."""
     first = watcher()
     decode = links.protocol.decode_from_watcher
@@ -83,6 +85,7 @@ def test_a_watcher_that_is_not_understood_is_not_left_beside_the_next(queued: Qu
         link.inspect()
     wait_for_end(first)
     assert queued.is_known()
+    assert f"the watcher (pid {first.pid}) sent a message that is refused: not JSON" in caplog.messages
 
 
 def test_the_token_service_was_out_of_order_when_the_watcher_died(

@@ -230,3 +230,21 @@ def test_a_later_watcher_that_refuses_says_why(ibm: local.Service, installed: An
     how = credentials(ibm)
     with pytest.raises(WatcherError, match="could not be started: it speaks only 5 to 6"):
         link.arm(ACCOUNT, lambda *, fetch=True: how)
+
+
+def test_a_report_of_an_unknown_event_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    link = Link()
+    data = b'{"kind":"report","seq":0,"event":"moved","run":"r","job":"","detail":""}'
+    link._receive(*protocol.decode_from_watcher(data))
+    assert caplog.messages == ["the watcher reported an event that this process does not know: moved"]
+
+
+def test_an_answer_that_is_not_understood_grants_no_key(ibm: local.Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, how = Link(), credentials(ibm)
+    monkeypatch.setattr(link, "_arm", lambda *_: None)
+    monkeypatch.setattr(link, "_question", lambda *_: None)
+    monkeypatch.setattr(link, "_await", lambda *_: protocol.Ack({"answer": "granted", "run": "r"}))
+    guarded = Guarded("r", ACCOUNT, "qxs-r", print, lease=protocol.Lease("k", "f", 60.0, "h"))
+    with pytest.raises(WatcherError, match="the watcher's answer is refused: claim: tag is not of type str"):
+        link.take_lease(guarded, lambda *, fetch=True: how, [])
+    assert not link.all_guarded()

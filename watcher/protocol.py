@@ -388,7 +388,7 @@ class Inspection(TypedDict):
 
 # The wire -----------------------------------------------------------------------------------------------------------
 
-# Who renames a class or a field leaves its name on the wire as it is.
+# The names on the wire never change, whatever becomes of the names of classes. Those of fields are the same in both.
 _FROM_DRIVER: dict[str, type[FromDriver]] = {
     "ledger": UseLedger,
     "arm": Arm,
