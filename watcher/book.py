@@ -172,7 +172,8 @@ class Book:
                 local.take(row, instances).add_done_callback(local_decided)
             elif said.result().answer == "granted":
                 # Only then may a job be submitted: what the shared ledger has, the local one has as well.
-                local.enter(said.result().row).add_done_callback(lambda _: answer.set_result(said.result()))
+                granted = replace(said.result().row, is_shared=True)
+                local.enter(granted).add_done_callback(lambda _: answer.set_result(said.result()))
             else:
                 answer.set_result(said.result())
 

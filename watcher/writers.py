@@ -236,6 +236,9 @@ class Writer(ABC, Generic[S]):
                 self._has_news = False
             trouble = self._try(questions)
             self._note(trouble)
+            if trouble and self.is_shared:  # what was asked meanwhile need not wait for the next try
+                with self._changed:
+                    questions, self._questions = questions + self._questions, []
             for _, answer in questions:
                 if not answer.done():
                     answer.set_exception(LedgerError(trouble))

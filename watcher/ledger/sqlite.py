@@ -138,7 +138,7 @@ class Ledger(Store):
                 (row.key, safe_endpoint(row.endpoint), row.instance, row.run),
             )
             database.execute("DELETE FROM runs WHERE run = ?", (row.run,))
-            return self._upsert(replace(row, place=self.place, is_shared=True))
+            return self._upsert(row)
 
     def renew(self, holders: Collection[str] = ()) -> bool:
         """See `Store.renew`; the processes of this machine go by each other, and not by the ends of leases."""
