@@ -1,8 +1,8 @@
-"""Cancel what the dead left behind: drivers whose watcher died with them.
+"""Cancel the orphans of this machine: jobs whose driver and watcher are both dead.
 
-The ledger names what was guarded on this machine. A row whose driver and watcher are both dead is claimed, so that no
-two reapers cancel the same; its jobs are cancelled and its tag is swept, or its session closed. A row of another
-machine, container or PID namespace is never touched, nor one of an account that is not at hand.
+The local ledger names what was guarded here. Such a row is claimed, so that no two reapers cancel the same; its jobs
+are cancelled and its tag is swept, or its session closed. A row of another machine, container or PID namespace is never
+touched, nor one of an account that is not at hand.
 """
 
 from __future__ import annotations

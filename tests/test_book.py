@@ -101,8 +101,8 @@ def test_what_a_run_comes_to_is_written_in_both(pair: Pair, state: Path, shared_
         assert pair.book.holds("r1", "h1").result(60)
         assert not pair.book.holds("r1", "h2").result(60)
         pair.book.job("r1", "j1", "")
-        pair.book.outcomes("r1", {"j0": "cancelled"}, "h1")
-        pair.book.outcomes("r1", {"j9": "cancelled"}, "h2")
+        pair.book.job_outcomes("r1", {"j0": "cancelled"}, "h1")
+        pair.book.job_outcomes("r1", {"j9": "cancelled"}, "h2")
         pair.book.finish("r1", "done", "", "h1")
         pair.book.close(60)
         for row in (*local.rows(), *shared.rows()):
