@@ -221,6 +221,7 @@ def _reaped(row: ledger.Row, fate: Fate, detail: str = "") -> Reaped:
 
 
 def _resolve_if_free(book: ledger.Ledger, row: ledger.Row, there: remote.Remote, claims: _SharedClaims) -> list[Reaped]:
+    window = sweep_window()
     if row.key is not None and row.is_shared:
         try:
             match claims.seize(row):
@@ -232,7 +233,7 @@ def _resolve_if_free(book: ledger.Ledger, row: ledger.Row, there: remote.Remote,
         except (ledger.LedgerError, QxError) as error:
             detail = f"a driver on another host may have taken it up, and that can't be asked: {error}"
             return [_reaped(row, "pending", detail)]
-    found = resolve(row, there, book, window=sweep_window())
+    found = resolve(row, there, book, window=window)
     found.write(row, book)
     claims.finish(row, found)
     return [Reaped(row.run, found.outcome, found.jobs, found.detail, row.pid, row.place.host)]

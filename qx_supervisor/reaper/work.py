@@ -144,11 +144,8 @@ class Reaper:
         with self._changed:
             room = AT_ONCE - self._under_way
         with self.counts.timing(self.counts.claim):
-            found = (
-                book.due(list(self._remotes), self._watching_since, self._asked_at + self._longest_gap, room)
-                if room
-                else []
-            )
+            before = self._asked_at + self._longest_gap
+            found = book.due(list(self._remotes), self._watching_since, before, room) if room else []
         for row in found:
             logger.info("%s claimed: %s", _name(row), _why(row))
             with self._changed:
@@ -204,9 +201,7 @@ class Reaper:
         with self.counts.lock:
             self.counts.is_up = True
         now = self._book.clock()
-        if (
-            now - self._asked_at > self._longest_gap
-        ):  # an answer was long in coming: the others may have had none at all
+        if now - self._asked_at > self._longest_gap:  # the answer was slow: the others may have had none at all
             self._watching_since = now
         self._asked_at = now
         return self._book
