@@ -269,7 +269,7 @@ class Watcher:
             case p.Contest(run, holder):
                 self._contest(run, holder)
             case p.RememberAnew(run, outcomes, holder):
-                self._book.outcomes(run, outcomes, holder)
+                self._book.job_outcomes(run, outcomes, holder)
             case p.RememberLetGo(run, holder):
                 self._book.let_go(run, holder)
             case p.Remember(run, "guarded", account, tag, driver, session, owner, _, lease):
