@@ -1,8 +1,8 @@
-"""Cancel what the dead left behind: drivers whose watcher died with them.
+"""Cancel the orphans of this machine: jobs whose driver and watcher are both dead.
 
-The ledger names what was guarded on this machine. A row whose driver and watcher are both dead is claimed, so that no
-two reapers cancel the same; its jobs are cancelled and its tag is swept, or its session closed. A row of another
-machine, container or PID namespace is never touched, nor one of an account that is not at hand.
+The local ledger names what was guarded here. Such a row is claimed, so that no two reapers cancel the same; its jobs
+are cancelled and its tag is swept, or its session closed. A row of another machine, container or PID namespace is never
+touched, nor one of an account that is not at hand.
 """
 
 from __future__ import annotations
@@ -221,6 +221,7 @@ def _reaped(row: ledger.Row, fate: Fate, detail: str = "") -> Reaped:
 
 
 def _resolve_if_free(book: ledger.Ledger, row: ledger.Row, there: remote.Remote, claims: _SharedClaims) -> list[Reaped]:
+    window = sweep_window()
     if row.key is not None and row.is_shared:
         try:
             match claims.seize(row):
@@ -232,7 +233,7 @@ def _resolve_if_free(book: ledger.Ledger, row: ledger.Row, there: remote.Remote,
         except (ledger.LedgerError, QxError) as error:
             detail = f"a driver on another host may have taken it up, and that can't be asked: {error}"
             return [_reaped(row, "pending", detail)]
-    found = resolve(row, there, book, window=sweep_window())
+    found = resolve(row, there, book, window=window)
     found.write(row, book)
     claims.finish(row, found)
     return [Reaped(row.run, found.outcome, found.jobs, found.detail, row.pid, row.place.host)]

@@ -1,4 +1,4 @@
-"""What the watcher writes down, when some of it can't be written."""
+"""What the watcher writes down, in one ledger or in two, also when some of it can't be written."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import contextlib
 import os
 import sqlite3
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from testkit.processes import until
 
+from qx_supervisor.watcher import book as books
 from qx_supervisor.watcher import writers
 from qx_supervisor.watcher.book import Book, Entry
 from qx_supervisor.watcher.driver_process import DriverIdentity
 from qx_supervisor.watcher.host_identity import start_ticks
-from qx_supervisor.watcher.ledger import Ledger, sqlite
+from qx_supervisor.watcher.ledger import Ledger, LedgerError, Ruling, Wish, sqlite
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
+from qx_supervisor.watcher.protocol import Lease
 
 
 def test_what_is_said_of_no_run_costs_no_other_its_end(state: Path) -> None:
@@ -55,3 +60,111 @@ def test_what_was_refused_is_written_later(state: Path, monkeypatch: pytest.Monk
     book.close(60)
     with Ledger.open(state) as ledger:
         assert [(row.state, dict(row.jobs)) for row in ledger.rows()] == written
+
+
+# Two ledgers --------------------------------------------------------------------------------------------------------
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
+
+
+class Pair:
+    """A book that has a shared ledger, too, and what it has said."""
+
+    def __init__(self, state: Path, url: str) -> None:
+        me = DriverIdentity(os.getpid(), start_ticks(os.getpid()) or 0)
+        self.said: list[str] = []
+        self.book = Book(str(state), me, self.said.append)
+        self.book.share(url, lambda event, _: self.said.append(event), lambda run, _holder, _: self.said.append(run))
+
+    def take(self, holder: str, run: str = "r1") -> Ruling:
+        entry = Entry(run=run, tag="qxs-1", driver="qxd", endpoint="https://x", instance="crn", lease=lease(holder))
+        return self.book.take(entry, ("crn",)).result(60)
+
+
+def lease(holder: str) -> Lease:
+    return Lease("k", "f", 5.0, holder)
+
+
+@pytest.fixture
+def pair(state: Path, shared_url: str) -> Iterator[Pair]:
+    made = Pair(state, shared_url)
+    yield made
+    made.book.close(60)
+    assert made.said == []
+
+
+def test_what_a_run_comes_to_is_written_in_both(pair: Pair, state: Path, shared_url: str) -> None:
+    ruling = pair.take("h1")
+    assert (ruling.answer, ruling.is_new) == ("granted", True)
+    with Ledger.open(state) as local, SharedLedger.open(shared_url) as shared:
+        assert [row.key for row in (*local.rows(), *shared.rows())] == ["k", "k"]
+        assert pair.book.holds("r1", "h1").result(60)
+        assert not pair.book.holds("r1", "h2").result(60)
+        pair.book.job("r1", "j1", "")
+        pair.book.job_outcomes("r1", {"j0": "cancelled"}, "h1")
+        pair.book.job_outcomes("r1", {"j9": "cancelled"}, "h2")
+        pair.book.finish("r1", "done", "", "h1")
+        pair.book.close(60)
+        for row in (*local.rows(), *shared.rows()):
+            assert (row.state, row.jobs, row.holder) == ("done", {"j0": "cancelled", "j1": ""}, "h1")
+        [row] = local.rows()
+        assert row.is_shared
+
+
+def test_a_run_that_is_contested_is_won_in_both(pair: Pair, state: Path, shared_url: str) -> None:
+    pair.take("h1")
+    assert not pair.book.contest("r1", "h2").result(60)
+    assert pair.book.contest("r1", "h1").result(60)
+    with Ledger.open(state) as local, SharedLedger.open(shared_url) as shared:
+        for row in (*local.rows(), *shared.rows()):
+            assert row.state == "pending"
+            assert row.claimed_by is not None
+            assert row.let_go_at is not None
+        pair.book.job("r1", "j1", "cancelled")
+        pair.book.finish("r1", "cancelled", "", "h1")
+        pair.book.close(60)
+        for row in (*local.rows(), *shared.rows()):
+            assert (row.state, row.claimed_by, row.jobs) == ("cancelled", None, {"j1": "cancelled"})
+
+
+def test_a_contest_that_is_lost_on_this_machine_is_undone_in_the_shared_ledger(
+    pair: Pair, state: Path, shared_url: str
+) -> None:
+    pair.take("h1")
+    with Ledger.open(state) as local, SharedLedger.open(shared_url) as shared:
+        pair.book.let_go("r1", "h1")
+        until(local.rows, lambda rows: rows[0].let_go_at is not None)
+        [row] = local.rows()
+        assert local.take(Wish(row=replace(row, run="r2", holder="h2", let_go_at=None))).answer == "granted"
+        assert not pair.book.contest("r1", "h1").result(60)
+        until(shared.rows, lambda rows: rows[0].state == "guarded" and rows[0].claimed_by is None)
+
+
+def test_while_the_shared_ledger_is_away_the_local_one_decides(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writers, "FIRST_RETRY", 3600.0)
+    pair = Pair(state, NOWHERE)
+    assert pair.take("h1").answer == "granted"
+    assert pair.take("h2", "r2").answer == "held"
+    entry = Entry(run="r1", tag="qxs-1", driver="", endpoint="https://x", instance="crn", lease=lease("h1"))
+    pair.book.guard(entry).result(60)
+    assert pair.book.holds("r1", "h1").result(60)
+    with pytest.raises(LedgerError, match="refused"):  # whether another host has it can't be known
+        pair.book.contest("r1", "h1").result(60)
+    with monkeypatch.context() as later:
+        later.setattr(books, "UNDECIDED_SECONDS", 0.0)
+        assert not pair.book.contest("r1", "h1").result(60)
+    pair.book.close(0)
+    assert pair.said == ["away"]
+
+
+def test_the_local_ledger_is_complained_of_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    book = Book(str(tmp_path / "file"), DriverIdentity(os.getpid(), 0), said.append)
+    for number in range(3):
+        entry = Entry(run=f"r{number}", tag="qxs-1", driver="", endpoint="https://x", instance="crn")
+        book.guard(entry).result(60)
+    with pytest.raises(LedgerError, match="not a directory"):
+        book.holds("r1", "").result(60)
+    book.close(60)
+    assert len(said) == 1

@@ -344,7 +344,7 @@ def test_won_once_more_to_cancel_it_is_busy(opened: Opener) -> None:
     first.write(let_go(keyed("r1", first, "h1"), 5.0))
     assert first.contest("r1", "h1", Process(first.place, 1, 1))
     assert second.take(Wish(row=keyed("r2", second, "h2")), is_running=never).answer == "busy"
-    first.give_back("r1", "h1")
+    first.undo_contest("r1", "h1")
     assert second.take(Wish(row=keyed("r2", second, "h2")), is_running=never).answer == "granted"
 
 

@@ -291,7 +291,7 @@ def test_there_is_nothing_to_win_of_what_is_over(book: Store) -> None:
 def test_a_contest_that_was_lost_in_the_other_ledger_is_undone(book: Store, opened: Opener) -> None:
     book.take(wish("r1", "h1"))
     book.contest("r1", "h1", ME)
-    book.give_back("r1", "h1")
+    book.undo_contest("r1", "h1")
     row = the(book)
     assert (row.state, row.claimed_by, row.claimed_at) == ("guarded", None, None)
     assert opened().take(wish("r2", "h2"), is_running=dead).answer == "granted"

@@ -121,7 +121,7 @@ class Book:
         """Write a job of a run, and what became of it."""
         self._change(run, "", lambda row: replace(row, jobs={**row.jobs, job: outcome or row.jobs.get(job, "")}))
 
-    def outcomes(self, run: str, outcomes: dict[str, str], holder: str) -> None:
+    def job_outcomes(self, run: str, outcomes: dict[str, str], holder: str) -> None:
         """Write what became of a key's jobs so far."""
         self._change(run, holder, lambda row: replace(row, jobs={**row.jobs, **outcomes}))
 
@@ -172,7 +172,8 @@ class Book:
                 local.take(row, instances).add_done_callback(local_decided)
             elif said.result().answer == "granted":
                 # Only then may a job be submitted: what the shared ledger has, the local one has as well.
-                local.enter(said.result().row).add_done_callback(lambda _: answer.set_result(said.result()))
+                granted = replace(said.result().row, is_shared=True)
+                local.enter(granted).add_done_callback(lambda _: answer.set_result(said.result()))
             else:
                 answer.set_result(said.result())
 
@@ -208,7 +209,7 @@ class Book:
             # If the local ledger can't be written, nobody has come back in it.
             won = said.exception() is not None or said.result()
             if not won:
-                shared.give_back(run, holder)
+                shared.undo_contest(run, holder)
             answer.set_result(won)
 
         shared.contest(run, holder, watcher).add_done_callback(shared_decided)

@@ -283,7 +283,7 @@ class Watcher:
             case p.RecordRun(run, state, detail=detail, lease=lease):
                 self._book.finish(run, state, detail, lease.holder if lease else "")
             case p.RecordResubmit(run, outcomes, holder):
-                self._book.outcomes(run, outcomes, holder)
+                self._book.job_outcomes(run, outcomes, holder)
             case p.RecordLetGo(run, holder):
                 self._book.let_go(run, holder)
             case p.RecordJob(run, job, outcome):

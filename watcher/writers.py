@@ -39,8 +39,8 @@ def let_go(row: Row) -> Row:
 
 
 @dataclass
-class Page:
-    """One run in one ledger.
+class DesiredRun:
+    """The state that a run is to have in one ledger.
 
     Attributes:
         row: The run as it is to be.
@@ -58,8 +58,13 @@ class Page:
     written: int = 0
     waiting: list[Future[None]] = field(default_factory=list)
 
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the ledger has an earlier version."""
+        return self.version > self.written
+
     def change(self, row: Row, *, is_durable: bool = False) -> None:
-        """Have it be otherwise."""
+        """Change it."""
         self.row = row
         self.is_durable |= is_durable
         self.version += 1
@@ -82,7 +87,7 @@ class Writer(ABC, Generic[S]):
     def __init__(self, tell: Callable[[str, str], None]) -> None:
         self._tell = tell
         self._ledger: S | None = None
-        self._pages: dict[str, Page] = {}
+        self._runs: dict[str, DesiredRun] = {}
         self._questions: list[Question[S]] = []
         self._changed = threading.Condition()
         self._has_news = False  # since the ledger was tried last
@@ -97,43 +102,43 @@ class Writer(ABC, Generic[S]):
 
     def guard(self, row: Row) -> Future[None]:
         """Have a run guarded; the future is done when that is written, or can't be now."""
-        page = Page(row, enters=self.is_shared and row.key is not None)
+        desired = DesiredRun(row, enters=self.is_shared and row.key is not None)
         with self._changed:
-            known = self._pages.get(row.run)
+            known = self._runs.get(row.run)
             if known is not None:  # told again, or a run with a key whose POST may leave now: what is known of it stays
                 known.change(replace(row, jobs=known.row.jobs), is_durable=True)
-                page = known
-            return self._write(page)
+                desired = known
+            return self._write(desired)
 
     def enter(self, row: Row) -> Future[None]:
         """Write a run with a key that the other ledger has granted; the future is done when it is, or can't be now."""
         with self._changed:
-            return self._write(Page(row, enters=True))
+            return self._write(DesiredRun(row, enters=True))
 
-    def _write(self, page: Page) -> Future[None]:
-        self._pages[page.row.run] = page
+    def _write(self, desired: DesiredRun) -> Future[None]:
+        self._runs[desired.row.run] = desired
         written: Future[None] = Future()
         if self._trouble and self.is_shared:
             written.set_result(None)
         else:
-            page.waiting.append(written)
+            desired.waiting.append(written)
         self._wake()
         return written
 
     def change(self, run: str, holder: str, change: Callable[[Row], Row], *, is_durable: bool = False) -> None:
         """Change what a run is to be; nothing happens if it is not this watcher's any more."""
         with self._changed:
-            page = self._pages.get(run)
-            if page is not None and holder in ("", page.row.holder):
-                page.change(change(page.row), is_durable=is_durable)
+            desired = self._runs.get(run)
+            if desired is not None and holder in ("", desired.row.holder):
+                desired.change(change(desired.row), is_durable=is_durable)
                 self._wake()
 
     def let_all_go(self) -> None:
         """The driver is dead: nobody waits for any of its runs any more."""
         with self._changed:
-            for page in self._pages.values():
-                if not page.row.is_over:
-                    page.change(let_go(page.row))
+            for desired in self._runs.values():
+                if not desired.row.is_over:
+                    desired.change(let_go(desired.row))
             self._wake()
 
     def _wake(self) -> None:
@@ -166,7 +171,7 @@ class Writer(ABC, Generic[S]):
             ruling = ledger.take(wish)
             if ruling.answer == "granted":
                 with self._changed:
-                    self._pages[ruling.row.run] = Page(ruling.row, written=1)
+                    self._runs[ruling.row.run] = DesiredRun(ruling.row, written=1)
             return ruling
 
         return self.ask(question)
@@ -175,26 +180,26 @@ class Writer(ABC, Generic[S]):
         """Win the lease on a run once more, to cancel its jobs."""
 
         def question(ledger: S) -> bool:
-            page = self._pages.get(run)
-            if page is None or page.row.holder != holder:
+            desired = self._runs.get(run)
+            if desired is None or desired.row.holder != holder:
                 return False  # lost before
             won = ledger.contest(run, holder, replace(watcher, place=ledger.place))
             with self._changed:
                 if won:
-                    page.row = replace(let_go(page.row), state="pending")
+                    desired.row = replace(let_go(desired.row), state="pending")
                 else:
-                    self._pages.pop(run, None)
+                    self._runs.pop(run, None)
             return won
 
         return self.ask(question)
 
-    def give_back(self, run: str, holder: str) -> None:
+    def undo_contest(self, run: str, holder: str) -> None:
         """Undo a `contest` that was won here and lost in the other ledger."""
 
         def question(ledger: S) -> None:
             with self._changed:
-                self._pages.pop(run, None)
-            ledger.give_back(run, holder)
+                self._runs.pop(run, None)
+            ledger.undo_contest(run, holder)
 
         self.ask(question)
 
@@ -202,8 +207,8 @@ class Writer(ABC, Generic[S]):
         """Whether the lease on a run is still this watcher's."""
 
         def question(ledger: S) -> bool:
-            page = self._pages.get(run)
-            return page is not None and page.row.holder == holder and ledger.holds(run, holder)
+            desired = self._runs.get(run)
+            return desired is not None and desired.row.holder == holder and ledger.holds(run, holder)
 
         return self.ask(question)
 
@@ -222,7 +227,7 @@ class Writer(ABC, Generic[S]):
         if not self._thread.is_alive():
             return True
         with self._changed:
-            return not any(page.row.state == "done" and page.row.jobs for page in self._pages.values())
+            return not any(desired.row.state == "done" and desired.row.jobs for desired in self._runs.values())
 
     # The thread
 
@@ -236,6 +241,9 @@ class Writer(ABC, Generic[S]):
                 self._has_news = False
             trouble = self._try(questions)
             self._note(trouble)
+            if trouble and self.is_shared:  # what was asked meanwhile need not wait for the next try
+                with self._changed:
+                    questions, self._questions = questions + self._questions, []
             for _, answer in questions:
                 if not answer.done():
                     answer.set_exception(LedgerError(trouble))
@@ -246,7 +254,7 @@ class Writer(ABC, Generic[S]):
         with self._changed:
             while True:
                 now = time.monotonic()
-                is_dirty = any(page.version > page.written for page in self._pages.values())
+                is_dirty = any(desired.is_dirty for desired in self._runs.values())
                 has_work = is_dirty or bool(self._questions)
                 if self._is_ending and (not has_work or self._gives_up()):
                     return False
@@ -255,7 +263,7 @@ class Writer(ABC, Generic[S]):
                 elif has_work or self._ledger is None:
                     return True
                 else:
-                    due = self._renew_at if self._pages else now + 3600.0
+                    due = self._renew_at if self._runs else now + 3600.0
                 if now >= due:
                     return True
                 self._changed.wait(min(due - now, 3600.0))
@@ -279,29 +287,26 @@ class Writer(ABC, Generic[S]):
 
     def _bring_up_to_date(self, ledger: S) -> None:
         with self._changed:
-            dirty = {run: (page, page.version) for run, page in self._pages.items() if page.version > page.written}
-            rows = {run: replace(page.row, place=ledger.place) for run, (page, _) in dirty.items()}
-            entering = {run for run, (page, _) in dirty.items() if page.enters}
-            durable = any(page.is_durable for page, _ in dirty.values())
+            dirty = [(desired, desired.version, desired.row) for desired in self._runs.values() if desired.is_dirty]
+            waiting = {future for desired, _, _ in dirty for future in desired.waiting}
+            rows = {row.run: replace(row, place=ledger.place) for _, _, row in dirty}
+            entering = {desired.row.run for desired, _, _ in dirty if desired.enters}
+            durable = any(desired.is_durable for desired, _, _ in dirty)
         if not dirty:
             return
         written = {run for run in entering if ledger.enter(rows[run])}
         if others := [row for run, row in rows.items() if run not in entering]:
             written |= ledger.write(*others, durable=durable)
-        lost: list[Row] = []
-        waiting: list[Future[None]] = []
         with self._changed:
-            for run, (page, version) in dirty.items():
-                waiting += page.waiting
-                page.waiting = []
-                page.enters, page.written = False, version
-                is_over = page.row.is_over and page.version == version
-                if run not in written:
-                    lost.append(page.row)
-                if (run not in written or is_over) and self._pages.get(run) is page:
-                    del self._pages[run]
-                page.is_durable &= page.version > version
-        self._tell_of(ledger, lost)  # before who waits: it would submit
+            for desired, version, row in dirty:
+                desired.waiting = [future for future in desired.waiting if future not in waiting]
+                desired.enters, desired.written = False, version
+                desired.is_durable &= desired.is_dirty
+                is_over = row.is_over and not desired.is_dirty
+                if (row.run not in written or is_over) and self._runs.get(row.run) is desired:
+                    del self._runs[row.run]
+            lost = [row for _, _, row in dirty if row.run not in written]
+        self._report_lost(ledger, lost)  # before who waits: it would submit
         for future in waiting:
             future.set_result(None)
 
@@ -312,14 +317,14 @@ class Writer(ABC, Generic[S]):
             was_away, self._trouble = bool(self._trouble), trouble
             if trouble:
                 self._retry_at = time.monotonic() + self._next_pause()
-                for page in self._pages.values():
-                    waiting += page.waiting
-                    page.waiting = []
+                for desired in self._runs.values():
+                    waiting += desired.waiting
+                    desired.waiting = []
         for future in waiting:
             future.set_result(None)
-        self._tell_of_change(was_away=was_away, trouble=trouble)
+        self._tell_if_changed(was_away=was_away, trouble=trouble)
 
-    def _tell_of_change(self, *, was_away: bool, trouble: str) -> None:
+    def _tell_if_changed(self, *, was_away: bool, trouble: str) -> None:
         if trouble and not was_away:
             self._tell("away", trouble)
         elif was_away and not trouble:
@@ -340,7 +345,7 @@ class Writer(ABC, Generic[S]):
     def _prepare(self) -> None:
         """Do what would take long when the first run waits for it."""
 
-    def _tell_of(self, ledger: S, lost: list[Row]) -> None:
+    def _report_lost(self, ledger: S, lost: list[Row]) -> None:
         """Say that runs are another's."""
 
     def _shut(self) -> None:
@@ -461,11 +466,11 @@ class SharedWriter(Writer["SharedLedger"]):
             if had_run_out:  # what this process had may have been taken
                 others = ledger.lost()
                 with self._changed:
-                    lost = [self._pages.pop(run).row for run in list(self._pages) if run in others]
-                self._tell_of(ledger, lost)
+                    lost = [self._runs.pop(run).row for run in list(self._runs) if run in others]
+                self._report_lost(ledger, lost)
         super()._bring_up_to_date(ledger)
 
-    def _tell_of(self, ledger: SharedLedger, lost: list[Row]) -> None:
+    def _report_lost(self, ledger: SharedLedger, lost: list[Row]) -> None:
         from .ledger import LedgerError
 
         for row in lost:
@@ -479,12 +484,12 @@ class SharedWriter(Writer["SharedLedger"]):
                 who = f"{what} has taken it (its pid is {holder.pid} on {holder.host})"
             self._lost(row.run, row.holder, f"its lease in the shared ledger ran out, and {who}")
 
-    def _tell_of_change(self, *, was_away: bool, trouble: str) -> None:
+    def _tell_if_changed(self, *, was_away: bool, trouble: str) -> None:
         with self._changed:
             self._busy_since = None
             was_away |= self._is_told
             self._is_told = False
-        super()._tell_of_change(was_away=was_away, trouble=trouble)
+        super()._tell_if_changed(was_away=was_away, trouble=trouble)
 
     def _next_pause(self) -> float:
         pause, self._pause = self._pause, min(self._pause * 2, self._lease_seconds / 3)

@@ -70,9 +70,9 @@ def _this_machine(everything: bool, as_json: bool) -> int:
     with ledger.Ledger.open(ledger.state_directory()) as book:
         rows = book.rows(None if everything else ledger.UNFINISHED)
         for row in rows:
-            verdict = ledger.judge(row, book.place)
-            state: str = row.state if verdict == "final" else verdict
-            if verdict == "live" and row.state == "guarded" and row.let_go_at is not None:
+            liveness = ledger.judge(row, book.place)
+            state: str = row.state if liveness == "final" else liveness
+            if liveness == "live" and row.state == "guarded" and row.let_go_at is not None:
                 state = "waiting"
             if as_json:
                 output.record(**_fields(state, row))
@@ -108,12 +108,12 @@ def _all_hosts(everything: bool, as_json: bool) -> int:
     return len(found)
 
 
-def _line(state: str, row: Any) -> str:
+def _line(state: str, row: ledger.Row) -> str:
     jobs = " ".join(row.jobs) or row.session or "-"
     return f"{state:9}  {row.place.host}:{row.pid}  {jobs}  {row.tag or '-'}"
 
 
-def _fields(state: str, row: Any) -> dict[str, Any]:
+def _fields(state: str, row: ledger.Row) -> dict[str, Any]:
     return {
         "state": state,
         "host": row.place.host,

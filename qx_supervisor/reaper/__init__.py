@@ -1,6 +1,6 @@
-"""The reaper: cancels what drivers left behind that were lost with their host, or cut off, by the ledger of many hosts.
+"""The reaper: cancels the jobs of drivers that were lost with their host, or cut off, by the shared ledger.
 
-`work`      what it does: claim, look once more, cancel, record
+`work`      what it does: claim, check the claim, cancel, record
 `counts`    what it has done, and what it saw
 `metrics`   the same for Prometheus
 """

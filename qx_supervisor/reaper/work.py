@@ -1,4 +1,4 @@
-"""What a reaper does: claim, look once more, cancel, record.
+"""What a reaper does: claim, check the claim, cancel, record.
 
 Any number of reapers may run, anywhere. Of all that try, one gets a run (`FOR UPDATE SKIP LOCKED`); its claim is a
 lease like a driver's, so one that dies in the middle is followed by another. It reads the claim again and the job's
@@ -37,7 +37,7 @@ AT_ONCE = 64
 CENSUS_SECONDS = 5.0
 FORGET_SECONDS = 3600.0
 DRAIN_SECONDS = 8.0
-"""How long a reaper that is to stop waits for requests that are under way."""
+"""How long a reaper that stops waits for requests that are under way."""
 
 LONGEST_PAUSE = 15.0
 """Seconds between two tries for a database that is away."""
@@ -57,9 +57,9 @@ class Reaper:
     Args:
         url: The database; it holds a password.
         remotes: The services at hand, by their endpoints and instances.
-        lease_seconds: How long a claim is held without being renewed; what the drivers have.
+        lease_seconds: How long a claim lasts without being renewed; as long as the drivers' leases.
         window: The sweep window, in seconds.
-        counts: Where it counts what it does.
+        counts: Counts what it does.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Reaper:
         self._lease_seconds = lease_seconds
         self._window = window
         self._book: SharedLedger | None = None
-        self._since = 0.0  # of the break-free look at the database, by its clock
+        self._watching_since = 0.0  # without a break, by the database's clock
         self._asked_at = 0.0  # when the database answered last, by its clock
-        self._gap = lease_seconds / 2  # without an answer, after which the look at it counts as broken
+        self._longest_gap = lease_seconds / 2  # between two answers; after a longer one the watch begins anew
         self._renew_at = self._census_at = self._forget_at = 0.0
         self._pause = 1.0
-        self._told_away = False
-        self._told_accounts: set[tuple[str, str]] = set()
+        self._is_away = False
+        self._warned_of: set[tuple[str, str]] = set()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_stopping = False
         self._stopping = threading.Event()
@@ -97,7 +97,7 @@ class Reaper:
         return "Reaper()"
 
     def stop(self) -> None:
-        """Have it end soon; from any thread, or a signal handler."""
+        """Tell it to end soon; from any thread, or a signal handler."""
         self._is_stopping = True
         self._wake.put(None)
 
@@ -114,7 +114,7 @@ class Reaper:
             LedgerError: Once, and the database can't be used.
         """
         for number in range(remote.CONNECTIONS * len(self._remotes)):
-            threading.Thread(target=self._carry, name=f"qx-reaper-{number}", daemon=True).start()
+            threading.Thread(target=self._resolve_claims, name=f"qx-reaper-{number}", daemon=True).start()
         try:
             while not self._is_stopping:
                 try:
@@ -124,7 +124,7 @@ class Reaper:
                 except ledger.LedgerError as error:
                     if once:
                         raise
-                    pause = self._away(error)
+                    pause = self._note_outage(error)
                 self._sleep(pause)
         finally:
             self._end()
@@ -144,7 +144,8 @@ class Reaper:
         with self._changed:
             room = AT_ONCE - self._under_way
         with self.counts.timing(self.counts.claim):
-            found = book.due(list(self._remotes), self._since, self._asked_at + self._gap, room) if room else []
+            before = self._asked_at + self._longest_gap
+            found = book.due(list(self._remotes), self._watching_since, before, room) if room else []
         for row in found:
             logger.info("%s claimed: %s", _name(row), _why(row))
             with self._changed:
@@ -156,13 +157,13 @@ class Reaper:
         now = time.monotonic()
         if now >= self._census_at:
             self._census_at = now + CENSUS_SECONDS
-            self._look_around(book)
+            self._take_census(book)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_SECONDS
             book.forget(ledger.KEPT_FOR)
         is_idle = not found and not self._is_busy()
         # By the clock of before the claim: what has come due since then was not claimed.
-        has_seen_enough = is_idle and self._asked_at - self._since > book.longest_lease()
+        has_seen_enough = is_idle and self._asked_at - self._watching_since > book.longest_lease()
         if len(found) == room and room:
             with self._changed:
                 self._has_more = True
@@ -188,10 +189,10 @@ class Reaper:
             book = SharedLedger.open(self._url, kind="reaper", lease_seconds=self._lease_seconds)
             self._book = book
             self._renew_at = 0.0
-            self._since = self._asked_at = book.clock()
-            if self._told_away:
+            self._watching_since = self._asked_at = book.clock()
+            if self._is_away:
                 logger.warning("the ledger is back; leases that ran out meanwhile get the time to be renewed")
-            self._told_away = False
+            self._is_away = False
             self._pause = 1.0
         if time.monotonic() >= self._renew_at:
             with self.counts.timing(self.counts.renew):
@@ -200,18 +201,18 @@ class Reaper:
         with self.counts.lock:
             self.counts.is_up = True
         now = self._book.clock()
-        if now - self._asked_at > self._gap:  # an answer was long in coming: the others may have had none at all
-            self._since = now
+        if now - self._asked_at > self._longest_gap:  # the answer was slow: the others may have had none at all
+            self._watching_since = now
         self._asked_at = now
         return self._book
 
-    def _away(self, error: ledger.LedgerError) -> float:
-        """The database is away; returns the pause."""
+    def _note_outage(self, error: ledger.LedgerError) -> float:
+        """Note that the database is away; returns the pause until the next try."""
         with self.counts.lock:
             self.counts.is_up = False
-        if not self._told_away:
+        if not self._is_away:
             logger.warning("%s It is tried again", error)
-            self._told_away = True
+            self._is_away = True
         self._shut()
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
         return min(pause, max(self._lease_seconds / 3, 0.1))
@@ -224,7 +225,7 @@ class Reaper:
             except ledger.LedgerError:
                 pass  # it is away
 
-    def _look_around(self, book: SharedLedger) -> None:
+    def _take_census(self, book: SharedLedger) -> None:
         census = book.census()
         others = 0
         for each in census:
@@ -232,8 +233,8 @@ class Reaper:
             if account in self._remotes:
                 continue
             others += each.held + each.expired + each.reaping + each.pending
-            if account not in self._told_accounts and each.expired + each.pending:
-                self._told_accounts.add(account)
+            if account not in self._warned_of and each.expired + each.pending:
+                self._warned_of.add(account)
                 logger.warning(
                     "runs of another account are left alone: %s at %s; start a reaper that has it",
                     each.instance or "no instance",
@@ -249,11 +250,11 @@ class Reaper:
 
     # One run, in a thread
 
-    def _carry(self) -> None:
+    def _resolve_claims(self) -> None:
         while True:
             book, row = self._work.get()
             try:
-                self._reap(book, row)
+                self._resolve(book, row)
             except ledger.LedgerError as error:
                 logger.warning("%s given up for now: %s", _name(row), error)
                 _put_back(book, row)
@@ -266,14 +267,14 @@ class Reaper:
                     self._changed.notify_all()
                 self._claim_more()
 
-    def _reap(self, book: SharedLedger, row: ledger.Row) -> None:
+    def _resolve(self, book: SharedLedger, row: ledger.Row) -> None:
         def tell(job: str, outcome: str) -> None:
             logger.info("%s job %s: %s", _name(row), job, outcome)
             if outcome == "cancelled":
                 with self.counts.lock:
                     self.counts.cancelled += 1
 
-        def look_once_more() -> None:
+        def check_claim() -> None:
             if self._stopping.is_set():
                 raise _Stopped
             if not book.may_cancel(row.run):
@@ -284,14 +285,14 @@ class Reaper:
                 raise _Stopped
 
         try:
-            look_once_more()
+            check_claim()
             found = resolve(
                 row,
                 self._remotes[row.endpoint, row.instance],
                 book,
                 window=self._window,
                 tell=tell,
-                before_cancel=look_once_more,
+                before_cancel=check_claim,
                 looks_first=True,
                 wait=wait,
             )

@@ -19,7 +19,7 @@ it, less safe and not stopped.
 `errors`    `LedgerError`, and nothing else is raised
 """
 
-from .errors import LedgerError, UnknownRun
+from .errors import LedgerError
 from .file import state_directory
 from .row import FINAL, UNFINISHED, Row, RunState, safe_endpoint
 from .rules import KEPT_FOR, LEASE_SECONDS, SWEPT_FOR, Liveness, Ruling, Wish, judge, judge_by_lease
@@ -39,7 +39,6 @@ __all__ = [
     "Ruling",
     "RunState",
     "Store",
-    "UnknownRun",
     "Wish",
     "judge",
     "judge_by_lease",

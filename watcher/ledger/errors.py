@@ -3,7 +3,3 @@
 
 class LedgerError(Exception):
     """The ledger can't be used. The message is one sentence for the user: which file, why, and what helps."""
-
-
-class UnknownRun(LedgerError):
-    """It has no row of a run."""

@@ -173,14 +173,9 @@ def may_take(
     return None
 
 
-def may_contest(row: Row | None, *, is_mine: bool) -> bool:
-    """Whether a watcher wins the lease on a run once more, in order to cancel its jobs.
-
-    Args:
-        row: The run.
-        is_mine: Whether the watcher's driver, and nobody else, has had the lease up to now.
-    """
-    return row is not None and row.state in UNFINISHED and is_mine
+def may_contest(row: Row) -> bool:
+    """Whether a watcher whose driver has the lease on a run wins it once more, in order to cancel its jobs."""
+    return row.state in UNFINISHED
 
 
 def may_claim(row: Row | None, place: HostIdentity, is_running: IsRunning, now: float) -> bool:

@@ -138,7 +138,7 @@ class Ledger(Store):
                 (row.key, safe_endpoint(row.endpoint), row.instance, row.run),
             )
             database.execute("DELETE FROM runs WHERE run = ?", (row.run,))
-            return self._upsert(replace(row, place=self.place, is_shared=True))
+            return self._upsert(row)
 
     def renew(self, holders: Collection[str] = ()) -> bool:
         """See `Store.renew`; the processes of this machine go by each other, and not by the ends of leases."""
@@ -150,10 +150,6 @@ class Ledger(Store):
                     durable=False,
                 )
         return False
-
-    def lost(self) -> set[str]:
-        """See `Store.lost`; here a lease is not lost by running out, and what was taken is not written."""
-        return set()
 
     def clock(self) -> float:
         """The Unix clock."""
@@ -194,7 +190,7 @@ class Ledger(Store):
 
     def release(self, run: str, claimant: Process) -> None:
         """Give a claim back, if it is still this process's."""
-        claimed = {"run": run, "claimant": self._encoded("claimed_by", claimant)}
+        claimed = {"run": run, "claimant": self._encoded(claimant)}
         self._update("run = :run AND claimed_by = :claimant", claimed, durable=False, claimed_by=None, claimed_at=None)
 
     # Transactions
@@ -272,7 +268,7 @@ class Ledger(Store):
                 if not is_batch:
                     self._roll_back()
 
-    def _encoded(self, name: str, value: Any) -> Any:  # noqa: ARG002
+    def _encoded(self, value: Any) -> Any:
         return json.dumps(asdict(value), sort_keys=True) if isinstance(value, Process) else value
 
     def _held(self, run: str, holder: str) -> tuple[str, dict[str, Any]]:

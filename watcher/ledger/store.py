@@ -18,7 +18,7 @@ from .. import host_identity
 from ..host_identity import HostIdentity, IsRunning, Process
 from . import rules
 from .columns import COLUMNS, PLACE
-from .errors import UnknownRun
+from .errors import LedgerError
 from .row import FINAL, UNFINISHED, Row, RunState, safe_detail, safe_endpoint
 from .rules import CLAIM_LEASE_SECONDS, Ruling, Wish
 
@@ -117,10 +117,6 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def lost(self) -> set[str]:
-        """The runs that this process had the lease on and that another process has now."""
-
-    @abstractmethod
     def close(self) -> None:
         """Close it; what is in a batch is dropped."""
 
@@ -133,8 +129,8 @@ class Store(ABC):
         """The rows that a condition is true of; locked until the batch around it ends."""
 
     @abstractmethod
-    def _encoded(self, name: str, value: Any) -> Any:
-        """The value of a column as the driver of the database takes it."""
+    def _encoded(self, value: Any) -> Any:
+        """A value as the database takes it."""
 
     @abstractmethod
     def _held(self, run: str, holder: str) -> tuple[str, dict[str, Any]]:
@@ -149,6 +145,10 @@ class Store(ABC):
 
     def _settled(self, run: str) -> None:  # noqa: B027
         """This process has nothing left to write of a run."""
+
+    def lost(self) -> set[str]:
+        """The runs that this process had the lease on and that another has; in the local ledger none runs out."""
+        return set()
 
     def _is_mine(self, row: Row) -> bool:
         """Whether this process has a row whose holder it is."""
@@ -197,7 +197,7 @@ class Store(ABC):
     def _required(self, run: str) -> Row:
         found = self.row(run)
         if found is None:
-            raise UnknownRun(f"{self.NAME} has no run {run}.")
+            raise LedgerError(f"{self.NAME} has no run {run}.")
         return found
 
     def _locked(self, run: str) -> Row | None:
@@ -290,9 +290,8 @@ class Store(ABC):
         with self.batch(durable=True):
             condition, values = self._held(run, holder)
             row = _first(self._read(condition, values, locked=True))
-            if not rules.may_contest(row, is_mine=row is not None):
+            if row is None or not rules.may_contest(row):
                 return False
-            assert row is not None
             self._update(
                 condition,
                 values,
@@ -305,7 +304,7 @@ class Store(ABC):
             )
             return True
 
-    def give_back(self, run: str, holder: str) -> None:
+    def undo_contest(self, run: str, holder: str) -> None:
         """Undo a `contest` that was won here and lost in the other ledger."""
         self._update(*self._held(run, holder), durable=True, state="guarded", claimed_by=None, claimed_at=None)
 
@@ -337,10 +336,10 @@ class Store(ABC):
             f"INSERT INTO {self.JOBS} (run, job, outcome) SELECT run, :job, :outcome FROM {self.RUNS} "
             f"WHERE {condition} ON CONFLICT (run, job) DO UPDATE SET outcome = CASE WHEN excluded.outcome <> '' "
             f"THEN excluded.outcome ELSE {self.JOBS}.outcome END",
-            values | {"job": self._encoded("job", job), "outcome": self._encoded("outcome", safe_detail(outcome))},
+            values | {"job": self._encoded(job), "outcome": self._encoded(safe_detail(outcome))},
             durable=False,
         )
-        return bool(written.rowcount) or self._is_anothers(run)
+        return bool(written.rowcount) or self._refused(run)
 
     def finish(
         self,
@@ -380,10 +379,10 @@ class Store(ABC):
             claimed_at=None,
         )
         self._settled(run)
-        return bool(written) or self._is_anothers(run)
+        return bool(written) or self._refused(run)
 
-    def _is_anothers(self, run: str) -> bool:
-        """False, if there is such a run at all."""
+    def _refused(self, run: str) -> bool:
+        """False: another has the lease; or an error, if there is no such run."""
         self._required(run)
         return False
 
@@ -405,7 +404,7 @@ class Store(ABC):
         """Give columns of the rows that a condition is true of values; one that this dialect lacks is skipped."""
         values = {"updated_at": FromNow(0.0)} | {name: each for name, each in values.items() if name in self.COLUMNS}
         assignments = ", ".join(f"{name} = {self._sql(name, value)}" for name, value in values.items())
-        encoded = {f"new_{name}": self._encoded(name, value) for name, value in values.items()}
+        encoded = {f"new_{name}": self._encoded(value) for name, value in values.items()}
         return self._execute(
             f"UPDATE {self.RUNS} SET {assignments} WHERE {where}", {**which, **encoded}, durable=durable
         ).rowcount

@@ -16,7 +16,7 @@ itself, for as long as a lease lasts, and the time of the server's own start cou
 `store`       reading and writing
 """
 
-from .connection import Away, host_of
+from .connection import Away
 from .store import Census, Held, Holder, SharedLedger
 
-__all__ = ["Away", "Census", "Held", "Holder", "SharedLedger", "host_of"]
+__all__ = ["Away", "Census", "Held", "Holder", "SharedLedger"]

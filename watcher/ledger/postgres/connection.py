@@ -6,7 +6,6 @@ gets out: a fault is named in words of our own.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -137,15 +136,6 @@ def connect(url: str) -> Connection:
     with translated():
         # No prepared statements: a pooler in front of the database may give each transaction another connection.
         return Connection.connect(**settings, autocommit=True, prepare_threshold=None)
-
-
-def host_of(url: str) -> str:
-    """The host that a URL names, or "" where that is not certain: what stands there may be half of a password."""
-    try:
-        host = str(conninfo_to_dict(url).get("host") or "")
-    except psycopg.Error:
-        return ""
-    return host if re.fullmatch(r"[\w.,-]+", host) and url.count("@") <= 1 and "%" not in url else ""
 
 
 @contextmanager

@@ -330,7 +330,7 @@ class SharedLedger(Store):
             limit: The most to claim.
         """
         values = {
-            "claimant": self._encoded("claimed_by", self._me),
+            "claimant": self._encoded(self._me),
             "endpoints": [endpoint for endpoint, _ in accounts],
             "instances": [instance for _, instance in accounts],
             "since": watching_since,
@@ -430,7 +430,7 @@ class SharedLedger(Store):
             self._execute(f"SELECT FROM qx_runs WHERE {condition} FOR UPDATE", values)
         return [each.row for each in self._read_held(condition, values)]
 
-    def _encoded(self, name: str, value: Any) -> Any:  # noqa: ARG002
+    def _encoded(self, value: Any) -> Any:
         if isinstance(value, Process):
             place = {"host": text_of(value.place.host), "boot": value.place.boot, "pid_ns": value.place.pid_ns}
             return json.dumps(place | {"pid": value.pid, "start_ticks": value.start_ticks})
