@@ -161,7 +161,7 @@ class World:
             case ("unwatched",):
                 self.left["unwatched"] = 0
                 self.work, self.is_acknowledged, self.is_watched = "ready", True, False
-                self.tell(m.Acknowledged(is_protected=False))
+                self.tell(m.Acknowledged())
             case ("post",):
                 self.tell(m.AboutToPost())
             case ("sees that it is to stop",):

@@ -66,8 +66,6 @@ class Announcing:
 class Acknowledged:
     """The watcher knows of the POST that is about to leave; or it does not, and the program submits all the same."""
 
-    is_protected: bool = True
-
 
 @dataclass(frozen=True)
 class AboutToPost:
@@ -555,7 +553,7 @@ class Machine:
 
     def _wished(self, wish: CancelWished) -> list[Action]:
         if wish.is_failure and self.is_detached and self.job is not None:
-            return self._end()
+            return self._end() or [Answer("unconfirmed")]
         if self.ending is not None:
             return [AwaitOutcome()]
         if wish.wants_result and self.phase == "final" and self.state != "cancelled":
