@@ -10,13 +10,15 @@ signals, time limits and lost leases can be tested. Whatever happens:
 
 The phases of a run::
 
-    preparing ── AboutToPost ─▶ posting ── Posted ─▶ submitted ── Finished ─▶ final
-        ▲                        │  ▲ ▼                  ▲
-        ├── PutOff, refused ─────┘ doubtful ── Posted ───┤
-        └────────────────────────  (Granted) ─ TakenUp ──┘
+                  AboutToPost            Posted              Finished
+    preparing ────────────────▶ posting ────────▶ submitted ──────────▶ final
+      │    ▲ ◀───── PutOff ───── │  ▲                ▲
+      │    │          Unanswered │  │ AboutToPost    │ Posted,
+      │    │ NoneLeft            ▼  │                │ TakenUp
+      └────┴──── Granted ────▶ doubtful ─────────────┘
 
 In *doubtful*, a POST that nobody answered may have made a job: this run's own, or with a key an earlier driver's.
-Whoever ends the run first decides how: everyone else who asks for its end waits for that outcome.
+Whoever wishes the end of the run first decides how it ends: everyone else who wishes it waits for that outcome.
 """
 
 from __future__ import annotations
