@@ -19,8 +19,9 @@ from .errors import (
 from .guard import guard
 from .reap import Reaped, reap
 from .result import Err, Ok, RunResult
-from .run import Run, run, submit, try_run
+from .run import run, submit, try_run
 from .status import Status
+from .submitted import Run
 
 __all__ = [
     "ConfigError",

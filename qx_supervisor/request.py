@@ -32,7 +32,7 @@ class Request:
         pubs: Qiskit's `SamplerPub`s or `EstimatorPub`s.
         kind: Which of the two.
         primitive: The user's own primitive object, or None.
-        is_list: Whether the call named a list of circuits or PUBs, be it of one: then it is given lists.
+        is_list: Whether the call named a list of circuits or PUBs, if only of one: then the result has lists.
     """
 
     pubs: list[Any]

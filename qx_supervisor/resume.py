@@ -1,13 +1,13 @@
-"""Taking a run up again: who may have a key, and what is to be done about the jobs that it names.
+"""Taking a run up again: claiming its key, and choosing among the jobs that were submitted with it.
 
-A key names one submission. The ledger says who holds it, and which jobs it has; the service says what became of them,
-and, by the tag that all jobs of a key have, of those that the ledger does not know. So a driver that is killed and
+A key names one submission. The ledger says who has its lease, and which jobs it has; the service says what became of
+them, and of those that the ledger does not know: all jobs of a key have a tag in common. So a driver that is killed and
 started again at any moment submits nothing twice:
 
-- a job of the key has results: they are fetched;
-- one is queued, or runs: it is waited for;
-- a POST may still make one: it is looked for until none can come any more;
-- else, and only then, a job is submitted.
+- if a job of the key has results, they are fetched;
+- if one is queued or running, it is waited for;
+- if an earlier POST may still make one, it is looked for until the sweep window is over;
+- only then a job is submitted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _JITTER = 0.2  # a database's time comes by way of this host's clock; a renewal 
 def claim(
     guarded: Guarded, source: CredentialsSource, instances: Sequence[str], say: Say, sleep: Sleep
 ) -> protocol.LeaseAnswer:
-    """Ask for a key until it is this run's, or can't be.
+    """Claim a key: ask until its lease is this run's, or can't be.
 
     Args:
         guarded: The run, with its lease. Its id and tag become the key's.
@@ -52,7 +52,7 @@ def claim(
         What the ledger has under the key: `Link.take_lease`.
 
     Raises:
-        ConfigError: The key stands for something else, or a driver that lives holds it.
+        ConfigError: The key stands for another submission, or a living driver has its lease.
         WatcherError: There is no watcher, or no ledger.
     """
     assert guarded.lease is not None
@@ -72,7 +72,7 @@ def claim(
                 say("submit", "waiting for the key", "the jobs of an earlier driver are being cancelled")
                 sleep(_BUSY_PAUSE)
             case "held":
-                # One that can't be seen from here lives if its lease is renewed while we look.
+                # A driver that can't be seen from here lives if its lease is renewed while we look.
                 until = found["lease_until"] or 0.0
                 if found["is_seen"] or (lease_until is not None and until > lease_until + _JITTER):
                     raise _held(key, found)
@@ -112,16 +112,16 @@ def _differs(key: str, jobs: Sequence[str]) -> ConfigError:
 
 @dataclass
 class Search:
-    """Looks for the job of a key that is this run's now.
+    """The search for the job of a key, whose lease this run has.
 
     Attributes:
         there: The instance.
         guarded: The run.
-        found: What the ledger has: `claim`.
-        window: Seconds after a driver's death in which its POST may still make a job.
-        say: Tells the user.
+        found: What the ledger has under the key: see `claim`.
+        window: The sweep window: seconds after a driver's death in which its POST may still make a job.
+        say: Tells the user a stage, a state and a detail.
         sleep: Waits; it raises what ends the run.
-        outcomes: What became of the jobs that are of no use any more.
+        outcomes: What became of the jobs that can't be gone on with.
     """
 
     there: remote.Remote
@@ -134,7 +134,7 @@ class Search:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether there may be a job: until it is found to be over, the run must not be stood down."""
+        """Whether there may be a job: until it is known to be over, the run must not stand down."""
         open_jobs = [job for job, outcome in self.found["jobs"].items() if outcome in ("", "unconfirmed")]
         return bool(open_jobs) or not self.found["answered"]
 
@@ -142,11 +142,11 @@ class Search:
         """The job to go on with; None if one is to be submitted.
 
         Raises:
-            ConfigError: The key stands for something else, or a job of it is in flight that nobody here knows of.
-            RunError: The service can't be asked.
+            ConfigError: The key stands for another submission, or has a job in flight whose driver is not known here.
+            RunError: The service refuses to be asked.
         """
         since = self.found["since"] or 0.0
-        # The watcher that saw the death may have written it down. If not, it was before this moment.
+        # The watcher that saw the driver die may have recorded when. If not, it was before this moment.
         end = time.monotonic() + (0.0 if self.found["answered"] else max(0.0, self.window - since))
         looks = 0
         while True:
@@ -187,7 +187,7 @@ class Search:
             raise
 
     def _ask(self, question: Callable[[], T]) -> T:
-        # Where there may be a job, it is looked for however long that takes; else a refusal is the user's to mend.
+        # If there may be a job, it is looked for however long that takes; else the user has to mend a refusal.
         backoff = Backoff("submit", None, self.say, believes=None if self.is_in_doubt else REFUSED_SECONDS)
         return backoff.until_answered(lambda: ask(self.there, question), self.sleep)
 
@@ -199,7 +199,7 @@ class Search:
     def _choose(self, jobs: Mapping[str, remote.JobState]) -> remote.JobState | None:
         key, fingerprint = self.lease.key, self.lease.fingerprint
         foreign = {job: state for job, state in jobs.items() if not self._is_ours(state)}
-        # Submitted with this key from elsewhere, or the ledger was lost: its tags are all that is known of it.
+        # Submitted with this key from elsewhere, or the ledger was lost: only the tags tell what was submitted.
         others = [job for job, state in foreign.items() if fingerprint_in(tags_of(state)) != fingerprint]
         if others:
             raise _differs(key, others)
@@ -225,7 +225,7 @@ class Search:
 def _first(
     states: Iterable[remote.JobState], fits: Callable[[remote.JobState], bool], known: Mapping[str, str]
 ) -> remote.JobState | None:
-    """Of those that fit, one that the ledger knows, else the oldest."""
+    """Of the jobs that fit, one that the ledger knows, else the oldest."""
     fitting = [state for state in states if fits(state)]
     fitting.sort(key=lambda state: (state.reply["id"] not in known, str(state.reply.get("created") or "")))
     return fitting[0] if fitting else None

@@ -194,7 +194,7 @@ def _do(work: Work) -> None:
 
 timers = Timers()
 announcing = ThreadPool("qx-announce", 4)  # waits for the watcher's acknowledgement, while others go on preparing
-submitting = ThreadPool("qx-submit", 4)  # transpiles and submits; a minute allows no more than four POSTs anyway
+submitting = ThreadPool("qx-submit", 4)  # transpiles and submits; a minute allows about as many POSTs
 asking = ThreadPool("qx-ask", 4)  # reads states and fetches results, over as many connections
 ending = ThreadPool("qx-end", 4)  # cancels and confirms
 looking = ThreadPool("qx-look", 2)  # asks for what is shown beside the state, for which nobody waits

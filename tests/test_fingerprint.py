@@ -630,7 +630,7 @@ def test_how_fast(capsys):
 
 
 def test_the_package_starts_without_it():
-    code = "import sys, qx_supervisor, qx_supervisor.worker; print(*sys.modules)"
+    code = "import sys, qx_supervisor, qx_supervisor.flight; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert not loaded & {"qiskit", "numpy", "qiskit_ibm_runtime"}

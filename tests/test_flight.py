@@ -161,7 +161,7 @@ class World:
             case ("unwatched",):
                 self.left["unwatched"] = 0
                 self.work, self.is_acknowledged, self.is_watched = "ready", True, False
-                self.tell(m.Acknowledged(is_protected=False))
+                self.tell(m.Acknowledged())
             case ("post",):
                 self.tell(m.AboutToPost())
             case ("sees that it is to stop",):
@@ -444,6 +444,38 @@ def key(world: World) -> str:
     rest["enders"] = sorted(world.enders.items())
     return repr(rest)
 
+
+# Two that were found so -----------------------------------------------------------------------------------------
+
+
+def posting(wish: m.CancelWished) -> m.Machine:
+    """A run with a key that is wished to end while its POST is under way, and does not wait for the answer."""
+    machine = m.Machine()
+    for event in (m.Granted(in_doubt=False), m.NoneLeft(), m.Announcing(), m.Acknowledged(), m.AboutToPost(), wish):
+        machine.handle(event)
+    return machine
+
+
+def test_a_lease_that_is_lost_after_the_hand_over_costs_its_new_holder_no_job() -> None:
+    machine = posting(m.CancelWished())
+    assert machine.handle(m.WaitOver()) == [m.HandOver()]
+    machine.handle(m.LeaseLost("another"))
+    assert machine.handle(m.Posted("J", is_guarded=False)) == [m.TellJob("J"), m.TellPosted(clean=True)]
+
+
+def test_a_job_that_is_to_be_kept_is_not_cancelled_for_want_of_a_watcher() -> None:
+    machine = posting(m.CancelWished(keep=True))
+    assert machine.handle(m.WaitOver())[0] == m.LetGo()
+    assert machine.handle(m.Posted("J", is_guarded=False)) == [m.TellJob("J"), m.TellPosted(clean=True)]
+
+
+def test_without_a_watcher_the_driver_cancels_late() -> None:
+    machine = posting(m.CancelWished())
+    machine.handle(m.WaitOver())
+    assert machine.handle(m.Posted("J", is_guarded=False))[-1] == m.CancelJob(is_late=True)
+
+
+# Every state -----------------------------------------------------------------------------------------------------
 
 KINDS = {
     "signals": (False, 2, ("hurry",)),

@@ -181,7 +181,7 @@ class Core:
         target = self.target
         with self.telling:  # what is told late is not told after what follows it
             known = self.details
-            if state != "queued":  # it waits no more, or its place can't be read
+            if state != "queued":  # it has left the queue, or its place can't be read
                 known = dataclasses.replace(known, queue_position=None, estimated_start=None)
             if state != self.status.state:
                 self.since = time.monotonic()

@@ -99,6 +99,17 @@ class Flight:
         """Whether its job was let go."""
         return self.core.machine.is_detached
 
+    def result(self) -> RunResult:
+        """What the run came to, once it is over.
+
+        Raises:
+            RunError: As from here: the way that it took through our threads helps nobody, its cause may.
+        """
+        error = self.outcome.exception()
+        if error is not None:
+            raise error.with_traceback(None)
+        return self.outcome.result()
+
     def start(self, begin: Callable[[Callable[[], object]], object]) -> None:
         """Begin.
 
@@ -194,14 +205,14 @@ class Flight:
             except BaseException:
                 self._carry_out(core.handle(m.HandOverEnded(is_accepted=False)), 0.0)
                 raise
-        for action in () if is_first else actions:
-            match action:
-                case m.Answer(answer):
-                    return answer
-                case m.End():
-                    assert error is not None
-                    self._end(error("unconfirmed"))  # the job was let go: it is not cancelled
-                    return "unconfirmed"
+            return outcome.result()
+        match actions:
+            case [m.Answer(answer)]:
+                return answer
+            case [m.End()]:  # the job was let go: it is not cancelled
+                assert error is not None
+                self._end(error("unconfirmed"))
+                return "unconfirmed"
         return outcome.result()
 
     def hurry(self) -> CancelOutcome:

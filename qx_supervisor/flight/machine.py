@@ -10,13 +10,15 @@ signals, time limits and lost leases can be tested. Whatever happens:
 
 The phases of a run::
 
-    preparing ── AboutToPost ─▶ posting ── Posted ─▶ submitted ── Finished ─▶ final
-        ▲                        │  ▲ ▼                  ▲
-        ├── PutOff, refused ─────┘ doubtful ── Posted ───┤
-        └────────────────────────  (Granted) ─ TakenUp ──┘
+                  AboutToPost            Posted              Finished
+    preparing ────────────────▶ posting ────────▶ submitted ──────────▶ final
+      │    ▲ ◀───── PutOff ───── │  ▲                ▲
+      │    │          Unanswered │  │ AboutToPost    │ Posted,
+      │    │ NoneLeft            ▼  │                │ TakenUp
+      └────┴──── Granted ────▶ doubtful ─────────────┘
 
 In *doubtful*, a POST that nobody answered may have made a job: this run's own, or with a key an earlier driver's.
-Whoever ends the run first decides how: everyone else who asks for its end waits for that outcome.
+Whoever wishes the end of the run first decides how it ends: everyone else who wishes it waits for that outcome.
 """
 
 from __future__ import annotations
@@ -65,8 +67,6 @@ class Announcing:
 @dataclass(frozen=True)
 class Acknowledged:
     """The watcher knows of the POST that is about to leave; or it does not, and the program submits all the same."""
-
-    is_protected: bool = True
 
 
 @dataclass(frozen=True)
@@ -555,7 +555,7 @@ class Machine:
 
     def _wished(self, wish: CancelWished) -> list[Action]:
         if wish.is_failure and self.is_detached and self.job is not None:
-            return self._end()
+            return self._end() or [Answer("unconfirmed")]
         if self.ending is not None:
             return [AwaitOutcome()]
         if wish.wants_result and self.phase == "final" and self.state != "cancelled":

@@ -54,7 +54,7 @@ class Submission(service.PatientSubmission):
     # The intent
 
     def announce(self, account: str, source: CredentialsSource) -> None:
-        """Tell the watcher that a POST will leave; `_acknowledged` waits for its word."""
+        """Tell the watcher that a POST will leave; `_acknowledged` waits for its acknowledgement."""
         core = self._core
         self._act(m.Announcing())
         self._announcement = functools.partial(self.announce, account, source)
@@ -137,7 +137,7 @@ class Submission(service.PatientSubmission):
                 ) from None
             logger.warning("this run is not protected: %s", error.reason)
             core.say("submit", "not protected", error.reason)
-        core.handle(m.Acknowledged(core.is_protected))
+        core.handle(m.Acknowledged())
         core.say("submit", "submitting", f"to {core.place.name}")
         self.begin_post()
 
