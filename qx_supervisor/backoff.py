@@ -32,7 +32,7 @@ class Backoff:
         stage: The stage of the run that asks.
         job_id: The job that it asks about, or None.
         say: Tells the user a stage, a state and a detail.
-        believes: Seconds after which a refusal is believed, and raised. None: never, as long as there may be a job.
+        believes: After how many seconds a refusal is taken as final, and raised; None if it never is.
     """
 
     def __init__(

@@ -383,7 +383,7 @@ class Link:
             except _Died:
                 continue
             except WatcherError as error:
-                # The question crossed the agreement to leave: there will be another watcher.
+                # The watcher had just agreed to leave: the next attempt starts another one.
                 if error.reason != "leaving" or attempt == RELAUNCHES:
                     raise
                 self._wait_for_end()

@@ -18,7 +18,7 @@ from .errors import RunError, Stage
 from .watcher import remote
 
 RESULTS_SECONDS = 600.0
-"""How long results are asked for again that come corrupt, or that the service says there are not."""
+"""How long results are requested again if they arrive corrupt, or the service says that there are none."""
 
 _PASSING = (401, 403, 407, 451)  # said by a gateway, or of the account, and not of the results
 
@@ -57,7 +57,7 @@ class ResultsFetch:
         except Exception as error:
             self._keep(text)
             raise Corrupt(f"they can't be decoded: {service.describe(error)}") from error
-        if not service.is_result(decoded):  # Qiskit hands a text that is no JSON on as it is
+        if not service.is_result(decoded):  # Qiskit returns text that is not JSON unchanged
             self._keep(text)
             raise Corrupt(f"they are no result but {_shown(text)}")
         self._backoff.answered()

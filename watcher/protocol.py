@@ -352,7 +352,7 @@ class Hello(NamedTuple):
 class LeaseAnswer(TypedDict):
     """What the ledger says of a key.
 
-    answer: See `watcher.ledger.lease.Answer`. The rest describes the run under the key; pid and host are its holder's.
+    answer: See `watcher.ledger.rules.Answer`. The rest describes the run under the key; pid and host are its holder's.
     """
 
     answer: str

@@ -4,9 +4,9 @@ Any number of reapers may run, anywhere. Of all that try, one gets a run (`FOR U
 lease like a driver's, so one that dies in the middle is followed by another. It reads the claim again and the job's
 state right before each cancel.
 
-A lease that has run out says that nobody renewed it, and not why. Where the database was away, nobody could. So this
-process goes by what it has seen itself: it claims only what has run out for as long as it has had the database at hand
-without a break, and for the length of that lease. A driver that lives has renewed it by then, three times over.
+An expired lease says that nobody renewed it, and not why: while the database was unreachable, nobody could. So a reaper
+claims a run only after it has itself been connected to the database for the whole length of the run's lease, without
+interruption. A living driver has renewed the lease by then, three times over.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Reaper:
             self._forget_at = now + FORGET_SECONDS
             book.forget(ledger.KEPT_FOR)
         is_idle = not found and not self._is_busy()
-        # By the clock of before the claim: what has come due since then was not claimed.
+        # By the time before the claim: what has expired since then was not claimed.
         has_seen_enough = is_idle and self._asked_at - self._watching_since > book.longest_lease()
         if len(found) == room and room:
             with self._changed:
@@ -324,7 +324,7 @@ class Reaper:
     # The end
 
     def _end(self) -> None:
-        """Release what is not begun, let what is under way come to its next step, and let the own lease run out."""
+        """Release what is not begun, let what is under way come to its next step, and let this reaper's lease expire."""
         self._stopping.set()
         end = time.monotonic() + DRAIN_SECONDS
         with self._changed:

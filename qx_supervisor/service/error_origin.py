@@ -10,7 +10,7 @@ from types import TracebackType
 
 from ..errors import ConfigError, RunError, RunTimeout, WatcherError
 
-_ASKERS = (
+_CLIENT_MODULES = (
     "qiskit_ibm_runtime.api",
     "qiskit_ibm_runtime.decoders",
     "qiskit_ibm_runtime.json",
@@ -20,11 +20,13 @@ _ASKERS = (
     "requests",
     "urllib3",
 )
-"""The modules that ask the service, and read its answers."""
+"""The modules that send requests to the service and read its answers."""
 
 
 def is_of_the_service(error: BaseException) -> bool:
-    """Whether an exception comes of the network or the service, and so says nothing about what the program wants.
+    """Whether an exception comes from the network or the service, and so says nothing about what the program wants.
+
+    Such an exception does not cancel the jobs of a `guard` block that it ends; every other one does.
 
     A time limit that the program set (`job.result(timeout=...)`), its faults, and what it raises itself are its own;
     what it raises `from` a failure of the service is the service's.
@@ -37,7 +39,7 @@ def is_of_the_service(error: BaseException) -> bool:
         return True
     if isinstance(error, RunError):
         return not isinstance(error, ConfigError | WatcherError | RunTimeout)
-    return _is_by_its_type(error) or _is_raised_by_an_asker(error)
+    return _is_by_its_type(error) or _is_raised_by_the_client(error)
 
 
 def _is_by_its_type(error: Exception) -> bool:
@@ -53,7 +55,7 @@ def _is_by_its_type(error: Exception) -> bool:
     return isinstance(error, (*network, *libraries, *client)) and not isinstance(error, IBMInputValueError)
 
 
-def _is_raised_by_an_asker(error: Exception) -> bool:
+def _is_raised_by_the_client(error: Exception) -> bool:
     """Whether it was raised where an answer was read: a page instead of JSON, a field that is not there."""
     from qiskit.providers import JobTimeoutError
     from qiskit_ibm_runtime.exceptions import IBMInputValueError
@@ -67,4 +69,4 @@ def _is_raised_by_an_asker(error: Exception) -> bool:
         if name.partition(".")[0] != json.__name__:  # whoever had the text read
             asker = name
         trace = trace.tb_next
-    return any(asker == each or asker.startswith(f"{each}.") for each in _ASKERS)
+    return any(asker == each or asker.startswith(f"{each}.") for each in _CLIENT_MODULES)

@@ -26,13 +26,13 @@ LEASE_SECONDS = 30.0
 """How long a lease lasts without being renewed. It is renewed at a third of that."""
 
 CLAIM_LEASE_SECONDS = 120.0
-"""How long a driver waits for a process that cancels and can't be seen from here: as long as that one tries."""
+"""How long a driver waits for a reaper on another host that has claimed the run: a reaper tries that long."""
 
 CLAIM_SECONDS = 3600.0
 """How long a claim keeps other reapers away if its process can't be seen from here. A cancel gives up after minutes."""
 
 SWEPT_FOR = 86400.0
-"""For a day what could not be resolved is swept again, by whoever reaps."""
+"""How long a run that could not be resolved is swept again by every reaper."""
 
 KEPT_FOR = 30 * 86400.0
 """Seconds after which a run that is over is forgotten."""
@@ -79,7 +79,7 @@ class Ruling:
 
     Attributes:
         answer: See `Answer`.
-        row: The row under the key: as it is now, if granted, else as it stands in the way.
+        row: The row under the key: this driver's if the lease is granted, else the one that prevents it.
         is_new: Granted, and nothing is known under the key.
         let_go_at: Granted: when its last holder let go of it, or was seen to be dead; None if that is not known.
         is_seen: Held: the holder is seen to be alive. Else only its lease says so, which may run out.
@@ -152,7 +152,7 @@ def may_take(
         place: Where the judge is.
         is_running: Whether a process of that place runs, by its pid and start.
         now: The ledger's clock.
-        is_mine: Whether the judge's process has the row still, if it was this driver's: a reaper may have claimed it.
+        is_mine: Whether this watcher still has the row, which a reaper may have claimed.
     """
     left = (row.lease_until or 0.0) - now
     if row.holder == wish.row.holder:
