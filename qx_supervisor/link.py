@@ -586,12 +586,12 @@ class Link:
                 )
             case "shared ledger away":
                 logger.warning(
-                    "the ledger of many hosts is away (%s): the watcher protects the runs all the same, but should "
+                    "the shared ledger is away (%s): the watcher protects the runs all the same, but should "
                     "this host be lost, their jobs would not be cancelled; it is tried again",
                     report.detail,
                 )
             case "shared ledger back":
-                logger.info("the ledger of many hosts is back")
+                logger.info("the shared ledger is back")
             case "fault":
                 logger.error("a fault in the watcher, which goes on: %s; please report it", report.detail)
             case "token refused":

@@ -1,4 +1,4 @@
-"""Whether there is a ledger of many hosts, and what is needed to write to it."""
+"""Whether there is a shared ledger, and what is needed to write to it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
     """
     url = settings.ledger_url()
     if not url:
-        raise ConfigError("config", f"no ledger of many hosts is named; set {settings.LEDGER}")
+        raise ConfigError("config", f"no shared ledger is named; set {settings.LEDGER}")
     check_installed()
     from .watcher.ledger.postgres import SharedLedger
 
@@ -84,7 +84,7 @@ def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
             with opened() as book:
                 book.stand_down(run, jobs, is_over=is_over)
         except (ledger.LedgerError, RunError) as error:
-            logger.warning("run %s is not written down as over in the ledger of many hosts: %s", run, error)
+            logger.warning("run %s is not written down as over in the shared ledger: %s", run, error)
 
     if os.environ.get(settings.LEDGER):
         # A second on a loaded machine, in which the database is not asked yet. What fails is told of by `write`.

@@ -1,4 +1,4 @@
-"""`reap` where a ledger of many hosts has the runs with a key, too: another host may have come back for them."""
+"""`reap` where a shared ledger has the runs with a key, too: another host may have come back for them."""
 
 from __future__ import annotations
 

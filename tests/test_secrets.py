@@ -241,7 +241,7 @@ def test_the_password_of_the_shared_ledger(
     assert not shown_by_others()
     postgres.kill()  # it is told of, in words of ours
     try:
-        driver.line('log qx_supervisor "WARNING:qx_supervisor:the ledger of many hosts is away')
+        driver.line('log qx_supervisor "WARNING:qx_supervisor:the shared ledger is away')
         driver.send(10)  # SIGUSR1: it kills its watcher
         driver.line("again ")
         assert not shown_by_others()

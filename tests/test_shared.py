@@ -1,4 +1,4 @@
-"""Drivers that write to a ledger of many hosts, too: what it says when they die, and what happens when it is away."""
+"""Drivers that write to a shared ledger, too: what it says when they die, and what happens when it is away."""
 
 from __future__ import annotations
 
@@ -355,7 +355,7 @@ def test_the_database_is_killed_in_mid_run(ibm: local.Service, fork: Any, shared
     [held] = shared.wait(lambda found: found[0].judgement == "final")
     assert held.row.state == "done"
     driver.kill()
-    assert driver.errors.decode().count("the ledger of many hosts is away") == 1
+    assert driver.errors.decode().count("the shared ledger is away") == 1
 
 
 @pytest.mark.long
@@ -380,7 +380,7 @@ def test_the_database_was_restarted_while_nobody_asked_it(ibm: local.Service, fo
     driver.send(signal.SIGUSR1)
     assert driver.end() == 0, driver.errors
     shared.wait(lambda found: [each.row.state for each in found] == ["done", "done"])
-    assert "ledger of many hosts" not in driver.errors.decode()
+    assert "shared ledger" not in driver.errors.decode()
 
 
 @pytest.mark.long
@@ -403,7 +403,7 @@ def test_a_key_is_taken_up_while_the_database_is_away(ibm: local.Service, fork: 
     [held] = shared.wait(lambda found: found[0].judgement == "final")
     assert (held.row.key, held.row.state, dict(held.row.jobs).keys()) == ("step", "done", {job})
     assert second.end() == 0, second.errors
-    assert second.errors.decode().count("the ledger of many hosts is away") == 1
+    assert second.errors.decode().count("the shared ledger is away") == 1
     assert [(each.id, each.cancel_requests) for each in ibm.jobs()] == [(job, 0)]
 
 
@@ -421,7 +421,7 @@ def test_a_new_key_while_the_database_is_away(
     [held] = shared.wait(lambda found: found and found[0].judgement == "final")
     assert (held.row.key, held.row.state) == ("step", "done")
     driver.kill()
-    assert driver.errors.decode().count("the ledger of many hosts is away") == 1
+    assert driver.errors.decode().count("the shared ledger is away") == 1
     assert [each.cancel_requests for each in ibm.jobs()] == [0]
 
 
@@ -446,7 +446,7 @@ def test_no_database_from_the_beginning(
         watcher.terminate()
         wait_for_end(watcher)
     said = driver.errors.decode()
-    assert said.count("the ledger of many hosts is away") == 1
+    assert said.count("the shared ledger is away") == 1
     assert "the connection is refused" in said
     assert "hush" not in said
 
@@ -479,7 +479,7 @@ for number in range(4):
         took = [float(driver.line("took ")[0]) for _ in range(4)]
         assert driver.end() == 0, driver.errors
         assert took[0] - min(took) < 15.0  # and not for as long as the network would
-        assert driver.errors.decode().count("the ledger of many hosts is away") == 1
+        assert driver.errors.decode().count("the shared ledger is away") == 1
         cable.mend()
         shared.wait(lambda found: len(found) == 5 and all(each.judgement == "final" for each in found))
         wait_for_end(watcher)  # it has to hear, over the cable, that all is written

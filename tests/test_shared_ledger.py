@@ -1,4 +1,4 @@
-"""The ledger of many hosts, in a real PostgreSQL: what it holds, who may take it, and that the clock is its own."""
+"""The shared ledger, in a real PostgreSQL: what it holds, who may take it, and that the clock is its own."""
 
 from __future__ import annotations
 

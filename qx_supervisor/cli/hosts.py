@@ -1,4 +1,4 @@
-"""The ledger of many hosts, named on the command line."""
+"""The shared ledger, named on the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ledger_option = click.option(
     "--ledger",
     "ledger_url",
     metavar="URL",
-    help="The database of a ledger of many hosts, without a password, instead of QX_LEDGER.",
+    help="The database of a shared ledger, without a password, instead of QX_LEDGER.",
 )
 
 

@@ -21,7 +21,7 @@ States:
              over; with --all
 
 \b
-With --all-hosts, by the leases in the ledger of many hosts:
+With --all-hosts, by the leases in the shared ledger:
   live       its lease is renewed
   waiting    its driver is gone, and may come back for it within its grace
   orphan     its lease has run out: a reaper's

@@ -33,7 +33,7 @@ the machine, so --ledger takes no password: libpq finds it in ~/.pgpass."""
 )
 @debug_option
 def reaper_command(local: bool, instance: str | None, ledger_url: str | None, once: bool, metrics: int | None) -> int:
-    """Cancel what drivers on any host left behind, by a ledger of many hosts.
+    """Cancel what drivers on any host left behind, by a shared ledger.
 
     It claims runs whose leases have run out, waits their grace, and cancels their jobs, with the accounts that are
     saved here, or the one of the environment. Any number of reapers may run at once.
@@ -77,6 +77,6 @@ def _url() -> str:
 
     found = settings.ledger_url()
     if not found:
-        raise click.UsageError(f"no ledger of many hosts is named; set {settings.LEDGER}")
+        raise click.UsageError(f"no shared ledger is named; set {settings.LEDGER}")
     check_installed()
     return found

@@ -324,7 +324,7 @@ class Reaper:
     # The end
 
     def _end(self) -> None:
-        """Release what is not begun, let what is under way come to its next step, and let this reaper's lease expire."""
+        """Release what is not begun, let what is under way come to its next step, and let this lease expire."""
         self._stopping.set()
         end = time.monotonic() + DRAIN_SECONDS
         with self._changed:

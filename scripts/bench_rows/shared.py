@@ -1,4 +1,4 @@
-"""What the ledger of many hosts costs a run, and what it can carry: arming, renewals, and leases that have run out.
+"""What the shared ledger costs a run, and what it can carry: arming, renewals, and leases that have run out.
 
 The PostgreSQL here is on the same two cores as all else, and waits for its disk at each commit.
 """

@@ -47,7 +47,7 @@ LEDGER = """
 os.environ["QX_LEDGER"] = {ledger!r}
 os.environ["QX_LEASE_SECONDS"] = "{lease}"
 """
-"""The lines that have a program write to a ledger of many hosts."""
+"""The lines that have a program write to a shared ledger."""
 
 ON_HOST = """
 for _namespace in [open(_path) for _path in {namespaces!r}]:

@@ -98,7 +98,7 @@ class Census:
 
 
 class SharedLedger(Store):
-    """The ledger of many hosts: made by `open`; safe to use from any thread, one question at a time.
+    """The shared ledger: made by `open`; safe to use from any thread, one question at a time.
 
     A run is written on condition that this process still has the lease on it, in one statement: `held_by` is this
     process, and `epoch` is the one that this process knows.
