@@ -23,14 +23,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import detached, settings
+from . import detached
 from .errors import WatcherError
 from .watcher import host_identity, protocol
 
 LOOK_SECONDS = 1.0
 """After this long without a call, systemd is asked whether the unit runs at all."""
 
-_INSTEAD = f"or unset {settings.PLACEMENT} for a watcher in the driver's own control group"
+_INSTEAD = "or unset QX_WATCHER_PLACEMENT for a watcher in the driver's own control group"
 
 
 @dataclass
@@ -133,11 +133,11 @@ def check() -> tuple[str, Path]:
     """
     tool, folder = shutil.which("systemd-run"), runtime_directory()
     if tool is None:
-        raise WatcherError("config", f"{settings.PLACEMENT}=systemd needs systemd-run: install it, {_INSTEAD}")
+        raise WatcherError("config", f"QX_WATCHER_PLACEMENT=systemd needs systemd-run: install it, {_INSTEAD}")
     if folder is None:
         raise WatcherError(
             "config",
-            f"{settings.PLACEMENT}=systemd needs a user manager of systemd, and none runs for this user here: have one "
+            "QX_WATCHER_PLACEMENT=systemd needs a user manager of systemd, and none runs for this user here: have one "
             f"kept by `loginctl enable-linger`, {_INSTEAD}",
         )
     return tool, folder

@@ -54,7 +54,7 @@ class EarlierDriver:
             "pidfd": pidfd,
             **order,
         }
-        command = [sys.executable, "-I", "-S", str(launch.FOLDER / "boot.py"), json.dumps(whole)]
+        command = [sys.executable, "-I", "-S", str(launch.BOOT), json.dumps(whole)]
         subprocess.run(command, pass_fds=(theirs.fileno(), pidfd), check=True)
         theirs.close()
         os.close(pidfd)
@@ -171,7 +171,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(hello: str) -> tuple[Link, Path]:
         boot = tmp_path / "boot.py"
         boot.write_text(f"HELLO = {hello!r}\n{EARLIER_WATCHER}")
-        monkeypatch.setattr(launch, "FOLDER", tmp_path)
+        monkeypatch.setattr(launch, "BOOT", tmp_path / "boot.py")
         made.append(Link())
         return made[-1], tmp_path / "boot.py.heard"
 
