@@ -1,4 +1,4 @@
-"""Whether there is a ledger of many hosts, and what is needed to write to it."""
+"""The shared ledger on the driver's side: whether one is named, and what is needed to write to it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _FASTER = "psycopg_binary"
 
 
 def url() -> str:
-    """The shared ledger's URL, which may hold a password; "" where there is none.
+    """The shared ledger's URL, which may hold a password; "" if none is named.
 
     Raises:
-        WatcherError: If it can't be one. Its text quotes nothing.
+        WatcherError: If it can't be a URL of one. The error quotes nothing of it.
     """
     found = os.environ.get(SETTING, "").strip()  # a secret made of a file ends as the file does, with a newline
     if found and not found.startswith(SCHEMES):
@@ -42,7 +42,7 @@ def url() -> str:
 
 
 def lease_seconds() -> float:
-    """How long a lease is held without being renewed.
+    """How long a lease lasts without being renewed.
 
     Raises:
         WatcherError: If `QX_LEASE_SECONDS` is no such time.
@@ -51,7 +51,7 @@ def lease_seconds() -> float:
 
 
 def packages() -> tuple[str, ...]:
-    """The packages that are needed to write to it; none where there is none.
+    """The packages that are needed to write to it; none if no shared ledger is named.
 
     Raises:
         WatcherError: If they are not installed.
@@ -63,7 +63,7 @@ def packages() -> tuple[str, ...]:
 
 
 def check_installed() -> None:
-    """Refuse to go on without psycopg.
+    """Check that psycopg is installed.
 
     Raises:
         WatcherError: If it is not installed.
@@ -76,15 +76,15 @@ def check_installed() -> None:
 
 
 def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
-    """The shared ledger, without making it where there is none.
+    """Open the shared ledger; its tables are not made if they are missing.
 
     Args:
-        kind: What this process is there.
+        kind: What this process is.
 
     Raises:
         ConfigError: If none is named.
         WatcherError: If what it needs is not installed.
-        LedgerError: If it can't be had.
+        LedgerError: If it can't be opened.
     """
     where = url()
     if not where:
@@ -96,7 +96,7 @@ def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
 
 
 def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
-    """Write that a run was stood down, where there is no watcher to do it; waits a second for that, and no longer.
+    """Write that a run was stood down, for want of a watcher that could; waits for that for a second at most.
 
     Args:
         run: The run.
@@ -112,7 +112,7 @@ def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
             logger.warning("run %s is not written down as over in the ledger of many hosts: %s", run, error)
 
     if os.environ.get(SETTING):
-        # A second on a loaded machine, in which the database is not asked yet. What fails is told of by `write`.
+        # psycopg takes a second to load on a busy machine. What fails is told of by `write`.
         with contextlib.suppress(Exception):
             from .watcher.ledger import postgres  # noqa: F401
         writing = threading.Thread(target=write, name="qx-shared", daemon=True)
