@@ -1,4 +1,4 @@
-"""Whether there is a shared ledger, and what is needed to write to it."""
+"""The shared ledger on the driver's side: whether one is named, and what is needed to write to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FASTER = "psycopg_binary"
 
 
 def packages() -> tuple[str, ...]:
-    """The packages that are needed to write to it; none where there is none.
+    """The packages that are needed to write to it; none if no shared ledger is named.
 
     Raises:
         WatcherError: If they are not installed.
@@ -38,7 +38,7 @@ def packages() -> tuple[str, ...]:
 
 
 def check_installed() -> None:
-    """Refuse to go on without psycopg.
+    """Check that psycopg is installed.
 
     Raises:
         WatcherError: If it is not installed.
@@ -51,15 +51,15 @@ def check_installed() -> None:
 
 
 def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
-    """The shared ledger, without making it where there is none.
+    """Open the shared ledger; its tables are not made if they are missing.
 
     Args:
-        kind: What this process is there.
+        kind: What this process is.
 
     Raises:
         ConfigError: If none is named.
         WatcherError: If what it needs is not installed.
-        LedgerError: If it can't be had.
+        LedgerError: If it can't be opened.
     """
     url = settings.ledger_url()
     if not url:
@@ -71,7 +71,7 @@ def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
 
 
 def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
-    """Write that a run was stood down, where there is no watcher to do it; waits a second for that, and no longer.
+    """Write that a run was stood down, for want of a watcher that could; waits for that for a second at most.
 
     Args:
         run: The run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -11,16 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from testkit.ledgers import make_row
 from testkit.processes import until
 
 from qx_supervisor.watcher import book as books
 from qx_supervisor.watcher import writers
 from qx_supervisor.watcher.book import Book, Entry
 from qx_supervisor.watcher.driver_process import DriverIdentity
-from qx_supervisor.watcher.host_identity import start_ticks
-from qx_supervisor.watcher.ledger import Ledger, LedgerError, Ruling, Wish, sqlite
+from qx_supervisor.watcher.host_identity import start_ticks, this_host
+from qx_supervisor.watcher.ledger import Ledger, LedgerError, Row, Ruling, Wish, sqlite
 from qx_supervisor.watcher.ledger.postgres import SharedLedger
 from qx_supervisor.watcher.protocol import Lease
+from qx_supervisor.watcher.writers import LocalWriter
 
 
 def test_what_is_said_of_no_run_costs_no_other_its_end(state: Path) -> None:
@@ -168,3 +171,40 @@ def test_the_local_ledger_is_complained_of_once(tmp_path: Path) -> None:
         book.holds("r1", "").result(60)
     book.close(60)
     assert len(said) == 1
+
+
+class SlowStore:
+    """A ledger that writes when it is told to."""
+
+    place = this_host()
+
+    def __init__(self) -> None:
+        self.begun: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
+        self.may_end = threading.Semaphore(0)
+
+    def write(self, *rows: Row, durable: bool) -> set[str]:
+        self.begun.put((rows[0].detail, durable))
+        assert self.may_end.acquire(timeout=60)
+        return {row.run for row in rows}
+
+    def close(self) -> None: ...
+
+
+def test_who_waits_waits_until_its_own_version_is_written(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
+    """No POST leaves on an acknowledgement of what was written before."""
+    slow = SlowStore()
+    monkeypatch.setattr(LocalWriter, "_open", lambda _: slow)
+    writer = LocalWriter(str(state), 30.0, lambda *_: None)
+    first = writer.guard(make_row(detail="first"))
+    assert slow.begun.get(timeout=60) == ("first", True)
+    writer.change("r1", "", lambda row: replace(row, detail="second"))
+    slow.may_end.release()
+    first.result(60)
+    assert slow.begun.get(timeout=60)[0] == "second"
+    third = writer.guard(make_row(detail="third"))
+    slow.may_end.release()
+    assert slow.begun.get(timeout=60) == ("third", True)
+    assert not third.done()
+    slow.may_end.release()
+    third.result(60)
+    assert writer.close(60)

@@ -466,8 +466,10 @@ class SharedWriter(Writer["SharedLedger"]):
             if had_run_out:  # what this process had may have been taken
                 others = ledger.lost()
                 with self._changed:
-                    lost = [self._runs.pop(run).row for run in list(self._runs) if run in others]
-                self._report_lost(ledger, lost)
+                    lost = [self._runs.pop(run) for run in list(self._runs) if run in others]
+                self._report_lost(ledger, [desired.row for desired in lost])
+                for future in [future for desired in lost for future in desired.waiting]:
+                    future.set_result(None)
         super()._bring_up_to_date(ledger)
 
     def _report_lost(self, ledger: SharedLedger, lost: list[Row]) -> None:

@@ -1,12 +1,12 @@
-"""The ledger: what is guarded on this machine, on disk.
+"""The ledger: what is guarded, on this machine's disk and, if one is named, in a database for many hosts.
 
-A driver and its watcher may both die: a control group is killed, the power fails. Then this is all that is left. The
+A driver and its watcher may both die: a control group is killed, the power fails. Then this is all that remains. The
 watcher writes a row for a run before it acknowledges the intent; a later process reads the rows, judges whose driver
-is dead, claims those so that no two processes cancel the same, cancels, and writes down what became of them. It never
-holds a secret: whoever cancels brings an API key of their own.
+is dead, claims those so that no two processes cancel the same, cancels, and writes down what became of them. The ledger
+never holds a secret: whoever cancels brings an API key of their own.
 
-The ledger may fail, its disk be full, its file damaged: that is a `LedgerError`, always, and a watcher goes on without
-it, less safe and not stopped.
+The ledger may fail, its disk may be full, its file corrupt: that is always a `LedgerError`, and a watcher goes on
+without it, less safe but not stopped.
 
 `rules`     who may take a run, contest and claim it, and what can be said of it
 `row`       what is written of a run

@@ -97,9 +97,9 @@ class Ledger(Store):
 
         Args:
             directory: The state directory, absolute (`state_directory()`).
-            place: Where this process is; `here()` if that is not known yet.
+            place: Where this process is; `this_host()` by default.
             clock: The Unix clock.
-            lease_seconds: How long a lease is held without being renewed.
+            lease_seconds: How long a lease lasts without being renewed.
         """
         place = place or host_identity.this_host()
         file = prepare(Path(directory), place.host)
@@ -311,7 +311,7 @@ def _patiently(attempt: Callable[[], T]) -> T:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Let nothing of SQLite's out but a sentence."""
+    """Turn SQLite's errors into a sentence of our own."""
     try:
         yield
     except (sqlite3.Error, OverflowError, UnicodeError) as error:

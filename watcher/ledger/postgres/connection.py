@@ -1,7 +1,7 @@
-"""A connection to PostgreSQL that never waits for ever, and whose errors hold no secret.
+"""A connection to PostgreSQL whose answers are waited for so long and no longer, and whose errors hold no secret.
 
-The URL holds a password, and what libpq says of a URL that it can't read quotes parts of it. So nothing of its words
-gets out: a fault is named in words of our own.
+The URL holds a password, and libpq's error for a URL that it can't parse quotes parts of it. So none of its words get
+out: a fault is named in our own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _STATES = (
     ("42P01", "its tables are missing"),
     ("40", "another transaction was in the way"),
 )
-"""What begins a SQLSTATE, and what that means."""
+"""The beginnings of SQLSTATEs, and what they mean."""
 
 _WORDS = (
     ("refused", "the connection is refused"),
@@ -72,7 +72,7 @@ _WORDS = (
     ("terminat", "the connection broke"),
     ("reset", "the connection broke"),
 )
-"""What libpq says where there is no SQLSTATE, and what that means."""
+"""Words in libpq's errors that have no SQLSTATE, and what they mean."""
 
 
 class Away(LedgerError):
@@ -86,7 +86,7 @@ class Connection(psycopg.Connection[TupleRow]):
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[psycopg.Transaction]:
-        """Do all of a block, or nothing; and hold its locks for half as long at most as an answer may take.
+        """Do all of a block, or nothing; its locks last half as long at most as an answer may take.
 
         The server would wait for hours for the next statement of a host that was lost in the middle of it, and all
         others for the locks. It is told with each transaction, since a pooler may give each another connection.
@@ -96,7 +96,7 @@ class Connection(psycopg.Connection[TupleRow]):
             yield begun
 
     def wait(self, gen: Any, *args: Any, **named: Any) -> Any:
-        """Wait for an answer, but not for ever."""
+        """Wait for an answer, for `ANSWER_SECONDS` at most."""
         try:
             return super().wait(_bounded(gen, time.monotonic() + ANSWER_SECONDS), *args, **named)
         except TimeoutError:
@@ -105,7 +105,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
 
 def _bounded(waiting: Generator[Any, Any, Any], until: float) -> Generator[Any, Any, Any]:
-    """What psycopg waits for, given up when it takes too long."""
+    """What psycopg waits for, but with a deadline."""
     try:
         wanted = next(waiting)
         while True:
@@ -124,7 +124,7 @@ def connect(url: str) -> Connection:
         url: `postgresql://user:password@host:port/database`, with libpq's parameters.
 
     Raises:
-        LedgerError: If that can't be had.
+        LedgerError: If that fails.
     """
     try:
         settings = {**_DEFAULTS, **conninfo_to_dict(url)}
@@ -140,7 +140,7 @@ def connect(url: str) -> Connection:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Let nothing of psycopg's out but a sentence."""
+    """Turn psycopg's errors into a sentence of our own."""
     try:
         yield
     except psycopg.Error as error:
