@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 
 from . import protocol
 from .protocol import SWEEP_WINDOW, Lease, LeaseAnswer, Outcome, Report
+from .value import Value
 
 SWEEP_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Seconds between sweeps while the window is open; the last one repeats."""
@@ -60,42 +61,36 @@ class Timer(NamedTuple):
 # Events ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(Value):
     """A message of the driver's, but for `UseLedger`."""
 
     seq: int
     message: protocol.FromDriver
 
 
-@dataclass(frozen=True)
-class Malformed:
+class Malformed(Value):
     """The driver sent bytes that are no message, or one that can't be used."""
 
     reason: str
     seq: int = 0
 
 
-@dataclass(frozen=True)
-class HungUp:
+class HungUp(Value):
     """The driver's end of the connection is closed. That is not a death."""
 
 
-@dataclass(frozen=True)
-class DriverDied:
+class DriverDied(Value):
     """The driver is dead, and everything that it had sent has been received."""
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(Value):
     """An account can be used, or could not be made usable (`problem`)."""
 
     account: str
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class LeaseTaken:
+class LeaseTaken(Value):
     """The ledger has answered a `TakeLease`, or could not be asked (`problem`)."""
 
     seq: int
@@ -103,8 +98,7 @@ class LeaseTaken:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class LeaseRetaken:
+class LeaseRetaken(Value):
     """The lease of a run was taken again (True), is another's (False), or the ledger could not say (None)."""
 
     run: str
@@ -112,8 +106,7 @@ class LeaseRetaken:
     won: bool | None
 
 
-@dataclass(frozen=True)
-class LeaseLost:
+class LeaseLost(Value):
     """The lease of a run is another's."""
 
     run: str
@@ -121,8 +114,7 @@ class LeaseLost:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class CancelEnded:
+class CancelEnded(Value):
     """A cancel is over."""
 
     run: str
@@ -131,8 +123,7 @@ class CancelEnded:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class SweepEnded:
+class SweepEnded(Value):
     """A sweep is over: the unfinished jobs under the tag, or None if the service could not be asked."""
 
     run: str
@@ -140,23 +131,20 @@ class SweepEnded:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class CloseEnded:
+class CloseEnded(Value):
     """A session is closed, or could not be closed (`problem`)."""
 
     run: str
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class Fired:
+class Fired(Value):
     """A timer has fired."""
 
     timer: Timer
 
 
-@dataclass(frozen=True)
-class Terminated:
+class Terminated(Value):
     """The watcher received a SIGTERM."""
 
 
@@ -180,61 +168,53 @@ Event = (
 # Actions --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ack:
+class Ack(Value):
     """Acknowledge a message."""
 
     seq: int
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Value):
     """Answer a message with what the ledger said."""
 
     seq: int
     answer: LeaseAnswer
 
 
-@dataclass(frozen=True)
-class Nack:
+class Nack(Value):
     """Refuse a message."""
 
     seq: int
     reason: str
 
 
-@dataclass(frozen=True)
-class Prepare:
+class Prepare(Value):
     """Make sure that there is a token for an account; answer with `Prepared`."""
 
     account: str
 
 
-@dataclass(frozen=True)
-class TakeLease:
+class TakeLease(Value):
     """Ask the ledger for a lease; answer with `LeaseTaken`."""
 
     seq: int
     wanted: protocol.TakeLease
 
 
-@dataclass(frozen=True)
-class RetakeLease:
+class RetakeLease(Value):
     """Take the lease of a run that waited again, in order to cancel its jobs; answer with `LeaseRetaken`."""
 
     run: str
     holder: str
 
 
-@dataclass(frozen=True)
-class Inspect:
+class Inspect(Value):
     """Answer a message with what the watcher knows of itself."""
 
     seq: int
 
 
-@dataclass(frozen=True)
-class StartCancel:
+class StartCancel(Value):
     """Cancel a job and confirm that; answer with `CancelEnded`.
 
     Attributes:
@@ -249,8 +229,7 @@ class StartCancel:
     asked: bool = False
 
 
-@dataclass(frozen=True)
-class StartSweep:
+class StartSweep(Value):
     """List the unfinished jobs under a tag, and in a session if one is named; answer with `SweepEnded`.
 
     Attributes:
@@ -264,8 +243,7 @@ class StartSweep:
     driver_tag: str = ""
 
 
-@dataclass(frozen=True)
-class StartClose:
+class StartClose(Value):
     """Close a session; answer with `CloseEnded`.
 
     Attributes:
@@ -279,16 +257,14 @@ class StartClose:
     spares: bool = False
 
 
-@dataclass(frozen=True)
-class SetTimer:
+class SetTimer(Value):
     """Answer with `Fired` after some seconds."""
 
     timer: Timer
     seconds: float
 
 
-@dataclass(frozen=True)
-class RecordRun:
+class RecordRun(Value):
     """Write a run and its state to the ledger."""
 
     run: str
@@ -302,8 +278,7 @@ class RecordRun:
     lease: Lease | None = None
 
 
-@dataclass(frozen=True)
-class RecordResubmit:
+class RecordResubmit(Value):
     """Write the outcomes of a key's earlier jobs to the ledger: another one will be submitted."""
 
     run: str
@@ -311,16 +286,14 @@ class RecordResubmit:
     holder: str
 
 
-@dataclass(frozen=True)
-class RecordLetGo:
+class RecordLetGo(Value):
     """Write to the ledger that nobody waits for a run any more."""
 
     run: str
     holder: str
 
 
-@dataclass(frozen=True)
-class RecordJob:
+class RecordJob(Value):
     """Write a job of a run, and its outcome, to the ledger. "kept": its driver was given it, so it is not cancelled."""
 
     run: str
@@ -328,16 +301,14 @@ class RecordJob:
     outcome: Outcome | Literal["", "kept"] = ""
 
 
-@dataclass(frozen=True)
-class RecordAnswered:
+class RecordAnswered(Value):
     """Write to the ledger that no job of a run is unknown."""
 
     run: str
     holder: str = ""
 
 
-@dataclass(frozen=True)
-class Exit:
+class Exit(Value):
     """End the process: nothing is left to do."""
 
 

@@ -23,10 +23,10 @@ Whoever wishes the end of the run first decides how it ends: everyone else who w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import CancelOutcome, JobState
+from ..watcher.value import Value
 
 Phase = Literal["preparing", "posting", "doubtful", "submitted", "final"]
 
@@ -34,58 +34,48 @@ Phase = Literal["preparing", "posting", "doubtful", "submitted", "final"]
 # Events ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Granted:
+class Granted(Value):
     """The lease on the run's key is ours. In doubt: there may be a job of an earlier driver."""
 
     in_doubt: bool
 
 
-@dataclass(frozen=True)
-class TakenUp:
+class TakenUp(Value):
     """The key has a job to go on with. Only: it is certain that there is no other."""
 
     job: str
     is_only: bool
 
 
-@dataclass(frozen=True)
-class NoneLeft:
+class NoneLeft(Value):
     """The key has no job to go on with, and none can turn up any more."""
 
 
-@dataclass(frozen=True)
-class SearchFailed:
+class SearchFailed(Value):
     """The search for the key's job was given up."""
 
 
-@dataclass(frozen=True)
-class Announcing:
+class Announcing(Value):
     """The watcher is about to be told of a POST."""
 
 
-@dataclass(frozen=True)
-class Acknowledged:
+class Acknowledged(Value):
     """The watcher knows of the POST that is about to leave; or it does not, and the program submits all the same."""
 
 
-@dataclass(frozen=True)
-class AboutToPost:
+class AboutToPost(Value):
     """All is ready for the POST."""
 
 
-@dataclass(frozen=True)
-class Resending:
+class Resending(Value):
     """Qiskit's client sends the POST again, after an answer that does not say whether it made a job."""
 
 
-@dataclass(frozen=True)
-class PutOff:
+class PutOff(Value):
     """The POST was answered: not now. It made no job."""
 
 
-@dataclass(frozen=True)
-class Unanswered:
+class Unanswered(Value):
     """The POST came to no job's id.
 
     Attributes:
@@ -99,62 +89,52 @@ class Unanswered:
     is_lost: bool
 
 
-@dataclass(frozen=True)
-class NotFound:
+class NotFound(Value):
     """Under the run's tag there is no job: the POST made none."""
 
 
-@dataclass(frozen=True)
-class Posted:
+class Posted(Value):
     """The job's id is known. Guarded: a watcher that lives knows of the run."""
 
     job: str
     is_guarded: bool = True
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(Value):
     """The job is final."""
 
     state: JobState
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(Value):
     """The results are there: the job needs no guard any more."""
 
 
-@dataclass(frozen=True)
-class Completed:
+class Completed(Value):
     """The run's result is made."""
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(Value):
     """The run's own work ended in an error. Ambiguous: had it been the POST's, that might have made a job."""
 
     is_ambiguous: bool
 
 
-@dataclass(frozen=True)
-class Stopped:
+class Stopped(Value):
     """The run's own work has seen that the run is to end."""
 
 
-@dataclass(frozen=True)
-class LeaseLost:
+class LeaseLost(Value):
     """Another has the run's lease."""
 
     holder: str
 
 
-@dataclass(frozen=True)
-class Detached:
+class Detached(Value):
     """The program wants the job to go on by itself."""
 
 
-@dataclass(frozen=True)
-class CancelWished:
+class CancelWished(Value):
     """The program wants the run to end.
 
     Attributes:
@@ -168,25 +148,21 @@ class CancelWished:
     is_failure: bool = False
 
 
-@dataclass(frozen=True)
-class Hurried:
+class Hurried(Value):
     """There is no more time to cancel: a second signal, or a deadline."""
 
 
-@dataclass(frozen=True)
-class WaitOver:
+class WaitOver(Value):
     """The POST has been answered, or has been waited for long enough."""
 
 
-@dataclass(frozen=True)
-class CancelEnded:
+class CancelEnded(Value):
     """The cancel is confirmed (then the job's state says how it ended), or could not be (None)."""
 
     state: JobState | None
 
 
-@dataclass(frozen=True)
-class HandOverEnded:
+class HandOverEnded(Value):
     """The watcher will cancel, or did not answer."""
 
     is_accepted: bool
@@ -223,130 +199,107 @@ Event = (
 # Actions --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TellJob:
+class TellJob(Value):
     """Tell the watcher the job's id."""
 
     job: str
 
 
-@dataclass(frozen=True)
-class TellPosted:
+class TellPosted(Value):
     """Tell the watcher that no POST leaves any more. Clean: no job is unknown."""
 
     clean: bool
 
 
-@dataclass(frozen=True)
-class TellAnew:
+class TellAnew(Value):
     """Tell the watcher that the key's jobs so far are of no use any more."""
 
 
-@dataclass(frozen=True)
-class TellCancelling:
+class TellCancelling(Value):
     """Tell the watcher that the cancel is about to be asked for."""
 
 
-@dataclass(frozen=True)
-class LetGo:
+class LetGo(Value):
     """Tell the watcher that the run's grace period begins."""
 
 
-@dataclass(frozen=True)
-class StandDown:
+class StandDown(Value):
     """Have the watcher forget the run."""
 
 
-@dataclass(frozen=True)
-class Announce:
+class Announce(Value):
     """Announce the intent."""
 
 
-@dataclass(frozen=True)
-class Post:
+class Post(Value):
     """Let the POST leave."""
 
 
-@dataclass(frozen=True)
-class PostLater:
+class PostLater(Value):
     """Let the POST leave again after a pause (`AboutToPost`): it found no connection."""
 
 
-@dataclass(frozen=True)
-class LookFor:
+class LookFor(Value):
     """Look for the job that the POST may have made; answer with `Posted` or `NotFound`."""
 
 
-@dataclass(frozen=True)
-class PostAgain:
+class PostAgain(Value):
     """Send the POST again (`AboutToPost`): it has made no job."""
 
 
-@dataclass(frozen=True)
-class Refuse:
+class Refuse(Value):
     """Submit nothing: the key is another driver's."""
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(Value):
     """End the run's own work (`Stopped`)."""
 
 
-@dataclass(frozen=True)
-class Raise:
+class Raise(Value):
     """End the run's own work in the error at hand (`Failed`)."""
 
 
-@dataclass(frozen=True)
-class GiveUp:
+class GiveUp(Value):
     """End the run in an error (`CancelWished`): of the submission, which was refused or not answered, or any other."""
 
     why: Literal["refused", "unanswered", "failed"]
 
 
-@dataclass(frozen=True)
-class Conclude:
+class Conclude(Value):
     """Fetch the results of a job that is completed; else raise how it ended."""
 
 
-@dataclass(frozen=True)
-class AwaitAnswer:
+class AwaitAnswer(Value):
     """Wait for the answer to the POST that is under way, as long as there is time; answer with `WaitOver`."""
 
 
-@dataclass(frozen=True)
-class AwaitOutcome:
+class AwaitOutcome(Value):
     """Wait for what another's wish to end the run comes to."""
 
 
-@dataclass(frozen=True)
-class CancelJob:
+class CancelJob(Value):
     """Cancel the job and confirm that; answer with `CancelEnded`. Late: nobody waits for it."""
 
     is_late: bool = False
 
 
-@dataclass(frozen=True)
-class HandOver:
+class HandOver(Value):
     """Leave the cancel to the watcher; answer with `HandOverEnded`, unless that was hurried."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Value):
     """Tell whoever caused the event how the cancel stands."""
 
     outcome: CancelOutcome
 
 
-@dataclass(frozen=True)
-class Settle:
+class Settle(Value):
     """Tell all who wish the end of the run what that came to."""
 
     outcome: CancelOutcome
 
 
-@dataclass(frozen=True)
-class End:
+class End(Value):
     """The run is over: in its result, or in what its wished end came to."""
 
     outcome: CancelOutcome | None = None
