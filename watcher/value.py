@@ -1,8 +1,8 @@
 """Immutable values for the events and actions of the state machines.
 
-They are what frozen dataclasses are, but cheap to define. A dataclass compiles six functions of its own, which takes about
-half a millisecond; the two machines have eighty classes, and every driver and every watcher would pay for them when it starts.
-Named tuples are no alternative: two of different classes are equal if their fields are.
+They are what frozen dataclasses are, but cheap to define. A dataclass compiles six functions of its own, which takes
+about half a millisecond; the two machines have eighty classes, and every driver and every watcher would pay for them
+when it starts. Named tuples are no alternative: two of different classes are equal if their fields are.
 """
 
 from __future__ import annotations
