@@ -45,7 +45,7 @@ class StatusListeners:
             show()
         except Exception as error:  # noqa: BLE001 - a fault in showing the run must not end it
             self._panel = Silent()
-            logger.warning("the panel raised %s; the run goes on unseen", type(error).__name__)
+            logger.warning("the panel raised %s; the run goes on unseen", type(error).__name__, exc_info=error)
 
     def tell(self, status: Status) -> None:
         """Tell a status."""

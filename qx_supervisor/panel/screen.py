@@ -184,7 +184,7 @@ class Screen:
                 self._is_over, self._is_wanted, self._thread = True, False, None
             self._restore_streams()
             self._settled.set()
-            logger.warning("the panel raised %s; nothing is drawn any more", type(error).__name__)
+            logger.warning("the panel raised %s; nothing is drawn any more", type(error).__name__, exc_info=error)
 
     def _step(self) -> bool:
         """Do what is requested, then wait for more; returns False at the end of the thread."""
