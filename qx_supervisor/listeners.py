@@ -43,7 +43,7 @@ class StatusListeners:
     def _show(self, show: Callable[[], None]) -> None:
         try:
             show()
-        except Exception as error:  # noqa: BLE001 - a fault in showing the run must not end it
+        except Exception as error:  # a fault in showing the run must not end it
             self._panel = Silent()
             logger.warning("the panel raised %s; the run goes on unseen", type(error).__name__, exc_info=error)
 

@@ -179,7 +179,7 @@ class Screen:
         try:
             while self._step():
                 pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, the runs go on
+        except Exception as error:  # whatever it is, the runs go on
             with self._changed:
                 self._is_over, self._is_wanted, self._thread = True, False, None
             self._restore_streams()
