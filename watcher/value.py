@@ -18,8 +18,7 @@ class Value:
 
     def __init_subclass__(cls) -> None:
         """Take the fields from the annotations."""
-        annotated = cls.__dict__.get("__annotations__", ())  # noqa: RUF063 - `inspect` costs more than all classes
-        cls.__match_args__ = (*cls.__match_args__, *annotated)  # type: ignore[misc]
+        cls.__match_args__ = (*cls.__match_args__, *cls.__annotations__)  # type: ignore[misc]
 
     def __init__(self, *values: Any, **named: Any) -> None:
         fields = self.__match_args__
