@@ -177,8 +177,8 @@ def test_each_is_cancelled_once_and_they_are_read_together(ibm: local.Service, f
     ibm.hold("queued")
     after = killed(ibm, fork(FLEET))
     assert [(job.status, job.cancel_requests) for job in ibm.jobs()] == [("Cancelled", 1)] * MANY
-    # The driver's last readings may still arrive, on its own connections. What only a driver asks for, such as the backend's
-    # status, may come on new ones.
+    # The driver's last readings may still arrive, on its own connections. What only a driver asks for, such as the
+    # backend's status, may come on new ones.
     drivers = {entry.connection for entry in ibm.journal() if entry.seq <= after}
     asked = [*ibm.journal(path="/api/v1/jobs", after=after), *ibm.journal(path=ONE_JOB, after=after)]
     asked += ibm.journal(path=CANCEL, after=after)
