@@ -39,8 +39,8 @@ DELAY = 0.02
 
 RENEWS = """
 import json, os, sys, time
-from qx_supervisor.watcher import ledger, host_identity, shared_ledger
-SharedLedger = shared_ledger()
+from qx_supervisor.watcher import ledger, host_identity
+from qx_supervisor.watcher.ledger.postgres import SharedLedger
 drivers, runs = map(int, sys.argv[1:])
 where = host_identity.this_host()
 books = [SharedLedger.open(os.environ["QX_LEDGER"], lease_seconds=30.0) for _ in range(drivers)]
