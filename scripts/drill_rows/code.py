@@ -113,10 +113,10 @@ drive()
 PAUSE_BEFORE_DONE = """
 from qx_supervisor.link import link
 stand_down = link.stand_down
-def stand_down_later(run):
+def stand_down_later(*what):
     say("standing-down")
     time.sleep(0.1)
-    stand_down(run)
+    stand_down(*what)
 link.stand_down = stand_down_later
 drive()
 """
