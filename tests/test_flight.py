@@ -6,12 +6,10 @@ the program. They may do anything they might, in any order; the world knows the 
 
 from __future__ import annotations
 
-import itertools
-import pickle
-from collections import deque
 from typing import Any
 
 import pytest
+from testkit.exploration import explore
 
 from qx_supervisor.flight import machine as m
 
@@ -382,60 +380,23 @@ class World:
                 assert not self.has_stood_down or not self.is_in_flight or self.machine.is_detached
 
 
-def explore(first: World, depth: int | None = None) -> int:
-    """Come to every state, breadth first; each must lead to the end of the run, whatever the program does not do."""
-    numbers = {key(first): 0}
-    came_by: list[tuple[int, Move]] = [(0, ())]
-    before: list[list[int]] = [[]]  # by the threads' own moves
-    waiting = deque([(0, pickle.dumps(first))])
-    ends: list[int] = []
-    for number in itertools.count():
-        if not waiting:
-            break
-        level, state = waiting.popleft()
-        world: World = pickle.loads(state)
-        own = world.own_moves()
-        if not own:
-            check_end(world, came_by, number)
-            ends.append(number)
-        if level == depth:
-            continue
-        for i, move in enumerate([*own, *world.others_moves()]):
-            after: World = pickle.loads(state)
-            try:
-                after.make(move)
-            except AssertionError as error:
-                error.add_note(f"after {way(came_by, number)}, {move}")
-                raise
-            following = numbers.setdefault(key(after), len(before))
-            if following == len(before):
-                before.append([])
-                came_by.append((number, move))
-                waiting.append((level + 1, pickle.dumps(after)))
-            if i < len(own):
-                before[following].append(number)
-    if depth is None:
-        ending = set(ends)
-        while ends:
-            ends = [number for end in ends for number in before[end] if number not in ending]
-            ending |= set(ends)
-        stuck = set(range(len(before))) - ending
-        assert not stuck, f"no way out after {way(came_by, min(stuck))}"
-    return len(before)
+def walk(first: World, depth: int | None = None) -> int:
+    """Come to every state; each must lead to the end of the run, whatever the program does not do."""
+    return explore(
+        first,
+        key,
+        lambda world: world.own_moves(),
+        lambda world: not world.own_moves(),
+        others=lambda world: world.others_moves(),
+        check_end=check_end,
+        depth=depth,
+    )
 
 
-def check_end(world: World, came_by: list[tuple[int, Move]], number: int) -> None:
+def check_end(world: World) -> None:
     """Nothing is under way any more."""
-    assert world.is_over, f"it stands still after {way(came_by, number)}"
-    assert world.is_cared_for(), f"a job is forgotten after {way(came_by, number)}"
-
-
-def way(came_by: list[tuple[int, Move]], number: int) -> list[Move]:
-    found: list[Move] = []
-    while number:
-        number, move = came_by[number]
-        found.insert(0, move)
-    return found
+    assert world.is_over, "it stands still"
+    assert world.is_cared_for(), "a job is forgotten"
 
 
 def key(world: World) -> str:
@@ -491,11 +452,11 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_sequences_of_a_few_events(kind: str) -> None:
     is_keyed, wishes, extras = KINDS[kind]
-    assert explore(World(is_keyed=is_keyed, wishes=wishes, extras=extras), depth=7) > 100
+    assert walk(World(is_keyed=is_keyed, wishes=wishes, extras=extras), depth=7) > 100
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_state(kind: str) -> None:
     is_keyed, wishes, extras = KINDS[kind]
-    explore(World(is_keyed=is_keyed, wishes=wishes, extras=extras))
+    walk(World(is_keyed=is_keyed, wishes=wishes, extras=extras))

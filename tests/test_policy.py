@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import pickle
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from testkit.exploration import explore
 
 from qx_supervisor.watcher import policy as p
 from qx_supervisor.watcher import protocol
@@ -1345,46 +1345,7 @@ def test_every_state_that_one_run_can_come_to(kind, monkeypatch):
     """All of them, breadth first, where a sweep that fails is given up; and each leads to the end."""
     monkeypatch.setattr(p, "SWEEP_FAILURES", 1)
     monkeypatch.setattr(p, "RETAKE_FAILURES", 1)
-    first = Small(kind)
-    numbers = {_key(first): 0}
-    came_by: list[tuple[int, Move]] = [(0, ())]
-    before: list[list[int]] = [[]]  # from which states each can be come to
-    waiting = deque([pickle.dumps(first)])
-    ends = []
-    for number in itertools.count():
-        if not waiting:
-            break
-        state = waiting.popleft()
-        world: World = pickle.loads(state)
-        if world.gone:
-            ends.append(number)
-        for move in world.moves():
-            after: World = pickle.loads(state)
-            try:
-                after.make(move)
-            except AssertionError as error:
-                error.add_note(f"after {_way(came_by, number)}, {move}")
-                raise
-            following = numbers.setdefault(_key(after), len(before))
-            if following == len(before):
-                before.append([])
-                came_by.append((number, move))
-                waiting.append(pickle.dumps(after))
-            before[following].append(number)
-    ending = set(ends)
-    while ends:
-        ends = [number for end in ends for number in before[end] if number not in ending]
-        ending |= set(ends)
-    stuck = set(range(len(before))) - ending
-    assert not stuck, f"no way out after {_way(came_by, min(stuck))}"
-
-
-def _way(came_by: list[tuple[int, Move]], number: int) -> list[Move]:
-    way: list[Move] = []
-    while number:
-        number, move = came_by[number]
-        way.insert(0, move)
-    return way
+    explore(Small(kind), _key, lambda world: world.moves(), lambda world: world.gone)
 
 
 def _key(world: World) -> str:
