@@ -15,7 +15,7 @@ import psutil
 import pytest
 from testkit import units
 from testkit.cgroups import Cgroup, cgroup, where
-from testkit.drivers import RUN, assert_cancelled_once
+from testkit.drivers import RUN, TELL_WATCHERS, assert_cancelled_once
 from testkit.processes import DEADLINE, Process, wait_for_end
 from testkit.watchers import is_for, orders, wait_until_written, watchers_of
 
@@ -217,22 +217,9 @@ def test_it_ignores_signals_while_it_guards(ibm, fork, outside):
     wait_for_end(watcher)
 
 
-WATCHERS = """
-from qx_supervisor.link import link
-def tell_watchers():
-    seen = None
-    while True:
-        with link._changed:
-            link._changed.wait_for(lambda: link.watcher_pid not in (None, seen))
-            seen = link.watcher_pid
-        say("watcher", seen)  # it has been told every run
-threading.Thread(target=tell_watchers, daemon=True).start()
-"""
-
-
 def test_another_one_is_started_outside_too(ibm, fork, outside):
     ibm.hold("queued")
-    driver = fork(WATCHERS + RUN)
+    driver = fork(TELL_WATCHERS + RUN)
     job = driver.queued()
     first = psutil.Process(int(driver.line("watcher ")[0]))
     first.kill()
@@ -251,7 +238,7 @@ def test_the_user_manager_ends_with_all_of_its_units(ibm, fork, monkeypatch):
     with units.user_systemd() as systemd:
         monkeypatch.setenv("QX_WATCHER_PLACEMENT", "systemd")
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(systemd.runtime))
-        driver = fork(f"import logging\nlogging.basicConfig(level=logging.WARNING)\n{WATCHERS}{RUN}")
+        driver = fork(f"import logging\nlogging.basicConfig(level=logging.WARNING)\n{TELL_WATCHERS}{RUN}")
         job = driver.queued()
         driver.line("watcher ")
         systemd.kill()
@@ -383,23 +370,23 @@ os.execv(REAL, [REAL, *sys.argv[1:]])
     wait_for_end(watcher)
 
 
-def test_systemd_refuses(ibm, fork, outside, stand_in):
-    stand_in('os.execv(REAL, [REAL, "--property=NoSuch=1", *sys.argv[1:]])')
+def assert_refused(fork, outside, why):
     driver = fork(REFUSED)
     assert driver.end() == 0, driver.errors
     [line] = driver.lines
-    assert "systemd-run can't start the watcher (Unknown assignment: NoSuch=1)" in line
+    assert why in line
     assert not list(outside.runtime.glob("qx-watcher-*"))
+
+
+def test_systemd_refuses(ibm, fork, outside, stand_in):
+    stand_in('os.execv(REAL, [REAL, "--property=NoSuch=1", *sys.argv[1:]])')
+    assert_refused(fork, outside, "systemd-run can't start the watcher (Unknown assignment: NoSuch=1)")
 
 
 @pytest.mark.long
 def test_a_unit_that_ends_as_it_starts(ibm, fork, outside, stand_in):
     stand_in('os.execv(REAL, [REAL, *sys.argv[1:-4], "/bin/false"])')
-    driver = fork(REFUSED)
-    assert driver.end() == 0, driver.errors
-    [line] = driver.lines
-    assert "journalctl --user --unit qx-watcher-" in line
-    assert not list(outside.runtime.glob("qx-watcher-*"))
+    assert_refused(fork, outside, "journalctl --user --unit qx-watcher-")
 
 
 def test_a_driver_that_dies_before_its_watcher_calls(ibm, fork, outside, stand_in, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from testkit import drivers
+
 HEAD = """
 import ctypes, fcntl, resource
 from qiskit import qpy
@@ -121,18 +123,7 @@ link.stand_down = stand_down_later
 drive()
 """
 
-TELL_WATCHERS = """
-from qx_supervisor.link import link
-def tell_watchers():
-    seen = None
-    while True:
-        with link._changed:
-            link._changed.wait_for(lambda: link.watcher_pid not in (None, seen))
-            seen = link.watcher_pid
-        say("watcher", seen)
-threading.Thread(target=tell_watchers, daemon=True).start()
-drive()
-"""
+TELL_WATCHERS = f"{drivers.TELL_WATCHERS}drive()\n"
 
 LIVE_RUN = """
 queued = threading.Event()

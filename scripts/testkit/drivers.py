@@ -64,6 +64,19 @@ def tell(status):
 RUN = "run(isa(), backend(), shots=64, on_status=tell)"
 """A driver's most common line: its status lines are "state job-id"."""
 
+TELL_WATCHERS = """
+from qx_supervisor.link import link
+def tell_watchers():
+    seen = None
+    while True:
+        with link._changed:
+            link._changed.wait_for(lambda: link.watcher_pid not in (None, seen))
+            seen = link.watcher_pid
+        say("watcher", seen)  # it has been told every run
+threading.Thread(target=tell_watchers, daemon=True).start()
+"""
+"""Lines that have a driver say the pid of each of its watchers."""
+
 
 made: weakref.WeakSet[Driver] = weakref.WeakSet()
 """The drivers of this process, for what is said of them when a test fails."""
