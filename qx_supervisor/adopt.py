@@ -23,7 +23,7 @@ from . import exit_status, forks, service, settings
 from .errors import WatcherError
 from .link import CredentialsSource, Guarded, link
 from .reap import reap_in_background
-from .tags import driver_tag
+from .tags import driver_tag, run_tag
 from .watcher import protocol, remote
 
 logger = logging.getLogger("qx_supervisor")
@@ -99,7 +99,7 @@ class Adopter:
     def opened(self, client: Any, session_id: str) -> None:
         """The driver has opened a session."""
         run = uuid.uuid4().hex
-        tag = f"qxs-{run}"
+        tag = run_tag(run)
         guarded = Guarded(run, account_of(client), tag, report=_log_report, session=session_id, opened=True)
         with self._lock:
             self._sessions[session_id] = guarded
@@ -182,7 +182,7 @@ class Submission:
         self, adopter: Adopter, client: Any, tags: int, session_id: str, keeper: service.Submission | None
     ) -> None:
         run = uuid.uuid4().hex
-        tag = f"qxs-{run}"
+        tag = run_tag(run)
         others = keeper.tags if keeper is not None else ()
         # If the job's own tags take all eight places, it can't be found before its id is known.
         room = max(0, service.TAGS - tags - len(others))

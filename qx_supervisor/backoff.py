@@ -99,22 +99,24 @@ class Backoff:
         """
         if not isinstance(error, remote.RemoteError):
             raise error
-        wait = self._pause
+        least = 0.0
         if isinstance(error, remote.Transient):
-            wait = max(wait, error.retry_after or 0.0)
+            least = error.retry_after or 0.0
             if self._is_news("lost"):
                 self._say(self._stage, "connection lost, retrying", str(error))
         else:
             self._refused(error)
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        return wait
+        return max(self._next_pause(), least)
 
     def corrupt(self, detail: str) -> float:
         """What came is not what was asked for; returns the seconds to wait as `failed` does."""
         if self._is_news("corrupt"):
             self._say(self._stage, "results spoilt, retrying", detail)
-        wait, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
-        return wait
+        return self._next_pause()
+
+    def _next_pause(self) -> float:
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        return pause
 
     def _refused(self, error: remote.RemoteError) -> None:
         now = time.monotonic()

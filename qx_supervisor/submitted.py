@@ -28,7 +28,6 @@ class Run:
         self._flight = flight
         self._process = os.getpid()
         self._began = time.monotonic()
-        self._detached = False
 
     def _repr_html_(self) -> str:
         from .panel.notebook import as_html
@@ -104,7 +103,6 @@ class Run:
 
         A run whose job has no id yet is let go as soon as there is one.
         """
-        self._detached = True
         self._mine().detach()
 
     def add_done_callback(self, fn: Callable[[Run], Any]) -> None:
@@ -143,7 +141,7 @@ class Run:
             await over.wait()
         except asyncio.CancelledError:
             # In a forked child that leaves the loop every task is cancelled, and the job is the parent's.
-            if not self._detached and os.getpid() == self._process:
+            if not self._flight.is_detached and os.getpid() == self._process:
                 # The job is cancelled, and confirmed, before the task ends, but not at the cost of a second Ctrl-C.
                 threads.ending.do(end)
                 await over.wait()

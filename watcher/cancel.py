@@ -13,10 +13,10 @@ import math
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from .protocol import Outcome
 from .remote import JobState, Refused, Remote, RemoteError, Transient
+from .value import Value
 
 GIVE_UP = 900.0
 """Seconds after which a cancel that could not be confirmed is left to the ledger."""
@@ -34,15 +34,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # after a failure: doubled, with jitt
 _FIRST_LOOK, _LONGEST_LOOK = 0.02, 5.0  # between two reads of the state
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(Value):
     """An operation is over."""
 
     outcome: Outcome
 
 
-@dataclass(frozen=True)
-class Again:
+class Again(Value):
     """An operation needs another step, after some seconds."""
 
     after: float
