@@ -177,15 +177,19 @@ from qiskit_ibm_runtime.executor_sampler import Sampler
 names = {NAMES!r}
 backends = {{name: account.backend({BACKEND!r}, instance=name) for name in names}}
 circuit = generate_preset_pass_manager(0, backends["one"]).run(isa())
-runs = [(submit(circuit, backends[name], shots=64), name) for name in names * 4]
+submitted = threading.Semaphore(0)
+def note(status):
+    if status.state == "submitted":
+        submitted.release()
+runs = [(submit(circuit, backends[name], shots=64, on_status=note), name) for name in names * 4]
 modes = [(kind(backends[name]), name) for kind, name in ((Session, "two"), (Batch, "two"), (Session, "one"))]
 guards = [guard(mode).__enter__() for mode, _ in modes]
-jobs = [(submit(circuit, mode, shots=64), name) for mode, name in modes]
+jobs = [(submit(circuit, mode, shots=64, on_status=note), name) for mode, name in modes]
 jobs += [(Sampler(mode=mode).run([circuit]), name) for mode, name in modes]
 plain = [(Sampler(mode=backends[name]).run([circuit]), name) for name in names]
 guards.append(guard(*(job for job, _ in plain)).__enter__())
-while any(run.job_id is None for run, _ in (*runs, *jobs[:3])):
-    time.sleep(0.01)
+for _ in (*runs, *modes):
+    submitted.acquire()
 ids = [(each.job_id if isinstance(each, Run) else each.job_id(), name) for each, name in (*runs, *jobs, *plain)]
 say("jobs", *(f"{{job}}={{name}}" for job, name in ids))
 say("sessions", *(f"{{mode.session_id}}={{name}}" for mode, name in modes))
