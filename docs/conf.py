@@ -46,8 +46,8 @@ python_use_unqualified_type_names = True
 # Names in signatures that other projects document (the build fetches no inventories), and our own type aliases, whose
 # values the text beside them lists.
 nitpick_ignore_regex = [
-    ("py:class", r"(collections\.abc|types)\.\w+"),
-    ("py:class", "PrimitiveResult|QiskitRuntimeService|PubResult"),
+    ("py:class", r"(collections\.abc|os|types)\.\w+"),
+    ("py:class", r"(qiskit\.[\w.]+\.)?PrimitiveResult|QiskitRuntimeService|PubResult"),
     ("py:class", r"CancelOutcome|Fate|OnStatus|PanelName|Pubs|Stage|TypeAliasForwardRef"),
     ("py:class", r"qx_supervisor\.(guard\.Guard|result\.T)"),
 ]

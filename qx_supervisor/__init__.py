@@ -4,8 +4,12 @@ from qx_supervisor import run
 result = run(circuit, "ibm_brisbane", shots=4096)
 """
 
-from . import logs
+import os
+
+from . import distribution, logs, service, settings
+from .budget import Budget, budget, share_with_children
 from .errors import (
+    BudgetExceeded,
     ConfigError,
     Interrupted,
     JobCancelled,
@@ -17,19 +21,24 @@ from .errors import (
     WatcherError,
 )
 from .guard import guard
+from .quota import Quota
 from .reap import Reaped, reap
 from .result import Err, Ok, RunResult
-from .run import run, submit, try_run
+from .run import attach, run, submit, try_run
 from .status import Status
 from .submitted import Run
+from .timeline import Timeline
 
 __all__ = [
+    "Budget",
+    "BudgetExceeded",
     "ConfigError",
     "Err",
     "Interrupted",
     "JobCancelled",
     "JobFailed",
     "Ok",
+    "Quota",
     "QxError",
     "Reaped",
     "Run",
@@ -38,7 +47,10 @@ __all__ = [
     "RunTimeout",
     "Status",
     "SubmitError",
+    "Timeline",
     "WatcherError",
+    "attach",
+    "budget",
     "guard",
     "reap",
     "run",
@@ -46,4 +58,15 @@ __all__ = [
     "try_run",
 ]
 
+
+def __getattr__(name: str) -> str:
+    """Look the version up when it is asked for: that takes longer than all the rest of this import may."""
+    if name == "__version__":
+        return distribution.version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 logs.set_up()
+share_with_children()
+if settings.LOCAL in os.environ:
+    service.embedded.redirect_when_imported()

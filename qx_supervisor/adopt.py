@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 import time
@@ -20,18 +21,25 @@ import uuid
 from typing import Any
 
 from . import exit_status, forks, service, settings
-from .errors import WatcherError
+from .about import check_label, of_this_program
+from .budget import budgets_now
+from .distribution import please_report
+from .errors import SubmitError, WatcherError
 from .link import CredentialsSource, Guarded, link
 from .reap import reap_in_background
+from .reservation import Reservation
 from .tags import driver_tag, run_tag
+from .uncharged import look_for_charges
 from .watcher import protocol, remote
+from .watcher.facts import End, Figures
 
 logger = logging.getLogger("qx_supervisor")
 
 EXIT_SECONDS = 1.0
 """Seconds that the interpreter's end waits for a watcher that is being restarted, or is told to stand down."""
 
-"""The options of `qx-supervisor exec`, for every process of the tree."""
+NOT_SUBMITTED = End("cancelled", "program", reason="nothing was submitted")
+REFUSED = End("failed", "IBM", reason="the submission was refused")
 
 
 class Adopter:
@@ -53,10 +61,10 @@ class Adopter:
         self._reset()
 
     def submission(
-        self, client: Any, tags: int, session_id: str, keeper: service.Submission | None
+        self, client: Any, posting: service.Posting, session_guard: service.Submission | None
     ) -> service.Submission:
-        """Guard the POST of a job that has n tags of its own."""
-        return Submission(self, client, tags, session_id, keeper)
+        """Guard the POST of a job."""
+        return Submission(self, client, posting, session_guard)
 
     def adopt(self, job_id: str, session_id: str, guarded: Guarded) -> None:
         """Guard a job whose id is known."""
@@ -66,14 +74,20 @@ class Adopter:
 
     def seen(self, job_id: str, reply: Any) -> None:
         """The driver has read the state of a job."""
-        if job_id in self._jobs and remote.JobState.from_reply(reply).is_final:
-            self.deleted(job_id)
+        guarded = self._jobs.get(job_id)
+        if guarded is None:
+            return
+        state = remote.JobState.from_reply(reply)
+        if state.is_final:
+            link.figures(guarded.run, job_id, Figures.read(reply, {}))
+            is_ours = job_id in self._cancelled and state.is_cancelled and not state.ran_too_long
+            self._stand_down(job_id, End("cancelled", "program") if is_ours else state.end)
 
     def cancelling(self, job_id: str) -> None:
         """The driver is about to cancel a job: if it dies, the watcher reads the state before it cancels again."""
         guarded = self._jobs.get(job_id)
         if guarded is not None:
-            link.cancelling(guarded.run)
+            link.cancelling(guarded.run, End("cancelled", "program"))
 
     def cancelled(self, job_id: str) -> None:
         """The cancel was accepted; the job stays guarded until the driver sees that it is final."""
@@ -81,13 +95,17 @@ class Adopter:
             self._cancelled.add(job_id)
 
     def deleted(self, job_id: str) -> None:
+        """The driver has deleted a job."""
+        self._stand_down(job_id, End("detached", "program", reason="deleted"))
+
+    def _stand_down(self, job_id: str, end: End) -> None:
         """Stand down for a job that is final or deleted."""
         with self._lock:
             guarded = self._jobs.pop(job_id, None)
             self._session_of.pop(job_id, None)
             self._cancelled.discard(job_id)
         if guarded is not None:
-            link.stand_down(guarded.run)
+            link.stand_down(guarded.run, end=end)
 
     def opening(self, client: Any) -> None:
         """The driver is about to open a session, for which it needs a watcher."""
@@ -100,7 +118,15 @@ class Adopter:
         """The driver has opened a session."""
         run = uuid.uuid4().hex
         tag = run_tag(run)
-        guarded = Guarded(run, account_of(client), tag, report=_log_report, session=session_id, opened=True)
+        guarded = Guarded(
+            run,
+            account_of(client),
+            tag,
+            report=_log_report,
+            session=session_id,
+            opened=True,
+            about=of_this_program(check_label(None)),
+        )
         with self._lock:
             self._sessions[session_id] = guarded
         try:
@@ -118,7 +144,7 @@ class Adopter:
                 self.cancelling(job_id)
                 self.cancelled(job_id)
         if guarded is not None:
-            link.stand_down(guarded.run)
+            link.stand_down(guarded.run, end=End("finished"))
 
     # The end of the interpreter: without locks, and without a wait longer than a second
 
@@ -157,7 +183,7 @@ class Adopter:
         kept = []
         for guarded in unfinished:
             if (guarded.jobs or guarded.session) and time.monotonic() < end:
-                link.stand_down(guarded.run)
+                link.stand_down(guarded.run, end=End("detached", "program"))
                 kept.append(guarded)
         jobs = self._jobs_of(kept)
         if jobs:
@@ -171,54 +197,90 @@ class Submission:
     Args:
         adopter: Guards the job once its id is known.
         client: The official REST client.
-        tags: The number of the job's own tags.
-        session_id: Its session, or "".
-        keeper: The submission of `guard` that is called too, or None.
+        posting: The job.
+        session_guard: The submission by which `guard` guards the job's session, which is called too; or None.
     """
 
-    max_execution_time: int | None = None
-
     def __init__(
-        self, adopter: Adopter, client: Any, tags: int, session_id: str, keeper: service.Submission | None
+        self, adopter: Adopter, client: Any, posting: service.Posting, session_guard: service.Submission | None
     ) -> None:
         run = uuid.uuid4().hex
         tag = run_tag(run)
-        others = keeper.tags if keeper is not None else ()
+        others = session_guard.tags if session_guard is not None else ()
         # If the job's own tags take all eight places, it can't be found before its id is known.
-        room = max(0, service.TAGS - tags - len(others))
+        room = max(0, service.TAGS - len(posting.tags) - len(others))
         own_tags = (tag, driver_tag())[:room]
         self.tags: tuple[str, ...] = (*others, *own_tags)
         self._adopter = adopter
         self._client = client
-        self._session_id = session_id
-        self._keeper = keeper
+        self._session_id = posting.session_id
+        self._session_guard = session_guard
         self._retried = self._is_known = False
-        self._guarded = Guarded(run, account_of(client), tag, report=_log_report, driver_tag="".join(own_tags[1:]))
+        self._reservation: Reservation | None = None
+        self._guarded = Guarded(
+            run,
+            account_of(client),
+            tag,
+            report=_log_report,
+            driver_tag="".join(own_tags[1:]),
+            about=of_this_program(check_label(None))._replace(
+                backend=posting.backend, primitive=posting.program, tags=posting.tags
+            ),
+        )
 
     def posting_at(self, client: Any) -> None:
         """The POST is sent by this client."""
-        if self._keeper is not None:
-            self._keeper.posting_at(client)
+        if self._session_guard is not None:
+            self._session_guard.posting_at(client)
 
-    def before_post(self) -> None:
-        """Wait for the watcher's acknowledgement of the intent."""
+    def before_post(self, asked: int | None) -> int | None:
+        """Wait for the watcher's acknowledgement of the intent, and reserve QPU time for the job."""
+        is_protected = True
         try:
             link.announce(self._guarded, source_of(self._client))
         except WatcherError as error:
+            is_protected = False
             if not settings.submits_unprotected():
-                link.stand_down(self._guarded.run)
+                link.stand_down(self._guarded.run, end=NOT_SUBMITTED)
             unprotected("nothing was submitted", error)
         except BaseException:
-            link.stand_down(self._guarded.run)
+            link.stand_down(self._guarded.run, end=NOT_SUBMITTED)
             raise
-        if self._keeper is not None:
-            self._keeper.before_post()
+        try:
+            bound = self._reserve(asked, is_protected=is_protected)
+        except BaseException:
+            link.stand_down(self._guarded.run, end=NOT_SUBMITTED)
+            raise
+        if self._session_guard is not None:
+            self._session_guard.before_post(bound)
+        return bound
+
+    def _reserve(self, asked: int | None, *, is_protected: bool) -> int | None:
+        """Reserve QPU time, where any budget is for this job; returns what it may take."""
+        reservation = Reservation(
+            self._guarded,
+            budgets_now(),
+            lambda: look_for_charges(self._client),
+            time.sleep,
+            is_protected=is_protected,
+        )
+        bound = reservation.take(asked)
+        if reservation.seconds is not None and self._guarded.tag not in self.tags:
+            raise SubmitError(
+                "submit",
+                "nothing was submitted: the job's own tags leave no room for the one by which it is found again, and "
+                "without that its budget can't be kept; leave out a tag",
+            )
+        self._reservation = reservation
+        return bound
 
     def before_retry(self) -> None:
         """The POST is sent again, which may create a duplicate."""
         self._retried = True
-        if self._keeper is not None:
-            self._keeper.before_retry()
+        if self._reservation is not None:
+            self._reservation.take_again()
+        if self._session_guard is not None:
+            self._session_guard.before_retry()
 
     def posted(self, job_id: str) -> None:
         """The answer has the job's id."""
@@ -226,21 +288,21 @@ class Submission:
         link.job(self._guarded.run, job_id)
         link.posted(self._guarded.run, clean=not self._retried)
         self._adopter.adopt(job_id, self._session_id, self._guarded)
-        if self._keeper is not None:
-            self._keeper.posted(job_id)
+        if self._session_guard is not None:
+            self._session_guard.posted(job_id)
         reap_in_background(self._client)
 
     def after_post(self, *, ambiguous: bool) -> None:
         """The POST has ended, with or without an answer."""
-        if self._keeper is not None:
-            self._keeper.after_post(ambiguous=ambiguous)
+        if self._session_guard is not None:
+            self._session_guard.after_post(ambiguous=ambiguous)
         if self._is_known:
             return
         if ambiguous or self._retried:
             # There may be a job, which the driver may find by its own tags, so the sweep waits for the driver's end.
             link.posted(self._guarded.run, clean=False)
         else:
-            link.stand_down(self._guarded.run)
+            link.stand_down(self._guarded.run, end=REFUSED)
 
 
 def account_of(client: Any) -> str:
@@ -306,9 +368,15 @@ def install() -> None:
         exit_status.watch()
 
 
+def imported() -> None:
+    """Called when the program has imported Qiskit's client, after `install`."""
+    if settings.LOCAL in os.environ:
+        service.embedded.redirect()
+
+
 def at_exit() -> None:
     """Called at the end of the interpreter, after the program's own exit callbacks."""
     try:
         _adopter.end()
     except Exception:  # the watcher does its work all the same
-        logger.exception("a fault in qx_supervisor; please report it")
+        logger.exception("a fault in qx_supervisor; %s", please_report())

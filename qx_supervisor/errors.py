@@ -5,9 +5,10 @@
         ├── ConfigError       refused before anything was submitted
         ├── WatcherError      no watcher, so nothing was submitted
         ├── SubmitError       the submission failed
+        ├── BudgetExceeded    not enough is left of a budget of QPU time
         ├── JobFailed         the job ran, and failed at IBM
         ├── JobCancelled      someone else cancelled it
-        └── RunTimeout        `timeout` passed; the job was cancelled
+        └── RunTimeout        `timeout` or `running_timeout` passed; the job was cancelled
 
     Interrupted(BaseException)      a signal ended the run; its job is cancelled
 
@@ -21,13 +22,15 @@ from __future__ import annotations
 import signal
 from typing import Any, Literal
 
+from .origin import UNKNOWN, Origin
+
 Stage = Literal["config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job", "results"]
 """The part of a run in which something happened."""
 
 CancelOutcome = Literal["confirmed", "handed over", "unconfirmed", "nothing to cancel", "kept"]
-"""What became of an interrupted run's job: it is final; the watcher finishes the cancel; the cancel could neither be
-confirmed nor handed over, so check the job yourself; there was no job; it was not cancelled but kept for its grace
-period, because of `keep_on_sigterm`."""
+"""What became of the job of a run that was interrupted, or cancelled: it is final, be it cancelled or over before; the
+watcher finishes the cancel; the cancel could neither be confirmed nor handed over, so check the job yourself; there was
+no job; it was not cancelled but kept for its grace period, because of `keep_on_sigterm`, or for another driver."""
 
 JobState = Literal["completed", "failed", "cancelled"]
 """The final state of a job."""
@@ -50,6 +53,8 @@ class RunError(QxError):
         raw: Results that could not be decoded, as text, or None.
     """
 
+    _origin: Origin = UNKNOWN
+
     def __init__(
         self,
         stage: Stage,
@@ -71,16 +76,24 @@ class RunError(QxError):
     def __str__(self) -> str:
         return f"{self.reason} (job {self.job_id})" if self.job_id and self.job_id not in self.reason else self.reason
 
+    def _ipython_display_(self) -> None:
+        from . import cells
+
+        cells.leave_to_ipython_unless_shown(self)
+
     def _repr_html_(self) -> str:
         from . import html
 
         rows = [("stage", html.text(self.stage)), ("reason", html.text(self.reason))]
+        rows += [(name, html.text(value)) for name, value in self._origin.names()]
         if self.job_id:
-            rows.append(("job", html.link("", self.job_id)))
+            rows.append(("job", html.link(self._origin.url, self.job_id)))
+        if self._origin.shots:
+            rows.append(("shots", html.text(self._origin.shots)))
         return html.card("bad", html.text(type(self).__name__), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        more = {"code": self.code, "service_message": self.service_message, "raw": self.raw}
+        more = {name: getattr(self, name) for name in ("code", "service_message", "raw", "_origin")}
         return type(self), (self.stage, self.reason, self.job_id), more
 
 
@@ -96,8 +109,40 @@ class SubmitError(RunError):
     """The job could not be submitted."""
 
 
+class BudgetExceeded(RunError):
+    """Not enough is left of a budget of QPU time.
+
+    Nothing was submitted; or, where there is a `job_id`, the job was cancelled in the queue, or ended by IBM Quantum
+    when it had taken what was left.
+
+    Attributes:
+        limit: The budget, in seconds.
+        spent: What had been charged.
+        reserved: What was held for jobs that are not over, or whose charge is not known.
+    """
+
+    limit: float = 0.0
+    spent: float = 0.0
+    reserved: float = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind, arguments, more = super().__reduce__()
+        return kind, arguments, more | {"limit": self.limit, "spent": self.spent, "reserved": self.reserved}
+
+
 class JobFailed(RunError):
-    """The job failed at IBM Quantum."""
+    """The job failed at IBM Quantum.
+
+    Attributes:
+        is_retryable: Whether it failed for a reason of IBM Quantum's that may pass, by its code or its words, and not
+            for one of the circuits': `run(..., retries=...)` submits it again.
+    """
+
+    is_retryable: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind, arguments, more = super().__reduce__()
+        return kind, arguments, more | {"is_retryable": self.is_retryable}
 
 
 class JobCancelled(RunError):
@@ -105,7 +150,7 @@ class JobCancelled(RunError):
 
 
 class RunTimeout(RunError):
-    """The run's `timeout` passed; its job was cancelled."""
+    """The run's `timeout` or `running_timeout` passed; its job was cancelled."""
 
 
 class Interrupted(BaseException):
@@ -119,13 +164,20 @@ class Interrupted(BaseException):
             "kept": the job is kept for its grace period, because of `keep_on_sigterm`.
         job_state: How the job ended, if known: "cancelled", or "completed" or "failed" if the cancel came too late;
             otherwise None. What was executed is billed, and its result can be fetched.
+        job_ids: All jobs of a run with `split`; else `job_id` alone.
     """
 
     def __init__(
-        self, job_id: str | None, signum: int, cancel: CancelOutcome, job_state: JobState | None = None
+        self,
+        job_id: str | None,
+        signum: int,
+        cancel: CancelOutcome,
+        job_state: JobState | None = None,
+        job_ids: tuple[str, ...] = (),
     ) -> None:
         super().__init__(job_id, signum, cancel)
         self.job_id = job_id
+        self.job_ids = job_ids or (() if job_id is None else (job_id,))
         self.signum = signum
         self.cancel: CancelOutcome = cancel
         self.job_state: JobState | None = job_state
@@ -133,10 +185,12 @@ class Interrupted(BaseException):
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name
         job = f"job {self.job_id}: " if self.job_id else ""
-        if self.cancel == "confirmed" and self.job_state == "completed":
+        if len(self.job_ids) > 1:
+            job = f"jobs {', '.join(self.job_ids)}: "
+        elif self.cancel == "confirmed" and self.job_state == "completed":
             how = "it completed before the cancel could stop it; its result is at"
             return f"interrupted by {name}; {job}{how} service.job({self.job_id!r}).result()"
-        if self.cancel == "confirmed" and self.job_state == "failed":
+        elif self.cancel == "confirmed" and self.job_state == "failed":
             return f"interrupted by {name}; {job}it failed before it could be cancelled"
         text = {
             "confirmed": "cancelled, and confirmed",
@@ -147,13 +201,18 @@ class Interrupted(BaseException):
         }[self.cancel]
         return f"interrupted by {name}; {job}{text}"
 
+    def _ipython_display_(self) -> None:
+        from . import cells
+
+        cells.leave_to_ipython_unless_shown(self)
+
     def _repr_html_(self) -> str:
         from . import html
 
         return html.card("warning", "Interrupted", [("reason", html.text(self))])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return interrupted, (self.job_id, self.signum, self.cancel, self.job_state)
+        return interrupted, (self.job_id, self.signum, self.cancel, self.job_state, self.job_ids)
 
 
 class _InterruptedByKeyboard(Interrupted, KeyboardInterrupt):
@@ -164,9 +223,14 @@ class _InterruptedToExit(Interrupted, SystemExit):
     """SIGTERM or SIGHUP."""
 
     def __init__(
-        self, job_id: str | None, signum: int, cancel: CancelOutcome, job_state: JobState | None = None
+        self,
+        job_id: str | None,
+        signum: int,
+        cancel: CancelOutcome,
+        job_state: JobState | None = None,
+        job_ids: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(job_id, signum, cancel, job_state)
+        super().__init__(job_id, signum, cancel, job_state, job_ids)
         self.code = 128 + signum
 
 
@@ -176,8 +240,12 @@ for _kind in (_InterruptedByKeyboard, _InterruptedToExit):
 
 
 def interrupted(
-    job_id: str | None, signum: int, cancel: CancelOutcome, job_state: JobState | None = None
+    job_id: str | None,
+    signum: int,
+    cancel: CancelOutcome,
+    job_state: JobState | None = None,
+    job_ids: tuple[str, ...] = (),
 ) -> Interrupted:
     """Make the `Interrupted` for a signal, which is also a `KeyboardInterrupt` or a `SystemExit`."""
     kind = _InterruptedByKeyboard if signum == signal.SIGINT else _InterruptedToExit
-    return kind(job_id, signum, cancel, job_state)
+    return kind(job_id, signum, cancel, job_state, job_ids)

@@ -60,7 +60,7 @@ def fingerprint(request: Request) -> str:
         ("the backend", lambda: circuits.value(service.backend_asked_for(request.backend, primitive))),
         ("the shots", lambda: circuits.value(request.shots if request.kind == "estimator" else None)),
         ("the options", lambda: _options(options, circuits)),
-        ("the transpiler's settings", lambda: circuits.value((request.optimization_level, request.seed_transpiler))),
+        ("the transpiler's settings", lambda: circuits.value(_transpiling(request))),
     ]
     digest = hashlib.sha256(b"qx_supervisor" + SCHEME)
     for place, make in parts:
@@ -72,6 +72,12 @@ def fingerprint(request: Request) -> str:
             raise _refuse(f"something that holds itself, or is nested too deep, in {place}") from None
         digest.update(b"%d:" % len(piece) + piece)
     return digest.hexdigest()[:DIGITS]
+
+
+def _transpiling(request: Request) -> tuple[Any, ...]:
+    # A layout that is not given has no place there: fingerprints of earlier releases are without it.
+    layout = () if request.initial_layout is None else (request.initial_layout,)
+    return (request.optimization_level, request.seed_transpiler, *layout)
 
 
 def _refuse(what: str) -> ConfigError:

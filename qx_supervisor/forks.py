@@ -38,4 +38,5 @@ def _reset_all() -> None:
             traceback.print_exc()
 
 
-os.register_at_fork(after_in_child=_reset_all)
+if hasattr(os, "register_at_fork"):  # else nothing forks here
+    os.register_at_fork(after_in_child=_reset_all)

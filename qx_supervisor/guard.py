@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import threading
 import time
 import uuid
@@ -12,27 +13,32 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from . import forks, service
+from . import calls, forks, service
+from .about import check_label, of_this_program
+from .backoff import Backoff
 from .errors import ConfigError
 from .link import Guarded, link
 from .poller import Poller, poller_of
+from .submitted import Run
 from .tags import run_tag
 from .watcher import protocol, remote
+from .watcher.facts import End
 
 logger = logging.getLogger("qx_supervisor")
 
 END_SECONDS = 10.0
 """How long the end of a block that failed waits until all is confirmed as cancelled; the watcher goes on after that."""
 
-LOOK_SECONDS, MISSED_SECONDS = 15.0, 30.0
-"""Seconds between two readings of a job whose block a failure of the service ended; and after one that failed."""
+LOOK_SECONDS = 15.0
+"""Seconds between two readings of a job whose block a failure of the service ended."""
 
 
 class Guard:
     """What `guard` returns: a context manager. It may be entered once."""
 
-    def __init__(self, targets: Iterable[Any], *, owner: bool) -> None:
+    def __init__(self, targets: Iterable[Any], *, owner: bool, label: str = "") -> None:
         self._targets = tuple(targets)
+        self._label = label
         self._owner = owner
         self._guarded: list[_GuardedTarget] = []
         self._process = os.getpid()
@@ -43,7 +49,7 @@ class Guard:
         try:
             for place in places:
                 if place is not None:
-                    guarded = _GuardedTarget(place, owner=self._owner)
+                    guarded = _GuardedTarget(place, owner=self._owner, label=self._label)
                     self._guarded.append(guarded)
                     guarded.begin()
         except BaseException:
@@ -66,7 +72,7 @@ class Guard:
             return
         end = time.monotonic() + END_SECONDS
         for each in self._guarded:
-            each.cancel(end)
+            each.cancel(end, _end_by(error))
         for each in self._guarded:
             each.wait(end)
 
@@ -75,7 +81,8 @@ class Guard:
             each.release()
 
 
-def guard(*targets: Any, owner: bool = True) -> Guard:
+@calls.suggests_names()
+def guard(*targets: Any, owner: bool = True, label: str | None = None) -> Guard:
     """Guard jobs, sessions and batches that you made with Qiskit itself, for the time of a `with` block.
 
     If the block is left by an exception of your own, by Ctrl-C or by `sys.exit()`, or this process dies in it, the jobs
@@ -95,6 +102,7 @@ def guard(*targets: Any, owner: bool = True) -> Guard:
         owner: Whether a session is yours alone. With False, for your part of a session that others share
             (`Session.from_id`), only jobs that this process submits within the block are cancelled, and the session
             stays open.
+        label: Words for them, as `run` takes them.
 
     Returns:
         A context manager.
@@ -105,8 +113,25 @@ def guard(*targets: Any, owner: bool = True) -> Guard:
     """
     if not targets:
         raise ConfigError("config", "nothing to guard: give a job, a Session or a Batch")
-    return Guard(targets, owner=owner)
+    if any(isinstance(getattr(target, "_run", target), Run) for target in targets):  # a job of our primitives has one
+        raise ConfigError(
+            "config",
+            "a job that was submitted through qx_supervisor is guarded already; leave it away here, and to have it "
+            "cancelled when a block ends, call its cancel()",
+        )
+    return Guard(targets, owner=owner, label=check_label(label))
 
+
+def _end_by(error: BaseException | None) -> End:
+    """How what is cancelled ends, at an exception that leaves the block."""
+    signum = getattr(error, "signum", None) or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+    if signum is not None:
+        return End("cancelled", "signal", int(signum))
+    return End("cancelled", "program", reason=type(error).__name__)
+
+
+LEFT = End("detached", "program")
+"""Of what the end of a block leaves to itself."""
 
 _outliving: dict[str, _GuardedTarget] = {}
 """What is still guarded after the end of its block, by the id of the job or session."""
@@ -117,9 +142,7 @@ forks.reset_in_child(_outliving.clear)
 class _GuardedTarget:
     """A guarded job or session; the `service.Submission` of what plain Qiskit primitives submit to that session."""
 
-    max_execution_time: int | None = None
-
-    def __init__(self, place: service.Guardable, *, owner: bool) -> None:
+    def __init__(self, place: service.Guardable, *, owner: bool, label: str) -> None:
         self._place = place
         self.tags: tuple[str, ...] = (run_tag(uuid.uuid4().hex),)
         self._guarded = Guarded(
@@ -129,12 +152,14 @@ class _GuardedTarget:
             report=self._hear,
             session=place.session_id,
             owner=owner,
+            about=of_this_program(label),
         )
         self._over = threading.Event()
         self._changed = threading.Condition()
         self._posting = 0
         self._doubtful = False
         self._poller: Poller | None = None
+        self._backoff = Backoff("poll", place.job_id, lambda *_: None)
 
     def begin(self) -> None:
         """Have the watcher know of it."""
@@ -147,7 +172,7 @@ class _GuardedTarget:
             link.posted(self._guarded.run, clean=True)
         earlier = _outliving.pop(self._id, None)
         if earlier is not None:  # this one takes over
-            link.stand_down(earlier._guarded.run)  # noqa: SLF001 - of the same class
+            link.stand_down(earlier._guarded.run, end=LEFT)  # noqa: SLF001 - of the same class
 
     def outlive_block(self) -> None:
         """Go on guarding after the end of the block: only should this process end, it is cancelled."""
@@ -156,7 +181,7 @@ class _GuardedTarget:
         _outliving[self._id] = self
         if self._place.job_id:
             self._poller = poller_of(service.remote_of(self._place.client), self.tags[0])
-            self._poller.watch(self._place.job_id, self._saw, lambda _: MISSED_SECONDS)
+            self._poller.watch(self._place.job_id, self._saw, self._missed)
         logger.warning(
             "%s: its block ended in a failure of the network or the service; it goes on, guarded until this process "
             "ends; guard it again to ask again",
@@ -167,11 +192,21 @@ class _GuardedTarget:
         """Its job's state was read; returns the seconds until it is read again, or None."""
         if _outliving.get(self._id) is not self:
             return None
+        self._backoff.answered()
         if not state.is_final:
             return LOOK_SECONDS
         del _outliving[self._id]
-        link.stand_down(self._guarded.run)
+        link.stand_down(self._guarded.run, end=state.end)
         return None
+
+    def _missed(self, error: Exception) -> float | None:
+        """Its job's state could not be read; returns the seconds until the next try, or None."""
+        if _outliving.get(self._id) is not self:
+            return None
+        try:
+            return self._backoff.failed(error)
+        except Exception:  # noqa: BLE001 - what was answered can't be understood; the next answer may be
+            return LOOK_SECONDS
 
     @property
     def _id(self) -> str:
@@ -180,9 +215,9 @@ class _GuardedTarget:
     def release(self) -> None:
         """Have the watcher forget it."""
         service.unwatch_session(self._place.session_id)
-        link.stand_down(self._guarded.run)
+        link.stand_down(self._guarded.run, end=LEFT)
 
-    def cancel(self, end: float) -> None:
+    def cancel(self, end: float, why: End) -> None:
         """Have the watcher cancel all of it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._posting, max(0.0, end - time.monotonic()))
@@ -191,7 +226,7 @@ class _GuardedTarget:
         service.unwatch_session(self._place.session_id)
         if answered:
             link.posted(self._guarded.run, clean=clean)
-        if not link.hand_over(self._guarded.run, max(1.0, end - time.monotonic())):
+        if not link.hand_over(self._guarded.run, max(1.0, end - time.monotonic()), why):
             logger.warning("%s: the watcher does not answer; its jobs may still run", self._name())
 
     def wait(self, end: float) -> None:
@@ -213,10 +248,11 @@ class _GuardedTarget:
     def posting_at(self, client: Any) -> None:
         """Do nothing: the POST goes to the instance that has the session."""
 
-    def before_post(self) -> None:
+    def before_post(self, asked: int | None) -> int | None:
         """Count a POST that is about to leave."""
         with self._changed:
             self._posting += 1
+        return asked
 
     def before_retry(self) -> None:
         """Note that it is sent once more, which may make a second job."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import select
 import signal
 import sys
 import threading
@@ -19,9 +18,11 @@ from collections import deque
 from types import FrameType, TracebackType
 from typing import Any
 
+from .descriptors import is_readable
 from .errors import Interrupted
+from .watcher.wake import Wake
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 WAIT_LIMIT = 0.5
 """Seconds of the longest wait: a signal that the kernel delivers to another thread does not wake the main thread."""
@@ -53,7 +54,8 @@ def _after_fork_in_child() -> None:
         _after_fork()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 class Interrupts:
@@ -63,15 +65,10 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self._open_pipe()
+        self._pipe: Wake | None = Wake()
         self._arrived: deque[int] = deque()
         self._previous: dict[int, Any] = {}
         self._closing = threading.Lock()
-
-    def _open_pipe(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
 
     def __enter__(self) -> Interrupts:
         _entered.append(self)
@@ -95,9 +92,9 @@ class Interrupts:
         finally:
             _entered.remove(self)
             with self._closing:
-                os.close(self._reader)
-                os.close(self._writer)
-                self._writer = -1
+                pipe, self._pipe = self._pipe, None
+                if pipe is not None:
+                    pipe.close()
             self._redeliver()
 
     def restore(self, numbers: list[int]) -> None:
@@ -114,9 +111,9 @@ class Interrupts:
     def forget(self) -> None:
         """In a forked child, which has its own signals."""
         self._closing = threading.Lock()  # a thread of the parent's may have held it
-        for inherited in (self._reader, self._writer):
-            os.close(inherited)  # the parent's pipe
-        self._open_pipe()
+        if self._pipe is not None:
+            self._pipe.close()  # the parent's
+        self._pipe = Wake()
         self._arrived.clear()
         self.restore(list(self._previous))
         self._redeliver()  # signals that the child has received since the fork
@@ -130,34 +127,26 @@ class Interrupts:
                 self._redeliver()  # even if a handler raises
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._writer < 0:  # called by a handler that was installed during the run and has outlived it
+        pipe = self._pipe
+        if pipe is None:  # called by a handler that was installed during the run and has outlived it
             _call(self._previous[number], number, frame)
             return
         # No lock: the handler may run while this very thread holds it.
         self._arrived.append(number)
-        try:
-            os.write(self._writer, b"\0")
-        except OSError:
-            pass  # full, so the loop is awake
+        with contextlib.suppress(OSError):
+            pipe.set()
 
     def wake(self) -> None:
         """Wake the owner from `wait()`."""
         with self._closing:
-            if self._writer >= 0:
-                try:
-                    os.write(self._writer, b"\0")
-                except BlockingIOError:
-                    pass
+            if self._pipe is not None:
+                self._pipe.set()
 
     def wait(self, seconds: float) -> None:
         """Wait for a signal or a `wake()`, at most `seconds` or `WAIT_LIMIT`."""
-        poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
-        if poll.poll(max(0.0, min(seconds, WAIT_LIMIT)) * 1000):
-            try:
-                os.read(self._reader, 4096)
-            except BlockingIOError:
-                pass
+        assert self._pipe is not None
+        if is_readable(self._pipe.fileno(), max(0.0, min(seconds, WAIT_LIMIT))):
+            self._pipe.clear()
 
     def next_signal(self) -> int | None:
         """The next signal that arrived, or None."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 import subprocess
 import sys
 import threading
@@ -11,9 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .descriptors import is_readable
 from .errors import QxError
 from .local import Service
+from .watcher.process_handle import ProcessHandle
 
 TIMEOUT = 60.0
 """Seconds until the driver's job must be queued, and for each step after the kill."""
@@ -30,7 +29,7 @@ circuit.measure_all()
 service = local.Service(int(sys.argv[1]), int(sys.argv[2])).service()
 def tell(status):
     print(status.state, status.watcher, status.job_id, flush=True)
-run(circuit, "ibm_brisbane", service=service, on_status=tell, panel="plain")
+run(circuit, "ibm_brisbane", service=service, on_status=tell, panel="plain", label="kill -9 drill")
 """
 
 
@@ -72,14 +71,20 @@ def kill_a_driver(
     command = [sys.executable, "-c", DRIVER, str(ibm.pid), str(ibm.port)]
     errors = subprocess.PIPE if is_quiet else None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as driver:
-        alarm = threading.Timer(TIMEOUT, driver.kill)
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            driver.kill()
+
+        alarm = threading.Timer(TIMEOUT, give_up)
         alarm.daemon = True
         alarm.start()
-        watcher, job = _queued(driver)
+        watcher, job = _queued(driver, is_late)
         alarm.cancel()
         before_kill(driver.pid)
         killed = time.monotonic_ns()
-        driver.send_signal(signal.SIGKILL)
+        driver.kill()
         driver.wait()
     try:
         request = ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel", timeout=TIMEOUT)[0]
@@ -91,7 +96,7 @@ def kill_a_driver(
     return KillTest(job, ended.status, requests, (request.arrived - killed) / 1e6)
 
 
-def _queued(driver: subprocess.Popen[str]) -> tuple[int, str]:
+def _queued(driver: subprocess.Popen[str], is_late: threading.Event) -> tuple[int, str]:
     """Wait until the driver's job is queued; returns its watcher's pid and the job's id."""
     assert driver.stdout is not None
     for line in driver.stdout:
@@ -99,13 +104,11 @@ def _queued(driver: subprocess.Popen[str]) -> tuple[int, str]:
         if state == "queued":
             return int(watcher), job
     lines = driver.stderr.read().strip().splitlines() if driver.stderr is not None else []
+    if is_late.is_set():
+        raise KillTestError(f"the driver's job was not queued within {TIMEOUT:.0f} s; try again on a less busy machine")
     raise KillTestError(f"the driver ended before its job was queued{f': {lines[-1]}' if lines else ''}")
 
 
 def _wait_for_end(pid: int) -> None:
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    is_readable(pidfd, TIMEOUT)
-    os.close(pidfd)
+    with contextlib.suppress(ProcessLookupError), contextlib.closing(ProcessHandle(pid)) as watcher:
+        watcher.ends_within(TIMEOUT)

@@ -3,13 +3,12 @@
 It is a clean interpreter, never a fork of the driver: a forked watcher would pin the dead driver's memory, and a child
 forked from a process that has transpiled hangs in Qiskit's thread pool. `subprocess` uses vfork here, so the driver's
 size does not matter. The watcher starts beside the driver, in the driver's control group, or outside it
-(`systemd_launch`), if `QX_WATCHER_PLACEMENT` says so.
+(`systemd_launch`), if `QX_WATCHER_PLACEMENT` says so, or all drivers on a node share one (`node_launch`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import logging
@@ -18,14 +17,16 @@ import signal
 import socket
 import subprocess
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from . import detached, settings, shared_ledger
+from . import detached, interpreter, settings, shared_ledger
 from .descriptors import is_writable
 from .errors import WatcherError
-from .watcher import host_identity, ledger, protocol
+from .watcher import host_identity, ledger, protocol, sockets, system
+from .watcher.robust_lock import RobustLock
 
 if TYPE_CHECKING:
     from multiprocess.connection import Connection
@@ -38,7 +39,16 @@ START_SECONDS = 30.0
 BOOT = Path(host_identity.__file__).with_name("boot.py")
 """What a watcher's interpreter runs, of this installation's watcher."""
 
-_PACKAGES = ("psutil", "multiprocess", "requests", "ibm_cloud_sdk_core")
+_LOADER = (
+    "import json,sys;sys.argv=json.loads(open(int(sys.argv[1]),'rb',0,closefd=False).readline());"
+    "__file__=sys.argv[0];exec(compile(open(__file__,'rb').read(),__file__,'exec'))"
+)
+"""Runs a script with arguments that no command line shows, by which tools would find the watcher (`pkill -f`).
+
+It is given the number of a descriptor, from which it reads the script's path and its arguments: a JSON array on a line.
+It reads no further, byte by byte, for what follows is the script's."""
+
+_PACKAGES = ("psutil", "requests")
 
 
 @dataclass
@@ -49,8 +59,10 @@ class WatcherProcess:
         pid: Its process id.
         connection: The driver's end of the connection.
         pidfd: A pidfd of it, or None if the kernel has none.
-        start_ticks: Its start, in clock ticks since boot.
+        start_ticks: Its start (`watcher.process_state.start_ticks`).
         version: The version of the protocol that it speaks.
+        is_shared: Whether it is other drivers' watcher, too.
+        lock: The lock by which it knows that this process ends; None if there is none.
     """
 
     pid: int
@@ -58,6 +70,8 @@ class WatcherProcess:
     pidfd: int | None
     start_ticks: int | None
     version: int
+    is_shared: bool = False
+    lock: RobustLock | None = None
 
     def __post_init__(self) -> None:
         """Remember what the descriptors refer to."""
@@ -84,6 +98,11 @@ class WatcherProcess:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
 
+    def give_up(self) -> None:
+        """End it if it is this driver's own; a shared one forgets this driver's runs when it is connected to anew."""
+        if not self.is_shared:
+            self.kill()
+
     def close(self) -> None:
         """Close the descriptors; the watcher goes on by itself."""
         for number, file in self._files.items():
@@ -91,6 +110,8 @@ class WatcherProcess:
                 with contextlib.suppress(OSError):
                     os.close(number)
         self._files.clear()
+        if self.lock is not None:
+            self.lock.release()
         self.connection._handle = self.pidfd = None  # noqa: SLF001 - it would close that number, whatever it is now
 
 
@@ -104,7 +125,20 @@ def _file_of(number: int) -> tuple[int, int] | None:
 
 
 class Starting(Protocol):
-    """A watcher that was started and has not said hello."""
+    """A watcher that was started and has not said hello.
+
+    Attributes:
+        child: The child that starts it, into a session of its own; None if it runs already.
+        is_shared: Whether it is other drivers' watcher, too.
+        lock: The lock that was passed on to it, for the link's thread to hold; None if there is none.
+    """
+
+    is_shared: bool
+    lock: RobustLock | None
+
+    @property
+    def child(self) -> subprocess.Popen[bytes] | None:
+        """See above."""
 
     def connect(self, seconds: float) -> socket.socket:
         """The driver's end of the connection, once the watcher has its own, or is bound to get it.
@@ -120,14 +154,16 @@ class _Beside:
 
     Attributes:
         ours: The driver's end of the connection.
-        child: The child that was started. It forks the watcher, and ends at once.
+        child: The child that was started. It forks the watcher, into its own session, and ends at once.
+        lock: See `Starting`.
     """
 
     ours: socket.socket
     child: subprocess.Popen[bytes]
+    lock: RobustLock | None
+    is_shared: bool = False
 
     def connect(self, seconds: float) -> socket.socket:  # noqa: ARG002 - it has inherited its end
-        self.child.wait()
         return self.ours
 
 
@@ -135,53 +171,104 @@ def start(placement: str = "") -> Starting:
     """Start a watcher for this process; that takes some milliseconds.
 
     Args:
-        placement: "here", beside this process; "systemd", outside its control group; "": as `QX_WATCHER_PLACEMENT`
-            says, by default "here".
+        placement: "beside" this process, "systemd", outside its control group, or "node", for all drivers; "": as
+            `QX_WATCHER_PLACEMENT` says, by default "beside".
 
     Raises:
         WatcherError: If it can't be started; the text says why, and what to do.
     """
+    if reason := system.why_no_watcher():
+        raise WatcherError("config", reason)
     where = placement or settings.placement()
-    executable = _interpreter()
+    executable = interpreter.find()
     me = os.getpid()
-    ticks = host_identity.start_ticks(me)
-    if ticks is None:
-        raise WatcherError("config", "the watcher needs /proc to recognize this process; mount it")
-    command = [executable, "-I", "-S", str(BOOT)]
+    ticks = _own_start(me)
+    settings.notify()  # a mistake in it is named before anything is submitted
+    command = [executable, "-I", "-S", "-c", _LOADER]
+    state = _state_directory()
     order: protocol.Order = {
         "protocol": protocol.VERSION,
         "pid": me,
         "start_ticks": ticks,
         "path": _package_folders(),
-        "state": _state_directory(),
+        "state": state,
         "sweep_window": settings.sweep_window(),
         "lease_seconds": settings.lease_seconds(),
+        "title": f"qx-watcher {me} {ticks} {ledger_word(state)}",
     }
     try:
         if where == "systemd":
             from . import systemd_launch  # not needed by most
 
-            return systemd_launch.start(command, order)
+            return systemd_launch.start(command, order, given)
+        if where == "node":
+            from . import node_launch
+
+            return node_launch.start(command, order, given, BOOT)
         return _start_beside(command, order)
     except OSError as error:
         raise WatcherError("config", f"the watcher could not be started: {error}") from None
 
 
+def _own_start(me: int) -> int:
+    """The start of this process, by which the watcher recognizes it.
+
+    Raises:
+        WatcherError: If it is not to be seen.
+    """
+    if host_identity.sees_itself() and (ticks := host_identity.start_ticks(me)) is not None:
+        return ticks
+    if sys.platform.startswith("linux"):
+        raise WatcherError("config", "the watcher needs this PID namespace's /proc to recognize this process; mount it")
+    raise WatcherError(
+        "config",
+        "the watcher recognizes this process by when it began, and the installed psutil does not tell it; install "
+        "another one: pip install --upgrade psutil",
+    )
+
+
+def ledger_word(state: str) -> str:
+    """A word for a state directory, by which watchers of different ledgers can be told apart in a list of processes.
+
+    Not its path, for that may be the project's.
+    """
+    return f"{zlib.crc32(state.encode(errors='surrogateescape')):08x}"
+
+
+def given(order: protocol.Order) -> bytes:
+    """What the loader reads from its descriptor, for a watcher."""
+    return json.dumps([str(BOOT), json.dumps(order)]).encode() + b"\n"
+
+
 def _start_beside(command: list[str], order: protocol.Order) -> _Beside:
     ours, theirs = socket.socketpair()
     pidfd = host_identity.pidfd_of(os.getpid())
+    lock = RobustLock.make()
     passed: list[int] = []
+
+    def passed_on(descriptor: int) -> int:
+        passed.append(detached.above_streams(descriptor))
+        return passed[-1]
+
     try:
-        passed.extend(_above_streams(each) for each in (theirs.fileno(), pidfd) if each is not None)
-        order["connection"], order["pidfd"] = passed[0], None if pidfd is None else passed[1]
-        return _Beside(ours, detached.spawn([*command, json.dumps(order)], detached.environment(), passed=passed))
+        order["connection"] = passed_on(theirs.fileno())
+        order["pidfd"] = None if pidfd is None else passed_on(pidfd)
+        order["lock"] = None if lock is None else passed_on(lock.descriptor)
+        shown = [*command, str(order["connection"]), *detached.title_words(order["title"])]
+        child = detached.spawn(shown, detached.environment(), passed=passed)
     except OSError:
         ours.close()
         raise
     finally:
         theirs.close()
+        if lock is not None:
+            lock.close_descriptor()
         for each in (*passed, *([] if pidfd is None else [pidfd])):
             os.close(each)
+    with contextlib.suppress(OSError):  # it has ended already: no hello comes
+        sockets.spare_from_signal(ours)
+        ours.sendall(given(order), sockets.NO_SIGNAL)
+    return _Beside(ours, child, lock)
 
 
 def launch(begun: Starting | None = None) -> WatcherProcess:
@@ -195,24 +282,39 @@ def launch(begun: Starting | None = None) -> WatcherProcess:
     try:
         return _meet(start())
     except WatcherError as error:
-        if settings.placement() == "here":
+        if settings.placement() == "beside":
             raise
-        # Runs are in flight, and systemd's user manager may have ended with a login. Any watcher is better than none.
+        # Runs are in flight, and what was there may have ended with a login. Any watcher is better than none.
         logger.warning("%s. The runs in flight have one beside this program, in its control group", error.reason)
-        return _meet(start("here"))
+        return _meet(start("beside"))
 
 
 def _meet(starting: Starting) -> WatcherProcess:
     from multiprocess.connection import Connection  # 40 ms, for which nobody needs to wait
 
-    connection = Connection(starting.connect(START_SECONDS).detach())
+    if starting.lock is not None:
+        starting.lock.hold()  # in the link's thread, which lives for as long as the watcher is needed
     try:
-        hello = _hello(connection)
+        theirs = starting.connect(START_SECONDS)
+        os.set_blocking(theirs.fileno(), True)  # gevent makes sockets that are not, and `Connection` needs one that is
+        connection = Connection(theirs.detach())
+        try:
+            hello = _hello(connection)
+        except WatcherError:
+            connection.close()
+            raise
     except WatcherError:
-        connection.close()
+        if starting.child is not None:
+            detached.end(starting.child)
+        if starting.lock is not None:
+            starting.lock.release()
         raise
+    if starting.child is not None:
+        starting.child.wait()
     pidfd = host_identity.pidfd_of(hello.pid)
-    return WatcherProcess(hello.pid, connection, pidfd, hello.start_ticks, hello.version)
+    return WatcherProcess(
+        hello.pid, connection, pidfd, hello.start_ticks, hello.version, starting.is_shared, starting.lock
+    )
 
 
 def _hello(connection: Connection) -> protocol.Hello:
@@ -226,16 +328,11 @@ def _hello(connection: Connection) -> protocol.Hello:
         raise WatcherError("config", f"the installed watcher can't be used: {error}") from None
     except (EOFError, OSError, protocol.ProtocolError):
         raise WatcherError(
-            "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, multiprocess'`"
+            "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, requests'`"
         ) from None
     if isinstance(hello, protocol.Nack):
         raise WatcherError("config", f"the watcher could not be started: {hello.reason}")
     return hello
-
-
-def _above_streams(descriptor: int) -> int:
-    """A copy above the standard streams, which a driver may have closed: the watcher opens its own there."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _state_directory() -> str:
@@ -243,17 +340,6 @@ def _state_directory() -> str:
         return str(ledger.state_directory())
     except ledger.LedgerError:
         return ""  # the watcher will report that there is no ledger
-
-
-def _interpreter() -> str:
-    executable = sys.executable
-    if getattr(sys, "frozen", False) or not executable or not os.access(executable, os.X_OK):
-        raise WatcherError(
-            "config",
-            "the watcher needs a Python interpreter to run in, and sys.executable names none (a frozen or embedded "
-            "program); run the driver with python itself",
-        )
-    return executable
 
 
 def _package_folders() -> list[str]:

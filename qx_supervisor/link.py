@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from . import forks, placement, settings, shared_ledger
+from .distribution import please_report
 from .errors import WatcherError
 from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
 from .watcher import ledger, protocol
+from .watcher.facts import NOTHING, About, End, Figures
 
 if TYPE_CHECKING:
     from multiprocess.connection import Connection
@@ -37,6 +39,9 @@ RUNNING_SECONDS = START_SECONDS + 5
 
 LINGER_SECONDS = 60.0
 """How long a watcher stays after the last run, for the next one."""
+
+LOOK_SECONDS = 1.0
+"""How often it is looked whether this process has closed the descriptors of a shared watcher."""
 
 RELAUNCHES, RELAUNCH_SPAN = 3, 60.0
 """After more deaths of watchers than this, within this many seconds, no other one is started: something kills them."""
@@ -72,6 +77,8 @@ class Guarded:
         lease: The lease on its key; None without one.
         jobs: The ids of its jobs that are known.
         posted: None while a POST may still leave; then whether each was answered at the first try.
+        about: What it is, for those who read the ledger.
+        end: Why it ends, and how it has ended then.
     """
 
     run: str
@@ -87,14 +94,16 @@ class Guarded:
     posted: bool | None = None
     handed_over: bool = False
     let_go: bool = False
+    about: About = NOTHING
+    end: End | None = None
 
     def intent(self) -> protocol.Intent | protocol.GuardSession | protocol.OpenedSession:
         """The message that announces it."""
         if self.opened:
-            return protocol.OpenedSession(self.run, self.account, self.tag, self.session)
+            return protocol.OpenedSession(self.run, self.account, self.tag, self.session, self.about)
         if self.session:
-            return protocol.GuardSession(self.run, self.account, self.tag, self.session, self.owner)
-        return protocol.Intent(self.run, self.account, self.tag, self.driver_tag, self.lease)
+            return protocol.GuardSession(self.run, self.account, self.tag, self.session, self.owner, self.about)
+        return protocol.Intent(self.run, self.account, self.tag, self.driver_tag, self.lease, self.about)
 
 
 @dataclass
@@ -205,6 +214,25 @@ class Link:
 
         return wait
 
+    def reserve(self, wanted: protocol.Reserve) -> protocol.ReserveAnswer | None:
+        """Reserve QPU time for a POST; None if the watcher is of a release that knows no budgets.
+
+        Raises:
+            WatcherError: If there is no watcher.
+        """
+        for _ in range(RELAUNCHES + 1):
+            with contextlib.suppress(_Died):  # asked again, it is not reserved twice
+                with self._lock:
+                    if not protocol.is_understood(wanted, self._running(RUNNING_SECONDS).version):
+                        return None
+                    question = self._put(wanted)
+                ack = self._await(question, ANSWER_SECONDS)
+                try:
+                    return protocol.reserve_answer(ack)
+                except protocol.ProtocolError as error:
+                    raise WatcherError("config", f"the watcher's answer is refused: {error}") from None
+        raise WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`), then run again")
+
     def job(self, run: str, job: str) -> None:
         """The id of a job of the run is known."""
         with self._lock:
@@ -221,31 +249,56 @@ class Link:
                 guarded.posted = clean
                 self._tell(protocol.Posted(run, clean))
 
-    def cancelling(self, run: str) -> None:
-        """This process is about to request the cancel itself; should it die, the watcher looks first."""
-        with self._lock:
-            if run in self._runs:
-                self._tell(protocol.Cancelling(run))
+    def cancelling(self, run: str, end: End | None = None) -> None:
+        """This process is about to request the cancel itself; should it die, the watcher looks first.
 
-    def stand_down(self, run: str, of: Guarded | None = None) -> None:
+        Args:
+            run: The run's id.
+            end: Why, and how the run has ended then.
+        """
+        with self._lock:
+            guarded = self._runs.get(run)
+            if guarded is not None:
+                guarded.end = end
+                self._tell(protocol.Cancelling(run, end))
+
+    def figures(self, run: str, job: str, figures: Figures) -> None:
+        """Have written down what a job cost; its run may be over."""
+        message = protocol.JobFigures(run, job, figures)
+        with self._lock:
+            process = self._process
+            if process is not None and not protocol.is_understood(message, process.version):
+                return
+            told = self._send(message)
+        if not told:
+            _write_figures(run, job, figures)
+
+    def stand_down(self, run: str, of: Guarded | None = None, end: End | None = None) -> None:
         """The run is over: the watcher is to forget it.
 
         Args:
             run: The run's id.
             of: The call that stands down, if the run has a key: a later call of this process may have it by now.
+            end: How it ended.
         """
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is None or guarded is not (of or guarded):
                 return
             del self._runs[run]
-            told = self._send(protocol.StandDown(run))
+            guarded.end = end or guarded.end
+            told = self._send(protocol.StandDown(run, guarded.end))
             self._idle_since = time.monotonic()
         if not told:
             _write_down(guarded)
 
-    def hand_over(self, run: str, seconds: float) -> bool:
+    def hand_over(self, run: str, seconds: float, end: End | None = None) -> bool:
         """Leave the cancel of a run to the watcher.
+
+        Args:
+            run: The run's id.
+            seconds: How long the watcher may take to answer.
+            end: Why, and how the run has ended then.
 
         Returns:
             Whether it took it over within that many seconds.
@@ -255,9 +308,10 @@ class Link:
             if guarded is None:
                 return False
             guarded.handed_over = True
+            guarded.end = end or guarded.end
         until = time.monotonic() + seconds
         try:
-            question = self._question(protocol.HandOver(run), seconds)
+            question = self._question(protocol.HandOver(run, guarded.end), seconds)
             self._await(question, max(0.0, until - time.monotonic()))
         except (WatcherError, _Died):
             return False
@@ -318,7 +372,13 @@ class Link:
         # for again, and the ledger finds that it is this run's already.
         def ask() -> protocol.LeaseAnswer:
             wanted = protocol.TakeLease(
-                guarded.run, guarded.account, guarded.tag, guarded.driver_tag, lease, tuple(instances)
+                guarded.run,
+                guarded.account,
+                guarded.tag,
+                guarded.driver_tag,
+                lease,
+                tuple(instances),
+                guarded.about,
             )
             question = self._question(wanted, RUNNING_SECONDS)
             ack = self._await(question, ANSWER_SECONDS)
@@ -447,7 +507,10 @@ class Link:
             if self._process.has_room(SEND_SECONDS):
                 self._process.connection.send_bytes(protocol.encode(message, self._seq, self._process.version))
                 return True
-            self._process.kill()
+            if self._process.is_intact():
+                self._process.kill()
+            else:  # this process closed the descriptors, which is no fault of other drivers' watcher
+                self._process.give_up()
         except OSError:
             pass
         return False
@@ -469,12 +532,14 @@ class Link:
             if not self._advised:
                 self._advised = True
                 with contextlib.suppress(RuntimeError):  # no more threads can be started
-                    threading.Thread(target=placement.warn, name="qx-placement", daemon=True).start()
+                    threading.Thread(
+                        target=placement.warn, args=(process.pid,), name="qx-placement", daemon=True
+                    ).start()
             self._listen(process)
             with self._lock:
                 self._process = None
                 self._armed.clear()
-                process.kill()  # if it lives, it was the connection that broke
+                process.give_up()  # if it lives, it was the connection that broke
                 process.close()
                 questions, self._questions = self._questions, {}
                 for question in questions.values():
@@ -511,6 +576,9 @@ class Link:
         """Tell a new watcher every guarded run. Called with the lock held."""
         if url := settings.ledger_url():
             self._tell(protocol.UseLedger(url))
+        notify = settings.notify()
+        if notify is not None and self._process is not None and protocol.is_understood(notify, self._process.version):
+            self._tell(notify)
         # No token is fetched here, and no account counts as armed: it may be the token service that fails. The watcher
         # asks it by itself, and the next run arms the account again.
         for account in {guarded.account for guarded in self._runs.values()}:
@@ -524,7 +592,7 @@ class Link:
             if guarded.let_go:
                 self._tell(protocol.LetGo(guarded.run))
             if guarded.handed_over:
-                self._tell(protocol.HandOver(guarded.run))
+                self._tell(protocol.HandOver(guarded.run, guarded.end))
 
     def _listen(self, process: WatcherProcess) -> None:
         """Receive the watcher's messages until it is gone."""
@@ -533,8 +601,10 @@ class Link:
         watched: list[Connection | int] = [process.connection]
         if process.pidfd is not None:
             watched.append(process.pidfd)
+        # The closing of a descriptor does not end a wait for it, and a shared watcher is not killed for it.
+        pause = LOOK_SECONDS if process.is_shared else LINGER_SECONDS / 4
         while True:
-            ready = wait(watched, LINGER_SECONDS / 4)
+            ready = wait(watched, pause)
             if not process.is_intact():
                 return
             if process.connection in ready:
@@ -593,7 +663,7 @@ class Link:
             case "shared ledger back":
                 logger.info("the shared ledger is back")
             case "fault":
-                logger.error("a fault in the watcher, which goes on: %s; please report it", report.detail)
+                logger.error("a fault in the watcher, which goes on: %s; %s", report.detail, please_report())
             case "token refused":
                 logger.warning(
                     "the token service refuses this account's API key (%s): jobs in flight could not be cancelled if "
@@ -642,15 +712,21 @@ def _write_down(guarded: Guarded) -> None:
     would cancel a job that its driver let go.
     """
     is_over = guarded.posted is not False or not guarded.jobs  # else there may be duplicates, for whoever reaps
-    shared_ledger.stand_down(guarded.run, guarded.jobs, is_over=is_over)
+    shared_ledger.stand_down(guarded.run, guarded.jobs, guarded.end, is_over=is_over)
     try:
         with ledger.Ledger.open(ledger.state_directory()) as book:
             for job in guarded.jobs:
                 book.job_outcome(guarded.run, job, "kept")
             if is_over:
-                book.finish(guarded.run, "done", durable=True)
+                book.finish(guarded.run, "done", durable=True, end=guarded.end)
     except ledger.LedgerError as error:
         logger.debug("the ledger does not show that run %s is over: %s", guarded.run, error)
+
+
+def _write_figures(run: str, job: str, figures: Figures) -> None:
+    """Write what a job cost to this machine's ledger, if there is no watcher any more that could."""
+    with contextlib.suppress(ledger.LedgerError), ledger.Ledger.open(ledger.state_directory()) as book:
+        book.job_figures(run, job, figures)
 
 
 link = Link()

@@ -7,11 +7,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from . import threads
 from .errors import RunError
 from .panel import Panel, Silent, close_panel
-from .request import Request
 from .result import RunResult
 from .status import Status
 
@@ -24,8 +24,8 @@ TICK = 0.5
 class StatusListeners:
     """Hands every status to the user's function and to the panel."""
 
-    def __init__(self, request: Request, panel: Panel) -> None:
-        self._on_status = request.on_status
+    def __init__(self, on_status: Callable[[Status], Any] | None, panel: Panel) -> None:
+        self._on_status = on_status
         self._panel = panel
         self.is_shown = not isinstance(panel, Silent)
         self.is_over = False
@@ -54,7 +54,8 @@ class StatusListeners:
             try:
                 self._on_status(status)
             except Exception as error:  # noqa: BLE001 - nor must one in watching it
-                logger.warning("on_status raised %s; the run goes on", type(error).__name__)
+                extra = {"job": status.job_id}
+                logger.warning("on_status raised %s; the run goes on", type(error).__name__, extra=extra)
 
 
 class StatusQueue:

@@ -19,8 +19,12 @@ from . import forks
 from .threads import Timer, asking, timers
 from .watcher import cancel, remote
 
-SHORTEST_INTERVAL = 0.5
-"""Seconds between two lists, unless a run asks for less: the official client asks no more often."""
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.5, 15.0
+"""Seconds between two lists, or two readings of one job, unless a run asks for less: the official client asks no more
+often."""
+
+INTERVAL_SHARE = 0.02
+"""How late a job's end may be noticed, of the time that it took: after an hour in the queue it is asked every 15 s."""
 
 LISTS_AGAIN = 900.0
 """Seconds after which a service that refuses to list is asked for a list again."""
@@ -45,6 +49,11 @@ class Watched:
     missed: Callable[[Exception], float | None]
     due: float
     interval: float = SHORTEST_INTERVAL
+
+
+def interval(seconds: float, shortest: float = SHORTEST_INTERVAL) -> float:
+    """How long to wait before the state of a job that has taken so many seconds is read again."""
+    return min(LONGEST_INTERVAL, max(shortest, INTERVAL_SHARE * seconds))
 
 
 class Poller:

@@ -20,7 +20,8 @@ BARS = 8
 
 def is_estimate(pub: PubResult) -> bool:
     """Whether a PUB result is an estimator's. A sampler's register may have any name, "evs" too."""
-    return "evs" in pub.data and "stds" in pub.data and not hasattr(pub.data["evs"], "get_counts")
+    data: Any = getattr(pub, "data", ())  # an executor's item has none
+    return "evs" in data and "stds" in data and not hasattr(data["evs"], "get_counts")
 
 
 def counts_of(pub: PubResult) -> dict[str, int]:
@@ -29,8 +30,10 @@ def counts_of(pub: PubResult) -> dict[str, int]:
     Raises:
         AttributeError: As `RunResult.counts` does.
     """
-    if not hasattr(pub, "join_data") or is_estimate(pub):
+    if is_estimate(pub):
         raise AttributeError("an estimator's result has no counts; see expectation_values")
+    if not hasattr(pub, "join_data"):
+        raise AttributeError(f"a {type(pub).__name__} has no counts; see primitive_result")
     # A register without bits has nothing to count, and Qiskit can't join it to the others.
     names = [name for name in pub.data if getattr(pub.data[name], "num_bits", 1)]
     joined: Any = pub.join_data(names) if names else None

@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from qiskit import QuantumCircuit
     from qiskit.circuit import Clbit
 
-Kind = Literal["sampler", "estimator"]
+Kind = Literal["sampler", "estimator", "executor", "noise-learner"]
+"""What executes: the first two take PUBs."""
 
 
-def coerce(pubs: Any, kind: Kind, shots: int | None) -> tuple[list[Any], bool]:
+def coerce(pubs: Any, kind: Kind, shots: int | None, precision: float | None = None) -> tuple[list[Any], bool]:
     """Convert the argument of a call to PUBs, and check them.
 
     Args:
         pubs: A circuit, a PUB, or several of them.
         kind: The primitive that executes them.
         shots: The number of shots of PUBs without their own.
+        precision: The precision of an estimator's PUBs without their own.
 
     Returns:
         The PUBs, and whether the argument was a list, even of one.
@@ -43,12 +45,15 @@ def coerce(pubs: Any, kind: Kind, shots: int | None) -> tuple[list[Any], bool]:
     try:
         items = [pubs] if single else list(pubs)
     except TypeError:
-        raise _refuse(f"a circuit, a list of circuits or PUBs is needed, not {type(pubs).__name__}") from None
+        name = type(pubs).__name__
+        hint = "; give primitive=Executor(backend) to run it" if name == "QuantumProgram" else ""
+        raise _refuse(f"a circuit, a list of circuits or PUBs is needed, not {name}{hint}") from None
     if not items:
         raise _refuse("the list of circuits is empty; give at least one")
     if isinstance(pubs, list) and _is_pub_as_list(pubs, kind):
         raise _refuse("a PUB is a tuple, and a list is several of them; write (circuit, ...), not [circuit, ...]")
-    return [_coerce_one(item, kind, shots, i if len(items) > 1 else None) for i, item in enumerate(items)], not single
+    places = [i if len(items) > 1 else None for i in range(len(items))]
+    return [_coerce_one(item, kind, shots, precision, i) for item, i in zip(items, places, strict=True)], not single
 
 
 def _is_pub_as_list(items: list[Any], kind: Kind) -> bool:
@@ -70,7 +75,7 @@ def _is_circuit(item: Any) -> bool:
     return isinstance(first, QuantumCircuit | SamplerPub | EstimatorPub)
 
 
-def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> Any:
+def _coerce_one(item: Any, kind: Kind, shots: int | None, precision: float | None, index: int | None) -> Any:
     from qiskit import QuantumCircuit
     from qiskit.primitives.containers.estimator_pub import EstimatorPub
     from qiskit.primitives.containers.sampler_pub import SamplerPub
@@ -81,8 +86,13 @@ def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> 
         raise _refuse(f"not a circuit{which}: {type(first).__name__}; give a QuantumCircuit or a PUB")
     if kind == "estimator" and isinstance(item, QuantumCircuit):
         raise _refuse(f"an estimator needs observables too{which}; give (circuit, observables)")
+    if kind == "sampler" and _has_observables(item):
+        raise _refuse(
+            f"the PUB does not fit a sampler{which}: it has observables, which are for an estimator; "
+            "give (circuit, values), or use an estimator"
+        )
     try:
-        pub = SamplerPub.coerce(item, shots) if kind == "sampler" else EstimatorPub.coerce(item)
+        pub = SamplerPub.coerce(item, shots) if kind == "sampler" else EstimatorPub.coerce(item, precision)
     except Exception as error:  # noqa: BLE001 - Qiskit raises many kinds of errors here
         problem = _missing_layout(item, kind) or _missing_values(item, kind) or _shortened(error)
         raise _refuse(f"the PUB does not fit a{'n' if kind == 'estimator' else ''} {kind}{which}: {problem}") from None
@@ -100,6 +110,16 @@ def _coerce_one(item: Any, kind: Kind, shots: int | None, index: int | None) -> 
 def _shortened(error: Exception) -> str:
     """Qiskit's message without its advice about functions that the user did not call."""
     return str(error).partition(" Note that if you want to run a single pub")[0]
+
+
+def _has_observables(item: Any) -> bool:
+    """Whether it is an estimator's PUB. Qiskit would take an observable's matrix for values, and quote it."""
+    from qiskit.quantum_info import SparseObservable
+    from qiskit.quantum_info.operators.base_operator import BaseOperator
+
+    second = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
+    first = second[0] if isinstance(second, tuple | list) and len(second) else second
+    return isinstance(first, BaseOperator | SparseObservable)
 
 
 def _missing_values(item: Any, kind: Kind) -> str:

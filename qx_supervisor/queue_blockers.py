@@ -7,13 +7,12 @@ once a minute, for all runs of this process that wait there.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import threading
 import time
 import weakref
 from typing import Any
 
-from . import forks, threads
+from . import forks, quota, threads
 from .watcher import remote, service_messages
 
 FIRST_LOOK = 2.0
@@ -63,7 +62,7 @@ class QueueBlockers:
         with contextlib.suppress(remote.RemoteError):
             found.append(away(self._backend, self._api.backend_status(self._backend)))
         with contextlib.suppress(remote.RemoteError):
-            found.append(used_up(self._api.usage()))
+            found.append(quota.read(self._api).used_up())
         if not found:
             return
         why = "; ".join(filter(None, found))
@@ -82,32 +81,6 @@ def away(backend: str, status: dict[str, Any]) -> str:
     else:
         return ""
     return f"{text}: {message}" if message and message.lower() != word.lower() else text
-
-
-def used_up(usage: dict[str, Any]) -> str:
-    """A message if an instance's time is used up, with its limit and the end of the period; or ""."""
-    if usage.get("usage_limit_reached") is not True:
-        return ""
-    used = _number(usage.get("usage_consumed_seconds"))
-    limit = _number(usage.get("usage_limit_seconds"))
-    if limit is None:
-        limit = _number(usage.get("usage_allocation_seconds"))
-    parts = ["the instance has used up its time"]
-    if used is not None and limit is not None:
-        parts.append(f"{used:g} s of {limit:g} s are used, {max(0.0, limit - used):g} s are left")
-    period = usage.get("usage_period")
-    end = period.get("end_time") or period.get("end") if isinstance(period, dict) else None
-    if isinstance(end, str):
-        with contextlib.suppress(ValueError):
-            moment = datetime.datetime.fromisoformat(end).astimezone()
-            parts.append(f"its period ends at {moment:%Y-%m-%d %H:%M}")
-    if len(parts) == 1:
-        return f"{parts[0]} (see https://quantum.cloud.ibm.com/instances)"
-    return f"{parts[0]} ({', '.join(parts[1:])}; see https://quantum.cloud.ibm.com/instances)"
-
-
-def _number(value: Any) -> float | None:
-    return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
 
 
 _known_blockers: weakref.WeakValueDictionary[tuple[int, str], QueueBlockers] = weakref.WeakValueDictionary()

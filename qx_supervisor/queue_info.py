@@ -6,9 +6,10 @@ may be missing.
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 from typing import Any
+
+from .watcher.facts import Figures, moment, number
 
 
 @dataclass(frozen=True)
@@ -35,33 +36,11 @@ def read(job: dict[str, Any], metrics: dict[str, Any]) -> QueueInfo:
         job: The answer to GET /jobs/{id}.
         metrics: The answer to GET /jobs/{id}/metrics.
     """
-    position = _number(metrics.get("position_in_queue"))
-    usage = metrics.get("usage")
-    charged = None
-    # The figures may change until the status is final.
-    if isinstance(usage, dict) and usage.get("status", "pending") != "pending":
-        charged = _number(usage.get("qpu_charge_time_seconds"))
-        if charged is None:
-            charged = _number(usage.get("quantum_seconds"))
+    position = number(metrics.get("position_in_queue"))
+    figures = Figures.read(job, metrics)
     return QueueInfo(
         queue_position=None if position is None else int(position),
-        estimated_start=_time(metrics.get("estimated_start_time")),
-        qpu_seconds_estimated=_number(job.get("estimated_running_time_seconds")),
-        qpu_seconds=charged,
+        estimated_start=moment(metrics.get("estimated_start_time")),
+        qpu_seconds_estimated=figures.estimated,
+        qpu_seconds=figures.charged,
     )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
-        return None
-    return float(value)
-
-
-def _time(value: Any) -> float | None:
-    if not isinstance(value, str):
-        return None
-    try:
-        found = datetime.datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()

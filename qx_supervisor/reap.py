@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import service as qiskit_service
 from . import shared_ledger
+from .backoff import LEFT_BEHIND, look_until
 from .descriptors import is_readable
 from .errors import QxError
 from .resolve import Outcome, Resolved, resolve
 from .settings import sweep_window
+from .uncharged import ASKED_FOR, AT_ONCE, read_charges
 from .watcher import host_identity, ledger, remote
 
 if TYPE_CHECKING:
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("qx_supervisor")
 
-BACKGROUND_PAUSES = (5.0, 15.0, 40.0, 70.0)
+BACKGROUND_SECONDS = 130.0
+"""How long a program looks in the background: for the sweep window of a submission that died right before it."""
+
+LOOK_SECONDS = 0.25
+"""How often it looks whether a watcher has done its work that lives on for other drivers."""
+
 
 Fate = Literal[Outcome, "in grace", "other account", "elsewhere"]
 
@@ -59,7 +66,7 @@ class Reaped:
 
 
 def reap(service: Any = None, *, wait: float = 0.0) -> list[Reaped]:
-    """Cancel what the ledger knows to be orphaned on this machine.
+    """Cancel what the ledger knows to be orphaned on this machine, and ask for the charges that nobody has learned.
 
     Args:
         service: A `QiskitRuntimeService`. None: the user's saved account.
@@ -84,23 +91,43 @@ def reap_with(connect: Callable[[], Any], wait: float = 0.0) -> list[Reaped]:
     try:
         with ledger.Ledger.open(ledger.state_directory()) as book:
             _wait_for_watchers(book, wait)
-            is_needed = any(ledger.judge(row, book.place) == "orphan" for row in book.rows(ledger.UNFINISHED))
-            return _reap(book, qiskit_service.clients_of(connect()) if is_needed else [])
+            is_needed = any(ledger.judge(row, book.host_identity) == "orphan" for row in book.rows(ledger.UNFINISHED))
+            clients = qiskit_service.clients_of(connect()) if is_needed else []
+            found = _reap(book, clients)
+            _read_charges(book, clients, connect)
+            return found
     except ledger.LedgerError as error:
         raise QxError(str(error)) from None
 
 
+def _read_charges(book: ledger.Ledger, clients: list[Any], connect: Callable[[], Any]) -> None:
+    """Ask for the charges that nobody has learned. For that alone no account is required."""
+    rows = book.uncharged(ASKED_FOR, AT_ONCE)
+    if rows and not clients:
+        with contextlib.suppress(QxError):
+            clients = qiskit_service.clients_of(connect())
+    read_charges(rows, {qiskit_service.address(each): qiskit_service.remote_of(each) for each in clients}, book)
+
+
 def _wait_for_watchers(book: ledger.Ledger, seconds: float) -> None:
-    """Wait for the ends of watchers whose drivers are dead, but not for those that leave a job to its grace."""
+    """Wait for watchers that are at work for dead drivers, but not for those that leave a job to its grace."""
     end = time.monotonic() + seconds
-    for row in book.rows(ledger.UNFINISHED) if seconds > 0 else ():
-        in_grace = row.key is not None and row.state == "guarded" and row.grace > seconds
-        if in_grace or ledger.judge(row, book.place) != "live" or host_identity.is_running(row.pid, row.start_ticks):
-            continue
-        pidfd = None if row.watcher_pid is None else host_identity.pidfd_of(row.watcher_pid)
-        if pidfd is not None:
-            is_readable(pidfd, max(0.0, end - time.monotonic()))
+    while seconds > 0 and (at_work := [row for row in book.rows(ledger.UNFINISHED) if _is_at_work(row, book, seconds)]):
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        # Its end is the sign, or what it writes: it may live on for other drivers.
+        pidfd = None if at_work[0].watcher_pid is None else host_identity.pidfd_of(at_work[0].watcher_pid)
+        if pidfd is None:
+            time.sleep(min(left, LOOK_SECONDS))
+        else:
+            is_readable(pidfd, min(left, LOOK_SECONDS))
             os.close(pidfd)
+
+
+def _is_at_work(row: ledger.Row, book: ledger.Ledger, seconds: float) -> bool:
+    in_grace = row.key is not None and row.state == "guarded" and row.grace > seconds
+    return not in_grace and ledger.judge(row, book.host_identity) == "ending"
 
 
 _begun = threading.Lock()
@@ -114,17 +141,17 @@ def reap_in_background(client: Any) -> None:
 
 
 def _in_background(client: Any) -> None:
+    def is_done() -> bool:
+        with ledger.Ledger.open(ledger.state_directory()) as book:
+            found = _reap(book, [client])
+        for reaped in found:
+            if reaped.fate == "cancelled":
+                jobs = ", ".join(reaped.jobs)
+                logger.warning("cancelled what driver %d left behind with its watcher: %s", reaped.pid, jobs)
+        return not any(reaped.fate in ("pending", "in grace") for reaped in found)
+
     try:
-        for pause in (*BACKGROUND_PAUSES, 0.0):
-            with ledger.Ledger.open(ledger.state_directory()) as book:
-                found = _reap(book, [client])
-            for reaped in found:
-                if reaped.fate == "cancelled":
-                    jobs = ", ".join(reaped.jobs)
-                    logger.warning("cancelled what driver %d left behind with its watcher: %s", reaped.pid, jobs)
-            if not any(reaped.fate in ("pending", "in grace") for reaped in found):
-                return
-            time.sleep(pause)
+        look_until(time.monotonic() + BACKGROUND_SECONDS, is_done, LEFT_BEHIND, time.sleep)
     except (ledger.LedgerError, QxError) as error:
         logger.warning("what was left behind on this machine could not be looked for: %s", error)
 
@@ -181,10 +208,10 @@ def _reap(book: ledger.Ledger, clients: list[Any]) -> list[Reaped]:
 
 def _reap_rows(book: ledger.Ledger, clients: list[Any], claims: _SharedClaims) -> list[Reaped]:
     done = []
-    me = host_identity.this_process(book.place)
+    me = host_identity.this_process(book.host_identity)
     by_account = {qiskit_service.address(client): client for client in clients}
     for row in book.rows(ledger.UNFINISHED):
-        liveness = ledger.judge(row, book.place)
+        liveness = ledger.judge(row, book.host_identity)
         if liveness == "elsewhere":
             done.append(_reaped(row, "elsewhere"))
         if liveness != "orphan":
@@ -217,7 +244,7 @@ def _grace_left(book: ledger.Ledger, row: ledger.Row) -> float:
 
 
 def _reaped(row: ledger.Row, fate: Fate, detail: str = "") -> Reaped:
-    return Reaped(row.run, fate, tuple(row.jobs), detail, row.pid, row.place.host)
+    return Reaped(row.run, fate, tuple(row.jobs), detail, row.pid, row.host_identity.host)
 
 
 def _resolve_if_free(book: ledger.Ledger, row: ledger.Row, there: remote.Remote, claims: _SharedClaims) -> list[Reaped]:
@@ -233,7 +260,7 @@ def _resolve_if_free(book: ledger.Ledger, row: ledger.Row, there: remote.Remote,
         except (ledger.LedgerError, QxError) as error:
             detail = f"a driver on another host may have taken it up, and that can't be asked: {error}"
             return [_reaped(row, "pending", detail)]
-    found = resolve(row, there, book, window=window)
+    found = resolve(row, there, book, by="reap", window=window)
     found.write(row, book)
     claims.finish(row, found)
-    return [Reaped(row.run, found.outcome, found.jobs, found.detail, row.pid, row.place.host)]
+    return [Reaped(row.run, found.outcome, found.jobs, found.detail, row.pid, row.host_identity.host)]

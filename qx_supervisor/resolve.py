@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .watcher import cancel, ledger, remote
+from .watcher.facts import By, End
 
 PATIENCE = 60.0
 """Seconds to try for one run; what takes longer is left for the next time."""
@@ -48,6 +49,7 @@ class Resolved:
         detail: More words, or "".
         sweep_until: If it is pending: until when it is to be swept again, by the ledger's clock.
         age: For how long that has been known, in seconds.
+        end: How the run ended, where that is known.
     """
 
     outcome: Outcome
@@ -55,12 +57,15 @@ class Resolved:
     detail: str
     sweep_until: float | None
     age: float
+    end: End | None = None
 
     def write(self, row: ledger.Row, book: ledger.Store) -> bool:
         """Write what a run has come to; returns whether it is still this process's."""
         retry = max(FIRST_RETRY, min(LAST_RETRY, self.age))
         state, until = _STATES[self.outcome], self.sweep_until
-        return book.finish(row.run, state, self.detail, sweep_until=until, retry_seconds=retry, holder=row.holder)
+        return book.finish(
+            row.run, state, self.detail, sweep_until=until, retry_seconds=retry, holder=row.holder, end=self.end
+        )
 
 
 def resolve(
@@ -68,6 +73,7 @@ def resolve(
     there: remote.Remote,
     book: ledger.Store,
     *,
+    by: By,
     window: float,
     before_cancel: Callable[[], object] = lambda: None,
     tell: Callable[[str, str], object] = lambda _job, _outcome: None,
@@ -80,6 +86,7 @@ def resolve(
         row: The run, which is claimed.
         there: The service.
         book: The ledger, in which each job's outcome is written.
+        by: Who cancels.
         window: The sweep window, in seconds.
         before_cancel: Called right before each cancel; what it raises ends it all.
         tell: Called with each job and what became of it.
@@ -91,6 +98,7 @@ def resolve(
     outcomes = dict(row.jobs)
     tried: set[str] = set()
     troubles: list[str] = []
+    ends: list[End] = []  # of jobs that had ended by themselves
 
     def patiently(seconds: float) -> bool:
         left = end - time.monotonic()
@@ -101,10 +109,14 @@ def resolve(
         before_cancel()
         tried.add(job)
         outcome, trouble = "", ""
+        final: list[remote.JobState] = []
         if looks_first:
-            outcome = _final(job, there)
+            outcome = _final(job, there, final)
         if not outcome:
-            outcome, trouble = cancel.cancel(job, there, time.monotonic, patiently, is_patient=True, unknown=UNKNOWN)
+            outcome, trouble = cancel.cancel(
+                job, there, time.monotonic, patiently, is_patient=True, unknown=UNKNOWN, ended=final.append
+            )
+        ends.extend(state.end for state in final if not state.is_cancelled or state.ran_too_long)
         outcomes[job] = outcome
         book.job_outcome(row.run, job, outcome)
         tell(job, outcome)
@@ -128,18 +140,31 @@ def resolve(
                     cancel_one(job)
     except remote.RemoteError as error:
         troubles.append(str(error))
-    return _conclude(row, outcomes, troubles, now, window)
+    found = _conclude(row, outcomes, troubles, now, window)
+    return replace(found, end=_end(found.outcome, outcomes, ends, by))
 
 
-def _final(job: str, there: remote.Remote) -> str:
-    """How a job has ended, or "" if it has not, or if that can't be read now: then a cancel tells."""
+def _final(job: str, there: remote.Remote, final: list[remote.JobState]) -> str:
+    """How a job has ended (its state is added), or "" if it has not, or if that can't be read now: a cancel tells."""
     try:
         state = there.job(job)
     except remote.RemoteError:
         return ""
     if not state.is_final:
         return ""
+    final.append(state)
     return "cancelled" if state.is_cancelled else "finished"
+
+
+def _end(outcome: Outcome, outcomes: dict[str, str], ends: list[End], by: By) -> End | None:
+    """How a run has ended."""
+    if outcome in ("pending", "expired"):
+        return None
+    if ends and (outcome == "nothing left" or ends[-1].outcome == "cancelled"):
+        return ends[-1]
+    if outcome == "cancelled" or not outcomes:  # of none it is known that it made no job
+        return End("cancelled", by)
+    return None
 
 
 def _conclude(row: ledger.Row, outcomes: dict[str, str], troubles: list[str], now: float, window: float) -> Resolved:

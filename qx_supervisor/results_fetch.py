@@ -13,12 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import service
-from .backoff import Backoff
+from .backoff import UNANSWERED, Backoff, look_until
 from .errors import RunError, Stage
+from .poller import ask
 from .watcher import remote
 
 RESULTS_SECONDS = 600.0
 """How long results are requested again if they arrive corrupt, or the service says that there are none."""
+
+REASON_SECONDS = 1.0
+"""How long to try to learn why a job failed: that is worth a second, and no more."""
+
+_LONGEST_RESPITE = 2.0  # that a service which asks not to be asked for a while gets meanwhile
 
 _PASSING = (401, 403, 407, 451)  # said by a gateway, or of the account, and not of the results
 
@@ -93,6 +99,35 @@ class ResultsFetch:
         """Keep what is most likely to be the results: JSON rather than a page, and of pages the longest."""
         if text and (self.raw is None or (_is_json(text), len(text)) > (_is_json(self.raw), len(self.raw))):
             self.raw = text
+
+
+def read_results(there: remote.Remote, job_id: str) -> str:
+    """Read a job's results, undecoded.
+
+    Raises:
+        RemoteError: They did not come.
+    """
+    return ask(there, lambda: there.results(job_id))
+
+
+def reason_in_results(there: remote.Remote, job_id: str, state: remote.JobState) -> str:
+    """What a failed job has for results, where the service gives no reason for its failure; "" if that can't be had."""
+    if state.reason or state.is_cancelled:
+        return ""
+
+    def look() -> list[str]:
+        try:
+            return [read_results(there, job_id)]
+        except remote.Transient:
+            return []
+
+    def sleep(seconds: float) -> None:
+        time.sleep(max(seconds, min(there.seconds_closed(), _LONGEST_RESPITE)))
+
+    try:
+        return "".join(look_until(time.monotonic() + REASON_SECONDS, look, UNANSWERED, sleep))
+    except remote.RemoteError:
+        return ""
 
 
 def _is_about_them(error: Exception) -> bool:

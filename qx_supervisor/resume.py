@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .backoff import REFUSED_SECONDS, Backoff
+from .backoff import EARLIER_JOB, REFUSED_SECONDS, Backoff, look_until
 from .errors import ConfigError, WatcherError
 from .link import CredentialsSource, Guarded, link
 from .poller import ask
@@ -30,9 +30,7 @@ Say = Callable[[Any, str, str], None]
 Sleep = Callable[[float], None]
 T = TypeVar("T")
 
-_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # between two looks, the last one again and again
-_BUSY_PAUSE = 0.25
-_HELD_PAUSE = 1.0
+_BUSY_PAUSE, _HELD_PAUSE = 0.25, 1.0  # between two questions to the ledger, which answers: they don't grow
 _JITTER = 0.2  # a database's time comes by way of this host's clock; a renewal adds a third of a lease
 
 
@@ -148,19 +146,18 @@ class Search:
         since = self.found["since"] or 0.0
         # The watcher that saw the driver die may have recorded when. If not, it was before this moment.
         end = time.monotonic() + (0.0 if self.found["answered"] else max(0.0, self.window - since))
-        looks = 0
-        while True:
-            is_last = time.monotonic() >= end
+        jobs: dict[str, remote.JobState] = {}
+
+        def look() -> remote.JobState | None:
+            nonlocal jobs
             jobs = self._jobs()
-            chosen = self._choose(jobs)
-            if chosen is not None or is_last:
-                break
-            left = end - time.monotonic()
-            how_long = f"for {max(0.0, left):.0f} s"
-            what = f"one that was being submitted may still turn up, {how_long}"
+            return self._choose(jobs)
+
+        def tell(left: float) -> None:
+            what = f"one that was being submitted may still turn up, for {left:.0f} s"
             self.say("submit", "looking for an earlier job", what)
-            self.sleep(max(0.0, min(_PAUSES[min(looks, len(_PAUSES) - 1)], left)))
-            looks += 1
+
+        chosen = look_until(end, look, EARLIER_JOB, self.sleep, tell)
         self.outcomes = {
             job: "cancelled" if state.is_cancelled else "finished"
             for job, state in jobs.items()

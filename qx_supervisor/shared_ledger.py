@@ -10,8 +10,10 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from . import settings
+from .distribution import extra
 from .errors import ConfigError, RunError, WatcherError
 from .watcher import ledger
+from .watcher.facts import End
 
 if TYPE_CHECKING:
     from .watcher.ledger.postgres import SharedLedger
@@ -46,8 +48,22 @@ def check_installed() -> None:
     if any(importlib.util.find_spec(name) is None for name in _PACKAGES):
         raise WatcherError(
             "config",
-            f"{settings.LEDGER} needs the package psycopg: pip install '.[postgres]' in a checkout of qx_supervisor",
+            f"{settings.LEDGER} needs the package psycopg: {extra('postgres')}",
         )
+
+
+def check_named() -> str:
+    """Check that a shared ledger is named, and can be opened as far as that depends on this machine; returns its URL.
+
+    Raises:
+        ConfigError: If none is named.
+        WatcherError: If what it needs is not installed.
+    """
+    url = settings.ledger_url()
+    if not url:
+        raise ConfigError("config", f"no shared ledger is named; set {settings.LEDGER}")
+    check_installed()
+    return url
 
 
 def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
@@ -61,28 +77,26 @@ def opened(kind: Literal["watcher", "reaper"] = "watcher") -> SharedLedger:
         WatcherError: If what it needs is not installed.
         LedgerError: If it can't be opened.
     """
-    url = settings.ledger_url()
-    if not url:
-        raise ConfigError("config", f"no shared ledger is named; set {settings.LEDGER}")
-    check_installed()
+    url = check_named()
     from .watcher.ledger.postgres import SharedLedger
 
     return SharedLedger.open(url, kind=kind, lease_seconds=settings.lease_seconds(), may_migrate=False)
 
 
-def stand_down(run: str, jobs: list[str], *, is_over: bool) -> None:
+def stand_down(run: str, jobs: list[str], end: End | None, *, is_over: bool) -> None:
     """Write that a run was stood down, for want of a watcher that could; waits for that for a second at most.
 
     Args:
         run: The run.
         jobs: The jobs that this process holds.
+        end: How the run ended.
         is_over: Whether no other job of the run may be left.
     """
 
     def write() -> None:
         try:
             with opened() as book:
-                book.stand_down(run, jobs, is_over=is_over)
+                book.stand_down(run, jobs, end, is_over=is_over)
         except (ledger.LedgerError, RunError) as error:
             logger.warning("run %s is not written down as over in the shared ledger: %s", run, error)
 

@@ -6,14 +6,15 @@ import time
 from dataclasses import dataclass, field
 
 from .errors import Stage
+from .quota import Quota
 
 
 @dataclass(frozen=True, repr=False)
 class Status:
     """One change in the life of a run, as `on_status` receives it.
 
-    The place in the queue, the estimated start and QPU time, and the charge are requested only if a panel is shown and
-    at most ten runs of this process are in flight.
+    The place in the queue and the estimated start are requested only if a panel is shown and at most ten runs of this
+    process are in flight.
 
     Attributes:
         stage: Where the run is: "config", "auth", "backend", "transpile", "submit", "poll", "timeout", "job" or
@@ -32,6 +33,13 @@ class Status:
         qpu_seconds: The QPU time charged, in seconds; None while that is pending.
         url: The job's page at IBM Quantum, or "".
         taken_up: Whether an earlier driver submitted the job with the same key.
+        label: The run's label, or "".
+        key: The run's key, or "".
+        pubs: The number of the run's PUBs, or None.
+        quota: What the instance has left of its QPU time, where that is low: less than a tenth of its limit, or than
+            the job is expected to take. It is read now and then while a panel is shown. None: it is not low, or not
+            known.
+        is_embedded: Whether `QX_LOCAL` has the embedded service run the job, so that its result is no QPU's.
     """
 
     stage: Stage
@@ -48,6 +56,11 @@ class Status:
     qpu_seconds: float | None = None
     url: str = ""
     taken_up: bool = False
+    label: str = ""
+    quota: Quota | None = None
+    is_embedded: bool = False
+    key: str = ""
+    pubs: int | None = None
 
     def __repr__(self) -> str:
         shown = f"stage={self.stage!r}, state={self.state!r}, job_id={self.job_id!r}"
@@ -57,6 +70,8 @@ class Status:
         parts = [self.state]
         if self.job_id:
             parts.append(f"job {self.job_id}")
+        if self.label:
+            parts.append(self.label)
         if self.detail:
             parts.append(self.detail)
         return " · ".join(parts)

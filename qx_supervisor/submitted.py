@@ -1,46 +1,112 @@
-"""A run that `submit` has begun: it can be waited for, awaited, cancelled and detached."""
+"""A run that `submit` has begun, or `attach`: it can be waited for, awaited, cancelled and detached."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, NoReturn
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import interrupts, threads
+from . import cells, interrupts, threads
 from .descriptors import is_writable
 from .errors import CancelOutcome, QxError
-from .flight import Flight
+from .flight import AnyFlight, Flight
+from .listeners import StatusListeners, StatusQueue
+from .panel import CANCELS, Panel, Silent
 from .panel.plain import write
 from .result import RunResult
 from .status import Status
 
+if TYPE_CHECKING:
+    from .panel.notebook import Live
+    from .panel.view import View
+
+logger = logging.getLogger("qx_supervisor")
+
 
 class Run:
-    """A run that was begun by `submit`. It belongs to the process that began it."""
+    """A run that was begun by `submit`, or attached by `attach`. It belongs to the process that began it.
 
-    def __init__(self, flight: Flight) -> None:
+    In a notebook it is shown as a card, which is kept up to date until the run is over.
+    """
+
+    def __init__(self, flight: AnyFlight, panel: Panel | None = None) -> None:
         self._flight = flight
         self._process = os.getpid()
         self._began = time.monotonic()
+        self._is_silent = panel is None or isinstance(panel, Silent)
+        self._live: Live | None = getattr(panel, "live", None)
+
+    def _ipython_display_(self) -> None:
+        """Show a card that is kept up to date, once in a cell.
+
+        Raises:
+            NotImplementedError: There is nothing to keep up to date: IPython shows the run as any other object.
+        """
+        if self._live is not None and self._live.is_here:
+            return
+        if not cells.in_notebook() or self._flight.outcome.done() or os.getpid() != self._process:
+            raise NotImplementedError
+        if self._live is None:
+            self._live = self._follow(None)
+        self._live.show_here()
+
+    def _show_where_awaited(self) -> None:
+        """Show a card in the cell that awaits the run, unless something shows the run already."""
+        is_shown = not self._is_silent or self._live is not None
+        if is_shown or not cells.in_notebook() or self._flight.outcome.done() or os.getpid() != self._process:
+            return
+        from .panel.notebook import awaited_card
+
+        try:
+            self._live = self._follow(awaited_card())
+            if self._live.is_here:
+                self._live.update(now=True)
+            else:
+                self._live.show_here()
+        except Exception as error:  # a fault in showing the run must not end it
+            logger.warning("the panel raised %s; the run goes on unseen", type(error).__name__, exc_info=error)
+
+    def _follow(self, live: Live | None) -> Live:
+        """Have a card follow the run, from now to its end."""
+        from .panel.notebook import Notebook
+
+        flight, panel = self._flight, Notebook(self._view(), live)
+        listeners = StatusListeners(None, panel)
+        queue = StatusQueue(listeners)
+        flight.listen(queue.status, queue.end)
+
+        def end_if_not_told(outcome: Future[RunResult]) -> None:
+            if not listeners.is_over:  # it was about to end when we began to listen
+                listeners.close(outcome)
+
+        flight.outcome.add_done_callback(lambda outcome: queue.put(lambda: end_if_not_told(outcome)))
+        queue.begin_to_tick()
+        return panel.live
 
     def _repr_html_(self) -> str:
         from .panel.notebook import as_html
+
+        return as_html(self._view())
+
+    def _view(self) -> View:
         from .panel.view import View
 
         flight = self._flight
-        view = View("its cancel() cancels")
+        view = View(CANCELS)
         view.see(flight.status)
         view.began, view.changed = self._began, flight.since
         if flight.outcome.done():
             view.end(flight.outcome.exception() or flight.outcome.result())
             view.ended = flight.since
-        return as_html(view)
+        return view
 
     def __reduce__(self) -> NoReturn:
         raise QxError(
@@ -48,12 +114,34 @@ class Run:
         )
 
     def __repr__(self) -> str:
-        return f"Run(state={self._flight.status.state!r}, job_id={self._flight.job_id!r})"
+        status = self._flight.status
+        label = f", label={status.label!r}" if status.label else ""
+        return f"Run(state={status.state!r}, job_id={self._flight.job_id!r}{label})"
 
     @property
     def job_id(self) -> str | None:
-        """The job at IBM Quantum, or None while it has no id."""
+        """The job at IBM Quantum, or None while it has no id. With `retries` the latest, with `split` the first."""
         return self._mine().job_id
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """Its jobs that have an id; only with `split` there are several."""
+        return self._mine().job_ids
+
+    @property
+    def failed_job_ids(self) -> tuple[str, ...]:
+        """The jobs that failed and were submitted again, for `retries`."""
+        return self._mine().failed_job_ids
+
+    @property
+    def qpu_seconds(self) -> float | None:
+        """The QPU time charged for the job, in seconds; None while that is pending, or not known."""
+        return self._mine().cost.charged
+
+    @property
+    def qpu_seconds_estimated(self) -> float | None:
+        """The QPU time that IBM Quantum expects of the job, in seconds; None if it has not said."""
+        return self._mine().cost.estimated
 
     def status(self) -> Status:
         """The latest status."""
@@ -62,6 +150,24 @@ class Run:
     def done(self) -> bool:
         """Whether the run is over."""
         return self._mine().is_over
+
+    def running(self) -> bool:
+        """Whether the job is being executed, or its results are being fetched, as far as is known here."""
+        return self._mine().is_running
+
+    def wait_for_job(self) -> str:
+        """Wait until the job has an id: then IBM Quantum has it.
+
+        Returns:
+            The id. On a local backend there is none before the result, which is waited for.
+
+        Raises:
+            RunError: If nothing was submitted.
+        """
+        flight = self._mine()
+        while not flight.wait_for_job(interrupts.WAIT_LIMIT):
+            pass
+        return flight.job_id or self.result().job_id
 
     def result(self, timeout: float | None = None) -> RunResult:
         """Wait for the result.
@@ -93,8 +199,9 @@ class Run:
         result.
 
         Returns:
-            "confirmed", "handed over", "nothing to cancel" or "unconfirmed", as in `Interrupted`; "kept" where its
-            key is another driver's by now.
+            As in `Interrupted`: "confirmed" if the job is final, also if it was over before; "handed over" if the
+            watcher goes on with it; "nothing to cancel" if there was no job; "unconfirmed" if neither the service nor
+            the watcher says so; "kept" where its key is another driver's by now. Called again, the same.
         """
         return self._mine().abandon(wants_result=True)
 
@@ -135,6 +242,7 @@ class Run:
             # A signal wakes no loop by itself: that of a notebook's kernel would see Ctrl-C at its next message only.
             alarms.append(loop.call_later(interrupts.WAIT_LIMIT, look))
 
+        self._show_where_awaited()
         alarms = deque([loop.call_later(interrupts.WAIT_LIMIT, look)], maxlen=1)
         self._mine().outcome.add_done_callback(tell)
         try:
@@ -150,7 +258,7 @@ class Run:
             alarms[0].cancel()
         return self._flight.result()
 
-    def _mine(self) -> Flight:
+    def _mine(self) -> AnyFlight:
         if os.getpid() != self._process:
             raise QxError(
                 f"this Run belongs to process {self._process}, which began it, not to this child; call submit() here"

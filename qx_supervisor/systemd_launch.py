@@ -11,6 +11,7 @@ none to be read.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -20,12 +21,14 @@ import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import detached
 from .errors import WatcherError
-from .watcher import host_identity, protocol
+from .watcher import host_identity, protocol, sockets
+from .watcher.robust_lock import RobustLock
 
 LOOK_SECONDS = 1.0
 """After this long without a call, systemd is asked whether the unit runs at all."""
@@ -43,6 +46,7 @@ class Called:
         unit: The unit that it runs in.
         child: The `systemd-run` that starts it.
         env: The environment of `systemd-run`.
+        lock: The lock by which it will know that this process ends; None if there is none.
     """
 
     listener: socket.socket
@@ -50,6 +54,8 @@ class Called:
     unit: str
     child: subprocess.Popen[bytes]
     env: dict[str, str]
+    lock: RobustLock | None
+    is_shared: bool = False
 
     def connect(self, seconds: float) -> socket.socket:
         """The driver's end of the connection, once the watcher has called.
@@ -61,10 +67,12 @@ class Called:
         try:
             self._wait_for_systemd(seconds)
             theirs = self._answer(deadline)
+            _give(theirs, self.lock)
         finally:
             self.listener.close()
             self.address.unlink(missing_ok=True)
-        _give(theirs)
+            if self.lock is not None:
+                self.lock.close_descriptor()
         return theirs
 
     def _wait_for_systemd(self, seconds: float) -> None:
@@ -105,8 +113,7 @@ class Called:
         )
 
     def _is_watcher(self, theirs: socket.socket) -> bool:
-        size = struct.calcsize("3i")
-        pid, uid, _ = struct.unpack("3i", theirs.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        pid, uid = sockets.other_end(theirs)
         try:
             return uid == os.geteuid() and is_in(Path(f"/proc/{pid}/cgroup").read_text(), self.unit)
         except OSError:
@@ -143,12 +150,13 @@ def check() -> tuple[str, Path]:
     return tool, folder
 
 
-def start(command: list[str], order: protocol.Order) -> Called:
+def start(command: list[str], order: protocol.Order, given: Callable[[protocol.Order], bytes]) -> Called:
     """Ask systemd for a watcher.
 
     Args:
-        command: The watcher's command, without its order.
+        command: The watcher's command, without the number of the descriptor that it reads its order from.
         order: Its order, without what a child would inherit.
+        given: What it reads, for an order.
 
     Raises:
         WatcherError: If there is no systemd.
@@ -163,16 +171,16 @@ def start(command: list[str], order: protocol.Order) -> Called:
         listener.bind(str(address))
         listener.listen()
         order["address"] = str(address)
-        told = [*command, json.dumps(order)]
-        child = detached.spawn([tool, *_properties(name, env), "--", *_literal(told)], env, errors=subprocess.PIPE)
-        return Called(listener, address, f"{name}.service", child, env)
+        told = [*_properties(name, env, given(order)), "--", *_literal([*command, "0"])]
+        child = detached.spawn([tool, *told], env, errors=subprocess.PIPE)
+        return Called(listener, address, f"{name}.service", child, env, RobustLock.make())
     except OSError:
         listener.close()
         address.unlink(missing_ok=True)
         raise
 
 
-def _properties(name: str, env: dict[str, str]) -> list[str]:
+def _properties(name: str, env: dict[str, str], stdin: bytes) -> list[str]:
     # The interpreter may need the library path before it runs any code; all else comes over the socket.
     libraries = env.get("LD_LIBRARY_PATH")
     return [
@@ -180,8 +188,10 @@ def _properties(name: str, env: dict[str, str]) -> list[str]:
         "--quiet",
         "--collect",
         f"--unit={name}",
-        f"--description=qx_supervisor's watcher of process {os.getpid()}",
+        f"--description=Watcher of process {os.getpid()}",
         *(f"--property={each}" for each in ("WorkingDirectory=/", "StandardOutput=null", "StandardError=null")),
+        "--property=StandardInput=data",
+        f"--property=StandardInputData={base64.b64encode(stdin).decode()}",
         *([f"--setenv=LD_LIBRARY_PATH={libraries}"] if libraries else []),
     ]
 
@@ -191,14 +201,16 @@ def _literal(command: list[str]) -> list[str]:
     return [each.replace("$", "$$") for each in command]
 
 
-def _give(theirs: socket.socket) -> None:
+def _give(theirs: socket.socket, lock: RobustLock | None) -> None:
     """Give the watcher what a child would have inherited."""
     message = json.dumps(detached.environment()).encode()
     pidfd = host_identity.pidfd_of(os.getpid())
     passed = [] if pidfd is None else [pidfd]
+    # Only beside a pidfd: the watcher takes the first descriptor for one.
+    beside = [lock.descriptor] if passed and lock is not None else []
     try:
         with contextlib.suppress(OSError):  # the watcher has ended, and may have said why
-            sent = socket.send_fds(theirs, [struct.pack("!i", len(message)) + message], passed)
+            sent = socket.send_fds(theirs, [struct.pack("!i", len(message)) + message], passed + beside)
             theirs.sendall((struct.pack("!i", len(message)) + message)[sent:])
     finally:
         for each in passed:

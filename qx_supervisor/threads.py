@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from . import forks
+from .distribution import please_report
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -189,7 +190,7 @@ def _do(work: Work) -> None:
         work()
     except BaseException:  # the thread has other work to do
         if not sys.is_finalizing():  # then no thread can be started any more
-            logger.exception("a fault in qx_supervisor, which goes on; please report it")
+            logger.exception("a fault in qx_supervisor, which goes on; %s", please_report())
 
 
 timers = Timers()
@@ -197,6 +198,7 @@ announcing = ThreadPool("qx-announce", 4)  # waits for the watcher's acknowledge
 submitting = ThreadPool("qx-submit", 4)  # transpiles and submits; a minute allows about as many POSTs
 asking = ThreadPool("qx-ask", 4)  # reads states and fetches results, over as many connections
 ending = ThreadPool("qx-end", 4)  # cancels and confirms
+parting = ThreadPool("qx-part", 16)  # ends the parts of split runs: whoever waits for them may be in `ending`
 looking = ThreadPool("qx-look", 2)  # asks for what is shown beside the state, for which nobody waits
 telling = ThreadPool("qx-tell", 16)  # calls `on_status` functions, which may take their time
 
@@ -229,7 +231,7 @@ def end_run(run: object) -> None:
 
 def _forget_all() -> None:
     _runs.clear()
-    for each in (timers, announcing, submitting, asking, ending, looking, telling):
+    for each in (timers, announcing, submitting, asking, ending, parting, looking, telling):
         each.forget()
 
 

@@ -3,8 +3,7 @@
 Times between processes are taken by the machine's monotonic clock: when a request arrived, the embedded service's
 journal says. The baselines are written for this alone:
 
-bare             a process that holds a pidfd of the driver and an open connection, and sends a prepared request: the
-                 floor
+bare             a process that holds a pidfd of the driver and an open connection, and sends a prepared request
 textbook         a forked child that polls `psutil.pid_exists` once a second and cancels with the official client
 official client  qiskit-ibm-runtime by itself, with no watcher
 """
@@ -23,11 +22,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from bench_rows import idle, kills, ledger, many, overhead, shared
-from bench_rows.table import Measure, lines
+from bench_rows import distance, idle, kills, ledger, many, node, overhead, shared, slow_ends, start
+from bench_rows.table import Measure, NotHere, lines
 from testkit.postgres import Missing
 from testkit.processes import wait_for_end
-from testkit.watchers import orders
+from testkit.watchers import titles
 
 from qx_supervisor import local
 
@@ -39,14 +38,23 @@ def plan(tries: int, chance: random.Random) -> dict[str, Work]:
     few, some, half = max(1, tries // 60), max(2, tries // 16), max(2, tries // 2)
     is_long = tries >= 20
     return {
-        "kill": lambda ibm, folder: kills.kill_to_cancel(ibm, folder, tries, chance),
+        "kill": lambda ibm, folder: [kills.kill_to_cancel(ibm, folder, tries, chance)],
+        "portable": lambda ibm, folder: [kills.portable(ibm, folder, some, chance)],
+        "memory": lambda ibm, folder: slow_ends.big_drivers(
+            ibm, folder, (0, 1, 8) if is_long else (0, 1), half // 5 if is_long else 2, chance
+        ),
+        "core": lambda ibm, folder: [slow_ends.core_dump(ibm, folder, 2 if is_long else 1, few, chance)],
+        "stuck": lambda ibm, folder: [slow_ends.stuck_driver(ibm, folder, some, chance)],
         "terminate": lambda ibm, folder: [kills.terminate_to_proof(ibm, folder, some, chance)],
+        "distance": lambda ibm, folder: [distance.kill_to_cancel(ibm, folder, some)],
         "relaunch": lambda ibm, folder: [kills.watcher_to_watcher(ibm, folder, few)],
         "run": lambda ibm, folder: [overhead.whole_run(ibm, folder, some)],
+        "vqe": lambda ibm, folder: [overhead.iteration(ibm, folder, half)],
         "first": lambda ibm, folder: [
             overhead.first_run(ibm, folder, some, transpiles=transpiles) for transpiles in (True, False)
         ],
         "later": lambda ibm, folder: [overhead.later_runs(ibm, folder, half)],
+        "start": lambda ibm, folder: start.together(ibm, folder, *((100, 2) if is_long else (2, 1))),
         "import": lambda _ibm, _folder: overhead.imports(some),
         "idle": lambda ibm, folder: idle.idle_watcher(ibm, folder, 60.0 if is_long else 2.0),
         "flight": lambda ibm, folder: many.in_flight(ibm, folder, (1, 10, 100, 1000) if is_long else (1, 20)),
@@ -54,6 +62,7 @@ def plan(tries: int, chance: random.Random) -> dict[str, Work]:
             many.death(ibm, folder, 1000 if is_long else 20, limited=limited) for limited in (False, True)
         ],
         "ledger": lambda ibm, folder: ledger.long_ledger(ibm, folder, 100_000 if is_long else 100, max(3, tries // 3)),
+        "node": lambda ibm, folder: node.full_node(ibm, folder, *((100, 60.0) if is_long else (4, 1.0))),
         "arming": lambda ibm, folder: shared.arming(ibm, folder, max(3, tries)),
         "renewals": lambda _ibm, _folder: shared.renewals(*((1000, 10, 10.0) if is_long else (16, 2, 0.5))),
         "reapers": lambda ibm, folder: shared.reaped(ibm, folder, *((10_000, (1, 2, 4)) if is_long else (20, (1, 2)))),
@@ -82,11 +91,11 @@ def main() -> None:
             ibm.health()
             try:
                 measured += work(ibm, Path(folder))
-            except Missing as missing:
+            except (Missing, NotHere) as missing:
                 print(f"not measured: {missing}", end="", file=sys.stderr)
             # The service stays for those who are still to look whether a cancel has worked.
-            for watcher, order in list(orders()):
-                if order["state"] == f"{folder}/state":
+            for watcher, title in list(titles()):
+                if title.is_in(f"{folder}/state"):
                     wait_for_end(watcher)
     print(file=sys.stderr)
     python = platform.python_version()

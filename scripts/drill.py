@@ -27,7 +27,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from drill_rows import deaths, faults, instances, keys, kills, leases, places, trouble
+from drill_rows import (
+    budgets,
+    deaths,
+    faults,
+    instances,
+    keys,
+    kills,
+    leases,
+    node,
+    places,
+    several,
+    slow_ends,
+    trouble,
+)
 from drill_rows.judge import Totals, total
 from drill_rows.lane import Lane, Stopped, make_circuit
 from drill_rows.round import try_row
@@ -43,12 +56,16 @@ CHUNK = 10
 ROWS: list[Row] = [
     *kills.ROWS,
     *keys.ROWS,
+    *several.ROWS,
     *deaths.ROWS,
+    *slow_ends.ROWS,
+    *node.ROWS,
     *places.ROWS,
     *faults.ROWS,
     *instances.ROWS,
     *trouble.ROWS,
     *leases.ROWS,
+    *budgets.ROWS,
 ]
 
 CONTROL = Row("a live driver throughout", "every job completes and is never asked to stop", lambda _: None)

@@ -107,8 +107,8 @@ def _is_measured(process: psutil.Process, folder: str) -> bool:
     with contextlib.suppress(psutil.Error):
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        if folder in process.cmdline():  # a watcher, whose environment is not for us to see
-            return True
+        if process.name() == "qx-watcher":  # whose environment is not for us to see
+            return process.create_time() > psutil.Process().create_time()
         return process.environ().get(VARIABLE) == folder
     return False
 

@@ -2,14 +2,15 @@
 
 A Python of the virtual environment runs it by a .pth file, which `measure_coverage` puts there for the time of a run,
 and which does nothing without the variable that the tests inherit. A watcher runs with neither site-packages nor that
-variable (`python -I -S`), so it is started by way of this file: whoever starts one is measured too, and has its
-`subprocess.Popen` put this file and its arguments in front of `watcher/boot.py`. To replace `sys.executable` by a
+variable (`python -I -S -c`), so it is started by way of this file: whoever starts one is measured too, and has its
+`subprocess.Popen` put this file and its arguments in the place of `-c`. To replace `sys.executable` by a
 program that does the same was rejected: it shows in messages and in every program that a test starts.
 
 What ends by `os._exit`, or becomes another program, saves its data first. What is killed loses them. Of coverage's own
 `[run] patch`, `execv` would begin a second measurement in the new program, and `subprocess` does not reach the watcher.
 
-Arguments, for a watcher: the folder that has the package coverage, the folder of the run, `watcher/boot.py`, its order.
+Arguments, for a watcher: the folder that has the package coverage, the folder of the run, what `-c` would run, and the
+arguments of that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import runpy
 import signal
 import sys
 from collections.abc import Callable
@@ -26,7 +26,6 @@ from typing import Any
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib costs 5 ms
 MEASURED = [f"{CHECKOUT}/qx_supervisor/*", f"{CHECKOUT}/watcher/*"]
 CONFIGURATION = f"{CHECKOUT}/setup.cfg"
-WATCHER = f"{CHECKOUT}/qx_supervisor/watcher/boot.py"
 SERVICE = f"{CHECKOUT}/qx_supervisor/local/boot.py"
 
 
@@ -90,15 +89,15 @@ def follow_watchers(packages: str, folder: str) -> None:
     begin: Callable[..., None] = subprocess.Popen.__init__
 
     def __init__(self: Any, args: Any, *more: Any, **named: Any) -> None:  # noqa: N807 - it replaces one
-        if isinstance(args, list) and args[-3:-1] == ["-S", WATCHER]:
-            args = [*args[:-2], os.path.abspath(__file__), packages, folder, *args[-2:]]  # noqa: PTH100
+        if isinstance(args, list) and args[1:4] == ["-I", "-S", "-c"]:
+            args = [*args[:3], os.path.abspath(__file__), packages, folder, *args[4:]]  # noqa: PTH100
         begin(self, args, *more, **named)
 
     subprocess.Popen.__init__ = __init__  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    _, _packages, _folder, *sys.argv = sys.argv
+    _, _packages, _folder, _code, *sys.argv[1:] = sys.argv
     with contextlib.suppress(Exception):
         measure(_packages, _folder)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    exec(_code, {"__name__": "__main__"})

@@ -11,33 +11,41 @@ import fnmatch
 import gc
 import importlib
 import itertools
+import logging
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Generator, Iterator
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import pytest
 from testkit import drivers, last_words
+from testkit.browser import Missing as NoBrowser
+from testkit.browser import chromium
 from testkit.drivers import PRELUDE, Driver
+from testkit.iam import reads_iam_url
 from testkit.leaks import children, descriptors, is_left
 from testkit.pages import CHECKOUT
 from testkit.postgres import Missing, Server
-from testkit.processes import DEADLINE, wait_for_end
-from testkit.watchers import orders
+from testkit.processes import DEADLINE, wait_for_end, wait_for_first_run
+from testkit.watchers import titles
 from testkit.zygote import Zygote
 
-from qx_supervisor import WatcherError, local
+from qx_supervisor import WatcherError, local, quota
+from qx_supervisor.cli import main
 from qx_supervisor.link import link
+from qx_supervisor.local import registry
 
 guards = importlib.import_module("qx_supervisor.guard")  # the package has a function of that name
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from qiskit_ibm_runtime import QiskitRuntimeService
 
 
@@ -46,6 +54,15 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(_number, signal.SIG_DFL)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up for older versions of Qiskit and its client."""
+    if not reads_iam_url():  # whatever a test forgets, no request for a token leaves this machine: this port discards
+        os.environ.setdefault("HTTPS_PROXY", "http://127.0.0.1:9")
+    # With Qiskit 1 the client and Aer use what that deprecates, for the sake of Qiskit 2.
+    config.addinivalue_line("filterwarnings", "ignore:The RuntimeOptions class is deprecated:DeprecationWarning")
+    config.addinivalue_line("filterwarnings", r"ignore:.*is deprecated as of qiskit 1\.:DeprecationWarning")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -63,21 +80,60 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Collect in a third of the time.
+
+    Next to nothing of what collection makes is garbage, and it lives as long as the tests do: none is looked for there.
+    And in a new checkout half of the time goes to the rewriting of assertions: each worker begins with modules of its
+    own, and reads what the others have rewritten from the cache.
+    """
+    gc.disable()
+    try:
+        worker = getattr(session.config, "workerinput", None)
+        if worker is not None and _are_all(session.config):
+            modules = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py"))
+            _rewrite(modules[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]])
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def _are_all(config: pytest.Config) -> bool:
+    return bool(config.args == config.getini("testpaths"))
+
+
+def _rewrite(modules: Iterable[str]) -> None:
+    for module in modules:
+        # A module that raises is not kept, and raises again when it is collected.
+        with contextlib.suppress(Exception, pytest.skip.Exception), warnings.catch_warnings():
+            warnings.filterwarnings("error", module="test_")
+            importlib.import_module(module)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Say which tests are long.
 
     Those inside an engine are, and a module's tests share the engine, so they go to one worker; and of a test that is
     `short_only` for some of its parameters, the others.
     """
+    short: dict[tuple[Path, str], bool] = {}
     for item in items:
         if (patterns := item.get_closest_marker("short_only")) is not None:
             assert isinstance(item, pytest.Function)
-            if not any(fnmatch.fnmatchcase(item.callspec.id, pattern) for pattern in patterns.args):
+            is_short = any(fnmatch.fnmatchcase(item.callspec.id, pattern) for pattern in patterns.args)
+            if not is_short:
                 item.add_marker(pytest.mark.long)
+            test = item.path, item.originalname
+            short[test] = short.get(test, False) or is_short
         if item.path.parent.name == "engines":
             item.add_marker(pytest.mark.long)
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    unmatched = [f"{path.name}::{name}" for (path, name), is_short in short.items() if not is_short]
+    if unmatched and _are_all(config):
+        raise pytest.UsageError(f"short_only names no parameters of {', '.join(unmatched)}")
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +171,13 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QX_STATE_DIR", str(folder))
     monkeypatch.setenv("QX_SWEEP_WINDOW", "2")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def quotas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of what instances have left: not what another test had the embedded service tell."""
+    for name in ("_known", "_due"):
+        monkeypatch.setattr(quota, name, weakref.WeakKeyDictionary())
 
 
 class Starter(Protocol):
@@ -191,8 +254,8 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     open_before = descriptors()
     before = children()
     yield
-    for process, order in list(orders()):
-        if order["state"] == str(state) and order["pid"] != os.getpid():  # ours stays for the next test
+    for process, title in list(titles()):
+        if title.is_in(state) and title.driver.pid != os.getpid():  # ours stays for the next test
             wait_for_end(process)
     # What is guarded until this process ends would be cancelled then, at a service that is gone.
     for kept in list(guards._outliving.values()):
@@ -204,9 +267,7 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     link._deaths.clear()  # of watchers that were killed
     with link._changed:  # a run that was refused at once leaves a watcher that is being started
         assert link._changed.wait_for(lambda: link._process is not None or link._thread is None, DEADLINE)
-    for thread in threading.enumerate():
-        if thread.name in ("qx-reaper", "qx-placement"):  # begun by the process's first run, at the ledger still
-            thread.join(DEADLINE)
+    wait_for_first_run()
     left = [process for process in children() - before if is_left(process)]
     assert not left, f"processes left behind: {left}"
     watcher = link._process
@@ -228,6 +289,42 @@ def default_handlers() -> Iterator[None]:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+@pytest.fixture(autouse=True)
+def quiet_logger() -> Iterator[None]:
+    """The library's logger is as it was: what one test sets up would be heard twice, or not at all, by a later one."""
+
+    def state() -> tuple[bool, int, list[str]]:
+        kinds = [type(handler).__name__ for handler in logger.handlers]
+        return logger.propagate, logger.level, [kind for kind in kinds if kind not in ("_Notices", "LogCaptureHandler")]
+
+    logger = logging.getLogger("qx_supervisor")
+    before = state()
+    yield
+    assert state() == before
+
+
+@pytest.fixture
+def here(ibm: local.Service, state: Path) -> local.Service:
+    """The embedded service, where `--local` finds it."""
+    registry.claim(ibm.pid, ibm.port)
+    return ibm
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str], str]]:
+    """Calls the command in this process: its exit code, its lines on stdout, its stderr."""
+
+    def call(*words: str) -> tuple[int, list[str], str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(list(words))
+        said = capsys.readouterr()
+        gc.collect()  # the handle of the embedded service, which has a pidfd
+        return int(caught.value.code or 0), said.out.splitlines(), said.err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """One server for all tests of this worker."""
@@ -243,6 +340,17 @@ def postgres() -> Iterator[Server]:
 def shared_url(postgres: Server) -> str:
     """A database of the test's own."""
     return postgres.database()
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """A headless Chromium of the test's own: its processes come and go with its pages."""
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(chromium())
+        except NoBrowser as missing:
+            pytest.skip(str(missing))
+        yield made
 
 
 @pytest.fixture

@@ -22,6 +22,21 @@ def paths(text: str) -> list[str]:
     return [word for word in words if PATH.fullmatch(word) and not word.startswith(".venv/")]
 
 
+PUBLIC = ("exceptions", "fake_provider")
+"""Modules of Qiskit's client that its documentation names."""
+
+
+def test_what_is_not_public_of_the_client_is_named_in_one_module() -> None:
+    """But for the embedded service, which has a client of its own, and the hook of `exec`, which imports nothing."""
+    package = CHECKOUT / "qx_supervisor"
+    named = {}
+    for file in package.rglob("*.py"):
+        modules = set(re.findall(r"\bqiskit_ibm_runtime\.([a-z]\w*)", file.read_text())) - {*PUBLIC, "__version__"}
+        if modules and file.relative_to(package).parts[0] not in ("local", "injected"):
+            named[str(file.relative_to(package))] = modules
+    assert list(named) == ["service/internals.py"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_is_there(page: Path) -> None:
     named = paths(page.read_text())

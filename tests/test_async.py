@@ -279,6 +279,7 @@ def test_ctrl_c_while_result_waits_ends_as_ever(ibm, program):
 # Threads ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_four_threads_one_of_which_fails(ibm, program):
     """`run` works off the main thread; each gets what belongs to its own circuit."""
     driver = program(
@@ -310,6 +311,7 @@ def test_four_threads_one_of_which_fails(ibm, program):
     assert not ibm.journal(path=CANCEL)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_when_the_main_thread_has_ended(ibm, program):
     """Python 3.12.0 to 3.12.2 starts no thread then: those that it needs are there, and another run is refused."""
     ibm.hold("queued")
@@ -705,6 +707,7 @@ def test_a_run_belongs_to_the_process_that_made_it(ibm, program):
     assert not ibm.journal(path=CANCEL)
 
 
+@pytest.mark.long
 def test_a_forked_child_has_runs_and_a_watcher_of_its_own(ibm, program):
     """With the service object of its parent; and on one connection each would read the other's answers."""
     ibm.hold("queued")

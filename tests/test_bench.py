@@ -23,7 +23,7 @@ def bench(*arguments: str) -> str:
 def test_a_short_bench(tmp_path):
     """It is checked that each figure is measured; how good they are depends on the machine, and is not."""
     figures = tmp_path / "figures.json"
-    chosen = ["kill", "run", "later", "import", "flight", "death", "ledger"]
+    chosen = ["kill", "memory", "core", "stuck", "run", "vqe", "later", "start", "import", "flight", "death", "ledger"]
     shown = bench("--tries", "2", "--only", *chosen, "--json", str(figures))
     measures = {each["name"]: each for each in json.loads(figures.read_text())}
     for each in measures.values():
@@ -63,4 +63,4 @@ def test_what_there_is_not(tmp_path):
     asked = [sys.executable, str(SCRIPT), "--only", "lunch"]
     done = subprocess.run(asked, check=False, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert "there is no lunch; there are kill, terminate" in done.stderr
+    assert "there is no lunch; there are kill, " in done.stderr

@@ -17,27 +17,61 @@ from testkit.processes import until
 
 from qx_supervisor.watcher import book as books
 from qx_supervisor.watcher import writers
-from qx_supervisor.watcher.book import Book, Entry
+from qx_supervisor.watcher.book import Book, Entry, Ledgers
 from qx_supervisor.watcher.driver_process import DriverIdentity
+from qx_supervisor.watcher.facts import End
 from qx_supervisor.watcher.host_identity import start_ticks, this_host
 from qx_supervisor.watcher.ledger import Ledger, LedgerError, Row, Ruling, Wish, sqlite
 from qx_supervisor.watcher.ledger.postgres import SharedLedger
 from qx_supervisor.watcher.protocol import Lease
-from qx_supervisor.watcher.writers import LocalWriter
+from qx_supervisor.watcher.writers import LocalWriter, Owner
 
 
 def test_what_is_said_of_no_run_costs_no_other_its_end(state: Path) -> None:
     complaints: list[str] = []
     me = DriverIdentity(os.getpid(), start_ticks(os.getpid()) or 0)
-    book = Book(str(state), me, complaints.append)
+    ledgers = Ledgers(str(state))
+    book = Book(ledgers, me, complaints.append)
     book.guard(Entry(run="known", tag="qxs-1", driver="", endpoint="https://x", instance="crn")).result(60)
     book.job("unknown", "job", "")
     book.finish("unknown", "done", "")
     book.finish("known", "done", "")
-    book.close(60)
+    ledgers.close(60)
     assert complaints == []
     with Ledger.open(state) as ledger:
         assert [(row.run, row.state) for row in ledger.rows()] == [("known", "done")]
+
+
+def test_what_its_driver_has_written_stays(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection broke, and the watcher is late with what the driver had said before."""
+    refused = threading.Event()
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0)
+    monkeypatch.setattr(writers, "LOCAL_RETRY", 3600.0)
+    me = DriverIdentity(os.getpid(), start_ticks(os.getpid()) or 0)
+    ledgers = Ledgers(str(state))
+    book = Book(ledgers, me, lambda _: refused.set())
+    for run in ("over", "may have duplicates", "goes on"):
+        book.guard(Entry(run=run, tag="qxs-1", driver="", endpoint="https://x", instance="crn")).result(60)
+    end = End("detached", "program")
+    with Ledger.open(state) as driver:
+        with driver.batch():
+            for run in ("over", "may have duplicates", "goes on"):
+                book.job(run, f"job of {run}", "")
+            assert refused.wait(60)
+        for run in ("over", "may have duplicates"):
+            driver.job_outcome(run, f"job of {run}", "kept")
+        driver.finish("over", "done", end=end)
+        found = book.stood_down(["over", "may have duplicates", "goes on", "unknown"]).result(60)
+        assert found == {"over": end, "may have duplicates": None}
+        book.finish("over", "done", "", end=found["over"])
+        ledgers.close(60)
+        rows = {row.run: row for row in driver.rows()}
+    assert {run: (row.state, *row.jobs.values()) for run, row in rows.items()} == {
+        "over": ("done", "kept"),
+        "may have duplicates": ("guarded", "kept"),
+        "goes on": ("guarded", ""),
+    }
+    assert rows["over"].end == end
 
 
 @pytest.mark.parametrize("then", ["a while later", "at the end"])
@@ -47,7 +81,8 @@ def test_what_was_refused_is_written_later(state: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0)
     monkeypatch.setattr(writers, "LOCAL_RETRY", 0.0 if then == "a while later" else 3600.0)
     me = DriverIdentity(os.getpid(), start_ticks(os.getpid()) or 0)
-    book = Book(str(state), me, lambda _: refused.set())
+    ledgers = Ledgers(str(state))
+    book = Book(ledgers, me, lambda _: refused.set())
     entry = Entry(run="let go", tag="qxs-1", driver="", endpoint="https://x", instance="crn")
     book.guard(entry).result(60)
     with contextlib.closing(sqlite3.connect(state / "ledger.db", isolation_level=None)) as other:
@@ -60,7 +95,7 @@ def test_what_was_refused_is_written_later(state: Path, monkeypatch: pytest.Monk
     if then == "a while later":
         with Ledger.open(state) as ledger:
             until(ledger.rows, lambda found: [(row.state, dict(row.jobs)) for row in found] == written)
-    book.close(60)
+    ledgers.close(60)
     with Ledger.open(state) as ledger:
         assert [(row.state, dict(row.jobs)) for row in ledger.rows()] == written
 
@@ -76,7 +111,8 @@ class Pair:
     def __init__(self, state: Path, url: str) -> None:
         me = DriverIdentity(os.getpid(), start_ticks(os.getpid()) or 0)
         self.said: list[str] = []
-        self.book = Book(str(state), me, self.said.append)
+        self.ledgers = Ledgers(str(state))
+        self.book = Book(self.ledgers, me, self.said.append)
         self.book.share(url, lambda event, _: self.said.append(event), lambda run, _holder, _: self.said.append(run))
 
     def take(self, holder: str, run: str = "r1") -> Ruling:
@@ -92,7 +128,7 @@ def lease(holder: str) -> Lease:
 def pair(state: Path, shared_url: str) -> Iterator[Pair]:
     made = Pair(state, shared_url)
     yield made
-    made.book.close(60)
+    made.ledgers.close(60)
     assert made.said == []
 
 
@@ -107,7 +143,7 @@ def test_what_a_run_comes_to_is_written_in_both(pair: Pair, state: Path, shared_
         pair.book.job_outcomes("r1", {"j0": "cancelled"}, "h1")
         pair.book.job_outcomes("r1", {"j9": "cancelled"}, "h2")
         pair.book.finish("r1", "done", "", "h1")
-        pair.book.close(60)
+        pair.ledgers.close(60)
         for row in (*local.rows(), *shared.rows()):
             assert (row.state, row.jobs, row.holder) == ("done", {"j0": "cancelled", "j1": ""}, "h1")
         [row] = local.rows()
@@ -125,7 +161,7 @@ def test_a_run_that_is_contested_is_won_in_both(pair: Pair, state: Path, shared_
             assert row.let_go_at is not None
         pair.book.job("r1", "j1", "cancelled")
         pair.book.finish("r1", "cancelled", "", "h1")
-        pair.book.close(60)
+        pair.ledgers.close(60)
         for row in (*local.rows(), *shared.rows()):
             assert (row.state, row.claimed_by, row.jobs) == ("cancelled", None, {"j1": "cancelled"})
 
@@ -156,27 +192,29 @@ def test_while_the_shared_ledger_is_away_the_local_one_decides(state: Path, monk
     with monkeypatch.context() as later:
         later.setattr(books, "UNDECIDED_SECONDS", 0.0)
         assert not pair.book.contest("r1", "h1").result(60)
-    pair.book.close(0)
+    pair.ledgers.close(0)  # the shared one has yet to be written, and its server is away for good
+    assert pair.ledgers.local.close(60)
     assert pair.said == ["away"]
 
 
 def test_the_local_ledger_is_complained_of_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     said: list[str] = []
-    book = Book(str(tmp_path / "file"), DriverIdentity(os.getpid(), 0), said.append)
+    ledgers = Ledgers(str(tmp_path / "file"))
+    book = Book(ledgers, DriverIdentity(os.getpid(), 0), said.append)
     for number in range(3):
         entry = Entry(run=f"r{number}", tag="qxs-1", driver="", endpoint="https://x", instance="crn")
         book.guard(entry).result(60)
     with pytest.raises(LedgerError, match="not a directory"):
         book.holds("r1", "").result(60)
-    book.close(60)
+    ledgers.close(60)
     assert len(said) == 1
 
 
 class SlowStore:
     """A ledger that writes when it is told to."""
 
-    place = this_host()
+    host_identity = this_host()
 
     def __init__(self) -> None:
         self.begun: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
@@ -194,14 +232,15 @@ def test_who_waits_waits_until_its_own_version_is_written(monkeypatch: pytest.Mo
     """No POST leaves on an acknowledgement of what was written before."""
     slow = SlowStore()
     monkeypatch.setattr(LocalWriter, "_open", lambda _: slow)
-    writer = LocalWriter(str(state), 30.0, lambda *_: None)
-    first = writer.guard(make_row(detail="first"))
+    writer, owner = LocalWriter(str(state), 30.0), Owner(lambda *_: None)
+    writer.join(owner)
+    first = writer.guard(make_row(detail="first"), owner)
     assert slow.begun.get(timeout=60) == ("first", True)
     writer.change("r1", "", lambda row: replace(row, detail="second"))
     slow.may_end.release()
     first.result(60)
     assert slow.begun.get(timeout=60)[0] == "second"
-    third = writer.guard(make_row(detail="third"))
+    third = writer.guard(make_row(detail="third"), owner)
     slow.may_end.release()
     assert slow.begun.get(timeout=60) == ("third", True)
     assert not third.done()

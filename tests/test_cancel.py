@@ -708,6 +708,7 @@ def test_retry_after_as_a_date():
     assert retry_after("Fri, 31 Dec 9999 23:59:59 GMT") == LONGEST_RETRY_AFTER
 
 
+@pytest.mark.long
 @settings(max_examples=150, database=None, deadline=None)
 @given(
     st.text()

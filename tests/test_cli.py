@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import resource
@@ -17,13 +16,14 @@ import psutil
 import pytest
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
 from testkit.circuits import BACKEND, bell, ones
+from testkit.client import FINDS_THE_LEAST_BUSY, need_iam_url
 from testkit.drivers import RUN, Driver, assert_cancelled_once, end, kill_both
 from testkit.processes import until, wait_for_end
 from testkit.watchers import wait_until_written
 
 from qx_supervisor import ConfigError, local, submit
-from qx_supervisor.cli import files, main
-from qx_supervisor.local import registry
+from qx_supervisor.cli import files
+from qx_supervisor.local import shared
 
 JOBS = "/api/v1/jobs"
 CANCEL = "/api/v1/jobs/*/cancel"
@@ -38,31 +38,15 @@ def command(*words: str, check: bool = True, **options: Any) -> subprocess.Compl
 
 
 @pytest.fixture
-def here(ibm: local.Service, state: Path) -> local.Service:
-    """The embedded service, where `--local` finds it."""
-    registry.claim(ibm.pid, ibm.port)
-    return ibm
-
-
-@pytest.fixture
 def begin(fork: Any) -> Start:
     """Starts the command in a process that has Qiskit imported already; how it ends is the interpreter's own."""
-    return lambda *words: fork(f"from qx_supervisor.cli import main\nmain({list(words)!r})")
 
+    def begin(*words: str) -> Driver:
+        if words[0] == "run" and "--backend" not in words and not FINDS_THE_LEAST_BUSY:
+            words += ("--backend", BACKEND)
+        return fork(f"from qx_supervisor.cli import main\nmain({list(words)!r})")
 
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str], str]]:
-    """Calls the command in this process: its exit code, its lines on stdout, its stderr."""
-
-    def call(*words: str) -> tuple[int, list[str], str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(list(words))
-        said = capsys.readouterr()
-        gc.collect()  # the handle of the embedded service, which has a pidfd
-        return int(caught.value.code or 0), said.out.splitlines(), said.err
-
-    return call
+    return begin
 
 
 @pytest.fixture
@@ -76,6 +60,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def account(ibm: local.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> local.Service:
     """An account in the environment. Its hosts are made up, and the embedded service is the proxy to them."""
+    need_iam_url()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("QISKIT_IBM_TOKEN", "sentinel-key")
     monkeypatch.setenv("QISKIT_IBM_URL", "http://qx.test")
@@ -108,6 +93,7 @@ def test_run_prints_counts(here, begin, file):
     assert b"submitted" in driver.errors  # the panel
 
 
+@pytest.mark.long
 def test_run_prints_json_for_each_circuit_of_a_qpy_file(here, begin, tmp_path):
     path = tmp_path / "two.qpy"
     circuits = [ones(2), bell(measured=False)]
@@ -126,6 +112,28 @@ def test_run_prints_json_for_each_circuit_of_a_qpy_file(here, begin, tmp_path):
     assert driver.errors == b""
 
 
+@pytest.mark.long
+def test_run_splits_and_tries_again_and_names_the_job_of_each_circuit(here, begin, tmp_path):
+    path = tmp_path / "three.qpy"
+    with path.open("wb") as stream:
+        qpy.dump([ones(2), ones(2), ones(2)], stream)
+    words = ["--local", "--shots=32", "--json", "--split=2", "--retries=1", "--initial-layout", "5,6"]
+    driver = begin("run", str(path), *words)
+    assert end(driver) == 0, driver.errors
+    told = objects(driver.lines)
+    assert [each["counts"] for each in told] == [{"11": 32}] * 3
+    assert told[0]["job_id"] == told[1]["job_id"] != told[2]["job_id"]
+    assert {each["job_id"] for each in told} == {job.id for job in here.jobs()}
+    assert b"1 of 2 parts done" in driver.errors
+
+
+def test_a_layout_that_is_no_list_of_qubits(call, file):
+    code, lines, said = call("run", str(file), "--local", "--initial-layout", "5;6")
+    assert (code, lines) == (2, [])
+    assert "'5;6' is not a list of qubits; write their numbers with commas, as in 4,5,6" in said
+
+
+@pytest.mark.long
 def test_run_starts_a_service_where_none_runs(begin, file, state):
     """It is gone when the command is."""
     driver = begin("run", str(file), "--local", "--shots", "8", "--backend", "ibm_torino", "--json", "--panel", "none")
@@ -186,17 +194,17 @@ def test_run_dies_of_the_signal(here, begin, file, number):
     assert "Traceback" not in said
 
 
-def test_the_real_command_dies_of_sigint(here, file, tmp_path):
+def test_the_real_command_dies_of_sigint(here, start, file):
     here.hold("queued")
     script = Path(sys.executable).with_name("qx-supervisor")
-    words = [str(script), "run", str(file), "--local", "--panel", "none"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
-        here.wait_for("POST", JOBS, answered=True)
-        driver.send_signal(signal.SIGINT)
-        out, err = driver.communicate()
-    assert driver.returncode == -signal.SIGINT
-    assert out == b""
-    assert err.startswith(b"qx-supervisor: interrupted by SIGINT; job")
+    driver = start(
+        "", wrap=lambda _: [str(script), "run", str(file), "--local", "--backend", BACKEND, "--panel", "none"]
+    )
+    here.wait_for("POST", JOBS, answered=True)
+    driver.send(signal.SIGINT)
+    assert end(driver) == -signal.SIGINT
+    assert driver.lines == []
+    assert driver.errors.startswith(b"qx-supervisor: interrupted by SIGINT; job")
     here.wait_idle()
 
 
@@ -209,6 +217,7 @@ def test_run_is_killed(here, begin, file):
     assert_cancelled_once(here, job)
 
 
+@pytest.mark.long
 def test_the_job_fails(here, begin, file):
     here.scenario({"next_jobs": [{"outcome": "failed", "reason": "The circuit is cursed.", "reason_code": 7001}]})
     driver = begin("run", str(file), "--local", "--json")
@@ -231,6 +240,18 @@ def test_the_job_is_cancelled_by_another_command(here, begin, file, call):
     assert end(driver) == 3
     assert objects(driver.lines)[0]["state"] == "cancelled"
     assert_cancelled_once(here, job)
+
+
+@pytest.mark.long
+def test_the_time_passes_for_which_a_job_may_run(here, begin, file):
+    here.hold("running")
+    words = ["--local", "--running-timeout", "1.5", "--json", "--panel", "none"]
+    driver = begin("run", str(file), *words)
+    assert end(driver) == 5
+    (told,) = objects(driver.lines)
+    (job,) = here.jobs()
+    assert (told["state"], told["stage"], told["job_id"]) == ("timeout", "timeout", job.id)
+    assert (job.status, job.cancel_requests, job.max_execution_time) == ("Cancelled", 1, 2)
 
 
 def test_the_timeout_passes(here, begin, file):
@@ -279,7 +300,7 @@ def test_no_account(begin, file, tmp_path, monkeypatch):
     driver = begin("status", "d1a2b3c4")
     assert end(driver) == 4
     said = driver.errors.decode()
-    assert said.startswith("qx-supervisor: no IBM Quantum account is saved; save one with QiskitRuntimeService.")
+    assert said.startswith("qx-supervisor: no IBM Quantum account is saved; save one with qx-supervisor login, or use")
     assert said.count("\n") == 1
 
 
@@ -293,7 +314,7 @@ def test_no_account_for_a_reaper(call, tmp_path, monkeypatch):
     monkeypatch.setenv("QX_LEDGER", "postgresql://127.0.0.1:9/nowhere")
     code, _, said = call("reaper", "--once")
     assert code == 4
-    assert said.startswith("qx-supervisor: no IBM Quantum account is saved; save one with QiskitRuntimeService.")
+    assert said.startswith("qx-supervisor: no IBM Quantum account is saved; save one with qx-supervisor login, or use")
 
 
 def test_a_service_that_answers_with_an_error(here, call):
@@ -459,6 +480,7 @@ def test_wait_prints_counts_and_expectation_values(here, service, call):
     assert [line.split()[0] for line in lines] == ["job", "-1.000000", "+1.000000"]
 
 
+@pytest.mark.long
 def test_wait_says_how_a_job_ended(here, service, call):
     here.scenario({"next_jobs": [{"outcome": "failed", "reason": "No luck."}]})
     submit(bell(), BACKEND, service=service)
@@ -510,6 +532,7 @@ def test_wait_is_interrupted_and_the_job_goes_on(here, service, begin):
     assert held.cancel() == "confirmed"
 
 
+@pytest.mark.long
 def test_cancel_that_is_not_confirmed(here, service, call):
     here.hold("queued")
     held = submit(bell(), BACKEND, service=service)
@@ -548,7 +571,9 @@ def test_ps_and_reap(here, fork, call, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
     assert call("reap")[0] == 4  # now it is needed
-    assert call("ps")[1][0].split()[:3] == ["orphan", f"{os.uname().nodename}:{driver.pid}", job]
+    header, row = call("ps")[1]
+    assert header.split() == ["AGE", "STATE", "JOB", "BACKEND", "LABEL", "COST", "HOST"]
+    assert row.split()[1:] == ["orphan", job, "ibm_brisbane", "-", "-", f"{os.uname().nodename}:{driver.pid}"]
     code, lines, said = call("reap", "--local", "--json")
     assert (code, said) == (0, "")
     (told,) = objects(lines)
@@ -588,6 +613,8 @@ def test_local_start_status_stop():
         assert json.loads(again.stdout)["url"] == started
         assert "goes on as it is" in again.stderr
         assert command("local", "status").stdout.startswith(started)
+        offered = {backend.name for backend in local.find().service().backends()}
+        assert offered == set(shared.BACKENDS)  # as with QX_LOCAL
     finally:
         command("local", "stop")
     gone = command("local", "status", check=False)
@@ -610,6 +637,7 @@ def test_demo(running_service):
 
 
 def test_demo_without_the_embedded_service(call, monkeypatch):
+    monkeypatch.delenv("QX_LOCAL_PYTHON", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, said = call("demo")
     assert code == 2
@@ -653,6 +681,7 @@ def test_an_error_that_nobody_foresaw(call, monkeypatch):
     assert said == "qx-supervisor: ZeroDivisionError: integer division or modulo by zero; --debug shows where\n"
 
 
+@pytest.mark.long
 def test_a_reader_who_has_had_enough(here, fork, state):
     """As `| head` is: its end of the pipe is closed. The exit code is as ever, and nothing is said."""
     here.hold("queued")
@@ -679,6 +708,7 @@ def test_no_stdout_at_all():
 @pytest.mark.parametrize(
     "words", [["--help"], ["--version"], ["ps"], ["ps", "--all"], ["run", "--help"], ["completion", "zsh"]]
 )
+@pytest.mark.short_only("words0", "words2")
 def test_works_without_an_account_and_without_qiskit(words):
     """Qiskit takes two seconds to import."""
     code = f"""
@@ -697,6 +727,7 @@ finally:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # Qiskit alone takes two
 
 
+@pytest.mark.long
 def test_completion(here, fork):
     here.hold("queued")
     driver = fork(RUN)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,12 +16,13 @@ from qiskit.providers import BackendV2, Options
 from qiskit.providers.basic_provider import BasicSimulator
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import SparsePauliOp
+from qiskit.transpiler import PassManager, generate_preset_pass_manager
 from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime import Batch, EstimatorV2, QiskitRuntimeService, SamplerV2, Session
-from qiskit_ibm_runtime.executor_estimator import Estimator
-from qiskit_ibm_runtime.executor_sampler import Sampler
 from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
+from testkit import submissions
 from testkit.circuits import BACKEND, bell, ones
+from testkit.client import IS_CURRENT, Estimator, Sampler
 
 from qx_supervisor import ConfigError, Err, RunError, SubmitError, guard, local, run, submit, try_run
 
@@ -210,6 +211,7 @@ def test_an_observable_that_is_not_laid_out(refused: Refused, backend: Any) -> N
     assert "apply_layout" not in refused((QuantumCircuit(2), "ZZZ"), primitive="estimator")
 
 
+@pytest.mark.long
 def test_angles_of_a_sweep_that_the_hardware_refuses() -> None:
     """The client's current primitives let them pass, and the job would fail when its turn has come."""
     circuit = QuantumCircuit(2)
@@ -217,7 +219,7 @@ def test_angles_of_a_sweep_that_the_hardware_refuses() -> None:
     measured = circuit.measure_all(inplace=False)
     with local.start(backends=["ibm_fractional"]) as ibm:
         backend = ibm.service().backend("ibm_fractional", use_fractional_gates=True)
-        with pytest.deprecated_call():
+        with pytest.deprecated_call() if IS_CURRENT else contextlib.nullcontext():
             deprecated = SamplerV2(mode=backend)
         calls: list[dict[str, Any]] = [
             {"pubs": (measured, [[0.1], [2.5]]), "backend": backend},
@@ -242,7 +244,11 @@ def test_an_estimator_needs_observables(refused: Refused) -> None:
 
 
 def test_a_sampler_takes_no_observables(refused: Refused) -> None:
-    assert "the PUB does not fit a sampler" in refused((bell(), SparsePauliOp("ZZ")))
+    for observables in (SparsePauliOp("ZZ"), [SparsePauliOp("ZZ")]):
+        assert refused((bell(), observables)) == (
+            "the PUB does not fit a sampler: it has observables, which are for an estimator; "
+            "give (circuit, values), or use an estimator"
+        )
 
 
 # Arguments
@@ -261,7 +267,49 @@ def test_shots(refused: Refused, shots: Any) -> None:
         ({"optimization_level": 4}, "optimization_level must be 0, 1, 2 or 3, not 4"),
         ({"optimization_level": -1}, "optimization_level must be 0, 1, 2 or 3, not -1"),
         ({"optimization_level": True}, "optimization_level must be 0, 1, 2 or 3, not True"),
-        ({"optimization_level": None}, "optimization_level must be 0, 1, 2 or 3, not None"),
+        ({"retries": -1}, "retries must be a whole number of at least 0, not -1"),
+        ({"retries": True}, "retries must be a whole number of at least 0, not True"),
+        ({"split": 0}, "split must be a whole number of at least 1, not 0"),
+        ({"split": "50"}, "split must be a whole number of at least 1, not '50'"),
+        ({"precision": 0.1}, "precision= is for an estimator, and this is a sampler; give shots="),
+        ({"instance": 3}, "instance must be the CRN or the name of an instance, not 3"),
+        ({"instance": " "}, "instance must be the CRN or the name of an instance, not ' '"),
+        (
+            {"initial_layout": 3},
+            (
+                "initial_layout must be the numbers of physical qubits, one for each qubit of the circuit, such as "
+                "[4, 5, 6], not int; of a Layout: [layout[qubit] for qubit in circuit.qubits]"
+            ),
+        ),
+        (
+            {"initial_layout": [1, 1]},
+            "initial_layout must name each physical qubit once, by a number of at least 0, not [1, 1]",
+        ),
+        (
+            {"initial_layout": [1, 2, 3]},
+            (
+                "initial_layout has 3 places, and the circuit 2 qubits; give a place for each, and circuits of other "
+                "widths to a run of their own"
+            ),
+        ),
+        (
+            {"pass_manager": "preset"},
+            "pass_manager must be one of Qiskit's, as generate_preset_pass_manager(backend=...) returns it, not str",
+        ),
+        (
+            {"pass_manager": PassManager(), "optimization_level": 1},
+            (
+                "optimization_level= and pass_manager= contradict each other, since a pass manager has settings of its "
+                "own; omit one of them, or give optimization_level to generate_preset_pass_manager"
+            ),
+        ),
+        (
+            {"pass_manager": PassManager(), "key": "step"},
+            (
+                "a run with a key must be recognized when the program is restarted, and a pass manager can't be; "
+                "transpile the circuits before, with pass_manager.run(circuits), or omit one of key= and pass_manager="
+            ),
+        ),
         ({"seed_transpiler": -1}, "seed_transpiler must be a whole number of at least 0, not -1"),
         ({"seed_transpiler": 1.0}, "seed_transpiler must be a whole number of at least 0, not 1.0"),
         ({"timeout": 0}, "timeout must be a number of seconds above 0, not 0"),
@@ -270,12 +318,14 @@ def test_shots(refused: Refused, shots: Any) -> None:
         ({"timeout": True}, "timeout must be a number of seconds above 0, not True"),
         ({"timeout": float("inf")}, "timeout must be a number of seconds above 0, not inf"),
         ({"timeout": float("nan")}, "timeout must be a number of seconds above 0, not nan"),
+        ({"running_timeout": 0}, "running_timeout must be a number of seconds above 0, not 0"),
         ({"poll_interval": 0.01}, "poll_interval must be a number of seconds of at least 0.1, not 0.01"),
         ({"poll_interval": 0}, "poll_interval must be a number of seconds of at least 0.1, not 0"),
         ({"on_status": 3}, "on_status must be callable, not int"),
         ({"on_status": "print"}, "on_status must be callable, not str"),
         ({"panel": "fancy"}, "panel must be "),
         ({"panel": 3}, "panel must be "),
+        ({"panel": dict}, "panel must be a panel or a name, not the class dict; pass an object of it"),
         ({"on_unprotected": "ignore"}, 'on_unprotected must be "raise" or "warn", not \'ignore\''),
         ({"on_unprotected": None}, 'on_unprotected must be "raise" or "warn", not None'),
         ({"primitive": "samplr"}, 'primitive must be "sampler", "estimator" or a primitive object (version 2), not '),
@@ -330,14 +380,6 @@ def test_submit_and_try_run_refuse_alike(ibm: local.Service, service: QiskitRunt
     assert not ibm.journal(method="POST", path="/api/v1/jobs")
 
 
-@pytest.mark.parametrize("platform", ["win32", "darwin"])
-def test_unsupported_platform(refused: Refused, monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
-    monkeypatch.setattr(sys, "platform", platform)
-    said = refused(bell())
-    monkeypatch.undo()
-    assert f"this platform ({platform}) is not supported; run the driver on Linux (WSL 2 will do)" in said
-
-
 @pytest.mark.parametrize("key", ["x" * 200, "Schritt 17 · größer", "a key of many words", "../../etc"])
 def test_keys_that_will_do(ibm: local.Service, service: QiskitRuntimeService, key: str) -> None:
     arguments: dict[str, Any] = {"service": service, "shots": 8, "panel": None}
@@ -364,7 +406,7 @@ def test_too_wide_for_every_backend(refused: Refused) -> None:
 
 def test_unknown_backend(refused: Refused) -> None:
     assert refused(bell(), "ibm_brisbne", stage="backend") == (
-        "there is no backend 'ibm_brisbne' for this account; did you mean ibm_brisbane?"
+        "there is no backend 'ibm_brisbne' for this account; did you mean ibm_brisbane? There are: ibm_brisbane"
     )
     assert refused(bell(), "xyzzy", stage="backend") == (
         "there is no backend 'xyzzy' for this account; there are: ibm_brisbane"
@@ -558,7 +600,9 @@ def test_options_that_do_not_fit(refused: Refused, options: Any) -> None:
 
 
 def test_options_of_the_other_primitive(refused: Refused) -> None:
-    assert "the options do not fit Sampler" in refused(bell(), options={"resilience_level": 2})
+    assert refused(bell(), options={"resilience_level": 2}) == (
+        "the options do not fit Sampler: there is no option resilience_level"
+    )
 
 
 @pytest.mark.parametrize(("tags", "count"), [(["a", "b", "c"], 6), (["a", "b", "c", "d", "e", "f"], 6), (["a"] * 8, 8)])
@@ -649,6 +693,7 @@ def test_another_backend_inside_a_session(refused: Refused, backend: Any, other_
 # Accounts
 
 
+@pytest.mark.long
 def test_no_account_then_one_is_saved(ibm: local.Service, start: Any, tmp_path: Any, monkeypatch: Any) -> None:
     """A plain script in a fresh home: first there is no account, then one is saved, and it is used at once."""
     for name in ("QISKIT_IBM_TOKEN", "QISKIT_IBM_CHANNEL", "QISKIT_IBM_INSTANCE", "QISKIT_IBM_URL"):
@@ -675,8 +720,9 @@ def test_no_account_then_one_is_saved(ibm: local.Service, start: Any, tmp_path: 
     )
     said = " ".join(driver.line("refused "))
     assert said == (
-        "config no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., "
-        "instance=...), or pass service=..."
+        "config no IBM Quantum account is saved; save one with qx-supervisor login, or with "
+        "QiskitRuntimeService.save_account(token=..., instance=...), pass service=..., or set QX_LOCAL=1 to use the "
+        "embedded service"
     )
     assert driver.line("counted ") == ["64"]
     assert driver.end() == 0, driver.errors
@@ -746,3 +792,71 @@ def test_a_saved_account_that_is_refused(
     assert caught.value.stage == "auth"
     assert "the saved IBM Quantum account can't be used" in caught.value.reason
     assert "a-key-that-was-withdrawn" not in repr(caught.value)
+
+
+# Transpiling, precision, instance, parts
+
+
+def test_a_precision_that_does_not_fit(refused: Refused, estimating: Any) -> None:
+    for wrong in (0, -1, "0.1", float("nan"), True):
+        assert refused(estimating, primitive="estimator", precision=wrong) == (
+            f"precision must be a number above 0, the wanted standard error, not {wrong!r}"
+        )
+    assert refused(estimating, primitive="estimator", precision=0.1, shots=10) == (
+        "shots= and precision= both say how often an estimator's circuits are executed; omit one of them"
+    )
+
+
+def test_a_precision_is_that_of_pubs_without_their_own(estimating: Any) -> None:
+    exact = (*estimating, None, 0.05)
+    request = submissions.estimate([estimating, exact], precision=np.float64(0.1))
+    assert [pub.precision for pub in request.pubs] == [0.1, 0.05]
+    assert submissions.estimate(estimating).pubs[0].precision is None
+
+
+def test_a_circuit_that_is_transpiled_has_its_layout(refused: Refused, backend: Any) -> None:
+    said = refused(
+        [ones(2), generate_preset_pass_manager(backend=backend, optimization_level=0).run(ones(2))],
+        initial_layout=[4, 5],
+    )
+    assert said == (
+        "initial_layout= is for a circuit that is not transpiled yet, and this one (number 1) is; omit "
+        "initial_layout=, or give the circuit as it was before"
+    )
+
+
+def test_a_layout_of_qubits_that_there_are_not(refused: Refused) -> None:
+    assert refused(ones(2), initial_layout=[4, 999], stage="backend").startswith(
+        "initial_layout names the physical qubit 999, and ibm_brisbane has the qubits 0 to "
+    )
+
+
+def test_what_a_pass_manager_makes_must_be_executable(refused: Refused) -> None:
+    assert refused(bell(), pass_manager=PassManager(), stage="transpile") == (
+        "what pass_manager= makes of the circuits can't be executed on ibm_brisbane; make it for this backend, with "
+        "generate_preset_pass_manager(backend=...)"
+    )
+
+
+def test_an_instance_that_is_not_the_given_services(refused: Refused, backend: Any, service: Any) -> None:
+    [client] = service._api_clients.values()
+    mine = client._instance
+    other = "crn:v1:bluemix:public:quantum-computing:us-east:a/other:other::"
+    assert refused(ones(), instance=other) == (
+        f"instance= names {other}, and the service has {mine}; omit instance=, or make the service with "
+        f"QiskitRuntimeService(instance={other!r})"
+    )
+    assert refused(ones(), backend, service=None, instance=other).startswith(
+        f"instance= names {other}, and the backend has {mine}; "
+    )
+    assert refused(ones(), instance="elsewhere").startswith(f"instance= names elsewhere, and the service has {mine}; ")
+    [name] = [each["name"] for each in service.instances() if each["crn"] == mine]
+    for right in (mine, name):
+        assert run(ones(), BACKEND, service=service, instance=right, shots=16, panel=None).counts == {"1": 16}
+
+
+def test_a_key_of_a_split_run_has_room_for_the_parts(refused: Refused) -> None:
+    assert refused([ones(), ones()], split=1, key="k" * 181) == (
+        "the key of a run with split= must have 180 characters or fewer, since each part gets one made of it; this has "
+        "181"
+    )

@@ -30,6 +30,7 @@ def test_kill_nine_ten_times(ibm, fork):
     assert [job.cancel_requests for job in ibm.jobs()] == [1] * 10
 
 
+@pytest.mark.client
 def test_killed_while_running(ibm, fork):
     ibm.hold("running")
     driver = fork(RUN)
@@ -91,6 +92,7 @@ def test_unreaped_zombie(ibm, start):
     driver.end()
 
 
+@pytest.mark.long
 def test_killed_with_its_process_tree(ibm, start):
     ibm.hold("queued")
     driver = start(RUN)
@@ -102,8 +104,8 @@ def test_killed_with_its_process_tree(ibm, start):
     assert_cancelled_once(ibm, job)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT])
-@pytest.mark.short_only("SIGKILL", "9")
 def test_killed_with_its_process_group(ibm, start, number):
     ibm.hold("queued")
     driver = start(RUN, process_group=0)

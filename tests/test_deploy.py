@@ -235,9 +235,9 @@ def _verify(home: Path, name: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(units.why_not()), reason=units.why_not())
 @pytest.mark.parametrize("end", ["kill", "stop"])
-@pytest.mark.short_only("kill")
 def test_the_drivers_unit_runs(ibm, programs, state, write_script, end):
     """Under a real user manager: a driver that is killed is cancelled for by its watcher, in another unit; one that is
     stopped cancels by itself. Then the unit reaps."""

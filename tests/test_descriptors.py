@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 from collections.abc import Iterator
 
 import pytest
@@ -35,3 +36,19 @@ def test_any_number(beyond_select: tuple[int, int]) -> None:
         while True:
             os.write(writer, bytes(4096))
     assert not is_writable(writer, 0.001)
+
+
+def test_without_poll(beyond_select: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program that eventlet has patched, whose `select` takes its place."""
+    asked: list[object] = []
+
+    def stand_in(*lists: list[int]) -> tuple[list[int], list[int], list[int]]:
+        asked.append(lists)
+        return lists[0], lists[1], []
+
+    monkeypatch.delattr(select, "poll")
+    monkeypatch.setattr(select, "select", stand_in)
+    reader, writer = beyond_select
+    assert is_readable(reader, None)
+    assert is_writable(writer, 0.5)
+    assert asked == [([reader], [], [], None), ([], [writer], [], 0.5)]

@@ -1,19 +1,16 @@
 """The documentation: every example runs, every command line parses, and it builds without a warning.
 
-A page's blocks run in order and in one namespace, as a reader would type them. The saved account is the embedded
-service of the tests, which is also what they get who start one. Three kinds of block go elsewhere: a program (it has a
-`__main__` part) is run by an interpreter of its own, a file of tests by pytest, and what awaits at the top level runs
-in an event loop, as a notebook's cell does.
+A page's Python is a program, as a reader would type it: its blocks in order. A block that has a `__main__` part is one
+of its own, a file of tests is run by pytest, and what awaits at the top level is the cell of a notebook. Each is run
+unchanged, by an interpreter of its own, with `QX_LOCAL` for an account.
 """
 
 from __future__ import annotations
 
 import ast
-import asyncio
 import gc
 import html
-import importlib.util
-import inspect
+import importlib
 import os
 import re
 import shlex
@@ -21,100 +18,91 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
+import gallery
 import pytest
-from testkit.pages import BEFORE, BLOCKS, CHECKOUT, COMMAND, DOCS, PAGES, Block, assert_runs, commands_in, parse, uses
-from testkit.processes import DEADLINE
+from pictures import panel
+from testkit.pages import (
+    BLOCKS,
+    CHECKOUT,
+    COMMAND,
+    DOCS,
+    PAGES,
+    as_programs,
+    assert_runs,
+    awaits,
+    commands_in,
+    is_tests,
+    parse,
+    uses,
+)
+from testkit.processes import DEADLINE, wait_for_end
+from testkit.watchers import titles
 
 import qx_supervisor
-from qx_supervisor import local, threads
+from qx_supervisor import job_cost, local
 from qx_supervisor.cli import main
-from qx_supervisor.flight import polling
 
-# What needs an engine is run by `engines/test_examples.py`, where that engine is installed.
-PYTHON = [block for block in BLOCKS if block.language == "python" and block.page.name != "engines.md"]
+# What needs an engine or a library is run by `engines/test_*examples.py`, where that is installed.
+EXAMPLES = {name: code for page in PAGES if page.name != "engines.md" for name, code in as_programs(page).items()}
+
+NOTEBOOK = """\
+import nbformat
+from nbclient import NotebookClient
+with open("{cell}") as file:
+    cells = [nbformat.v4.new_code_cell(file.read())]
+NotebookClient(nbformat.v4.new_notebook(cells=cells)).execute()
+"""
+"""A program that executes code as a notebook's cell, in a kernel."""
 
 
 # Python -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def account(ibm: local.Service, service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The saved account is the embedded service, and what is saved goes to a file of the test's."""
-    import qiskit_ibm_runtime
-    from qiskit_ibm_runtime.accounts import management
-
-    class SavedAccount(qiskit_ibm_runtime.QiskitRuntimeService):
-        def __new__(cls) -> Any:
-            return service
-
-    class Service(local.Service):
-        """One for all who start it, as new; a watcher may have to ask it still when an example has ended."""
-
-        def stop(self) -> None: ...
-
-    saved = tmp_path / "qiskit-ibm.json"
-    monkeypatch.setattr(management, "_DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(saved))
-    monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", SavedAccount)
-    monkeypatch.setattr("qx_supervisor.service.accounts.default_service", lambda: service)
-
-    begin = local.start
-
-    def start(**settings: Any) -> local.Service:
-        if "instances" in settings:
-            return begin(**settings)
-        ibm.reset()
-        return Service(ibm.pid, ibm.port)
-
-    monkeypatch.setattr(local, "start", start)
-    return saved
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user who has set `QX_LOCAL`. Programs share the service that the first of them starts."""
+    folder = tmp_path_factory.mktemp("machine")
+    changes = {"QX_LOCAL": "1", "QX_STATE_DIR": str(folder / "state"), "HOME": str(folder)}
+    yield changes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QX_STATE_DIR", changes["QX_STATE_DIR"])
+        if (running := local.find()) is not None:
+            running.stop()
 
 
-class Heard:
-    """Which tests have passed."""
-
-    def __init__(self) -> None:
-        self.passed: list[str] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.passed:
-            self.passed.append(report.nodeid.rpartition("::")[2])
-
-
-@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=lambda page: page.name)
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 @pytest.mark.long
-def test_examples_run(ibm, account, page, tmp_path):
-    namespace: dict[str, Any] = {"__name__": "__docs__"}
-    for block in PYTHON:
-        if block.page == page:
-            execute(block, namespace, ibm, tmp_path)
-    for left in threads.runs():  # what a page let go is not to be submitted in the next test
-        left.outcome.exception(DEADLINE)
-    assert [job.status for job in ibm.wait_idle() if not job.is_final] == []
-
-
-def execute(block: Block, namespace: dict[str, Any], ibm: local.Service, folder: Path) -> None:
-    if '__name__ == "__main__"' in block.code:
-        program = folder / f"example_{block.line}.py"
-        program.write_text(BEFORE.format(pid=ibm.pid, port=ibm.port) + block.code)
-        assert_runs(program)
-    elif re.search(r"^def test_", block.code, re.MULTILINE):
-        # Not by pytest's own `pytester`: at its end it takes back all imports, also those of other tests' modules.
-        tests = folder / f"test_example_{block.line}.py"
-        tests.write_text(block.code)
-        heard = Heard()
-        options = ["-p", "no:cacheprovider", "--import-mode", "importlib", "--rootdir", str(folder)]
-        assert pytest.main([*options, str(tests)], plugins=[heard]) == 0
-        assert heard.passed == re.findall(r"^def (test_\w+)", block.code, re.MULTILINE)
+def test_examples_run(name, machine, tmp_path, monkeypatch):
+    """As they are written, by `QX_LOCAL` alone. What they have begun comes to its end, and the service goes on."""
+    monkeypatch.setenv("QX_STATE_DIR", machine["QX_STATE_DIR"])
+    before = local.find()
+    code = EXAMPLES[name]
+    program = tmp_path / f"{name}.py"
+    if awaits(code):
+        (tmp_path / "cell.py").write_text(code)
+        program.write_text(NOTEBOOK.format(cell="cell.py"))
+        assert_runs(program, **machine)
+    elif is_tests(code):
+        (tmp_path / f"test_{name}.py").write_text(code)
+        program.write_text("import pytest, sys\nsys.exit(pytest.main(['-v', '-p', 'no:cacheprovider']))\n")
+        written = assert_runs(program, **machine)
+        passed = re.findall(r"::(test_\w+) PASSED", written)
+        assert passed == re.findall(r"^def (test_\w+)", code, re.MULTILINE)
     else:
-        # Tracebacks name the page and its line.
-        code = compile("\n" * (block.line - 1) + block.code, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        if code.co_flags & inspect.CO_COROUTINE:
-            asyncio.run(eval(code, namespace))
-        else:
-            exec(code, namespace)
+        program.write_text(code)
+        assert_runs(program, **machine)
+    running = local.find()
+    assert running is not None or before is None
+    if before is not None:
+        assert (running.pid, running.port) == (before.pid, before.port)
+    if running is not None:
+        running.wait_idle()
+    for process, title in list(titles()):
+        if title.is_in(machine["QX_STATE_DIR"]):
+            process.kill()  # it would go on asking a service that its example has stopped, for a quarter of an hour
+            wait_for_end(process)
 
 
 # Command lines ----------------------------------------------------------------------------------------------------
@@ -191,7 +179,10 @@ def test_environment_variables_are_the_programs():
     """What the text calls a variable of ours, the program reads; and what users may set is described."""
     read = {found for path in sources() for found in re.findall(r"[\"'](QX_[A-Z_]+)[\"']", path.read_text())}
     named = {found for page in PAGES for found in re.findall(r"\bQX_[A-Z_]+", page.read_text())}
-    assert named <= read
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", (DOCS / "logs.md").read_text(), re.MULTILINE)
+    fields = {f"QX_{name.upper()}" for row in rows for name in re.findall(r"[a-z_]+", row)}  # in systemd's journal
+    named -= {"QX_TEST_QISKIT"}  # which scripts/test reads
+    assert named <= read | fields
     table = set(re.findall(r"^\| `(QX_[A-Z_]+)`", (DOCS / "commands.md").read_text(), re.MULTILINE))
     assert table == read - {"QX_KEEP_ON_EXIT", "QX_ON_UNPROTECTED"}  # which `exec` sets, for its children
 
@@ -286,17 +277,35 @@ def pictured(svg: str) -> list[str]:
     return [word for word in re.sub(r"\d+", "N", words).split() if not set(word) <= drawn]
 
 
+def test_the_first_screen_of_the_readme_shows_the_import_and_the_kill():
+    first = "".join((CHECKOUT / "README.md").read_text().splitlines(keepends=True)[:48])
+    for words in ("from qx_supervisor import run", "from qx_supervisor.primitives import", "kill -9", "cancelled\n```"):
+        assert words in first
+
+
 @pytest.mark.long
 def test_the_picture_shows_the_panel_as_it_is(monkeypatch):
     """The one in the README is what the script makes of a run now."""
-    monkeypatch.setattr(polling, "COST_SECONDS", DEADLINE)  # "charged" is in it
-    spec = importlib.util.spec_from_file_location("picture", CHECKOUT / "scripts" / "picture.py")
-    picture = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(picture)
-    made = pictured(picture.on_a_terminal(*picture.views()))
+    monkeypatch.setattr(job_cost, "WAIT_SECONDS", DEADLINE)  # "charged" is in it
+    made = pictured(panel.one_run())
     gc.collect()
     assert "queued" in made
-    assert made == pictured((DOCS / "panel.svg").read_text())
+    assert made == pictured((DOCS / "_static" / "panel.svg").read_text())
+
+
+def test_the_gallery_shows_every_picture():
+    """And each module in scripts/pictures has its section there."""
+    text = gallery.PAGE.read_text()
+    shown = set(re.findall(r"\(_static/([^)]+)\)", text))
+    assert shown == {path.name for path in (DOCS / "_static").iterdir() if path.suffix in (".svg", ".png")}
+    headings = [importlib.import_module(f"pictures.{name}").__doc__.partition("\n")[0] for name in gallery.names()]
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == [each.rstrip(".") for each in headings]
+    assert text.startswith(gallery.HEAD)
+
+
+def test_a_picture_that_there_is_not():
+    with pytest.raises(SystemExit, match=r"there is no picture 'nowhere'; choose from notebook, .*panel"):
+        gallery.main(["panel", "nowhere"])
 
 
 def test_links_of_the_readme():

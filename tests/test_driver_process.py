@@ -8,16 +8,19 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+from testkit.processes import until
 
-from qx_supervisor.watcher import driver_process
-from qx_supervisor.watcher.driver_process import DriverIdentity, DriverProcess, lives
+from qx_supervisor.watcher import driver_process, linux_process
+from qx_supervisor.watcher.driver_process import DriverIdentity, DriverProcess, look_at
 from qx_supervisor.watcher.host_identity import start_ticks
+from qx_supervisor.watcher.robust_lock import RobustLock
 
 DEADLINE = 60.0
 
@@ -36,14 +39,22 @@ ctypes.CDLL(None).syscall({EXIT_OF_A_THREAD}, 0)
 class Child:
     """A program that says lines, and goes on when it is given a byte."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, passed: Sequence[int] = ()) -> None:
         command = [sys.executable, "-ISc", code]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=passed
+        )
         self.pid = self.process.pid
         ticks = start_ticks(self.pid)
         assert ticks is not None
         self.identity = DriverIdentity(self.pid, ticks)
         self.pidfd = os.pidfd_open(self.pid)
+        self._seen: list[DriverProcess] = []
+
+    def seen(self, pidfd: int | None, lock: RobustLock | None = None) -> DriverProcess:
+        """As a watcher sees it that has this pidfd, which is copied."""
+        self._seen.append(DriverProcess(self.identity, None if pidfd is None else os.dup(pidfd), lock))
+        return self._seen[-1]
 
     def line(self) -> str:
         assert self.process.stdout is not None
@@ -64,20 +75,24 @@ class Child:
         self.process.kill()
         self.process.wait()
         os.close(self.pidfd)
+        for seen in self._seen:
+            seen.close()
+        for attendant in attendants():
+            attendant.join(DEADLINE)
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
 
 
-Bearer = Callable[[str], Child]
+Bearer = Callable[..., Child]
 
 
 @pytest.fixture
 def bear() -> Iterator[Bearer]:
     children: list[Child] = []
 
-    def begin(code: str) -> Child:
-        children.append(Child(code))
+    def begin(code: str, passed: Sequence[int] = ()) -> Child:
+        children.append(Child(code, passed))
         return children[-1]
 
     yield begin
@@ -93,7 +108,7 @@ def child(bear: Bearer) -> Child:
 
 def both(child: Child) -> list[DriverProcess]:
     """With a pidfd, and without."""
-    return [DriverProcess(child.identity, child.pidfd), DriverProcess(child.identity, None)]
+    return [child.seen(child.pidfd), child.seen(None)]
 
 
 def wait_for_state(pid: int, *states: str) -> None:
@@ -121,11 +136,11 @@ def test_alive_then_a_zombie_then_gone(child):
         assert seen.poll_finds_dead()
 
 
-def test_a_pidfd_is_readable_at_a_death_and_not_before(child):
+def test_linux_a_pidfd_is_readable_at_a_death_and_not_before(child):
     assert not select.select([child.pidfd], [], [], 0)[0]
     child.go_on()
     child.wait_for_death()
-    assert DriverProcess(child.identity, child.pidfd).is_dead()
+    assert child.seen(child.pidfd).is_dead()
 
 
 def test_a_stopped_process_lives(child):
@@ -140,9 +155,9 @@ def test_a_stopped_process_lives(child):
 
 
 def test_another_start_is_another_process(child):
-    assert lives(child.identity)
+    assert look_at(child.identity) == "alive"
     for ticks in (child.identity.start_ticks - 1, child.identity.start_ticks + 1, 0):
-        assert not lives(DriverIdentity(child.pid, ticks))
+        assert look_at(DriverIdentity(child.pid, ticks)) == "gone"
 
 
 def test_a_pid_that_is_really_used_again(tmp_path):
@@ -152,8 +167,9 @@ def test_a_pid_that_is_really_used_again(tmp_path):
         """
 import os, signal, sys
 sys.path[:0] = sys.argv[1:]
-from qx_supervisor.watcher.driver_process import DriverIdentity, DriverProcess, lives
+from qx_supervisor.watcher.driver_process import DriverIdentity, DriverProcess, look_at
 from qx_supervisor.watcher.host_identity import start_ticks
+from qx_supervisor.watcher.robust_lock import RobustLock
 
 def bear():
     pid = os.fork()
@@ -167,9 +183,11 @@ def bury(pid):
 
 pid, ticks = bear()
 identity, pidfd = DriverIdentity(pid, ticks), os.pidfd_open(pid)
-assert lives(identity)
+assert look_at(identity) == "alive"
+before = DriverProcess(identity, None)
+assert not before.poll_finds_dead()
 bury(pid)
-assert not lives(identity)
+assert look_at(identity) == "gone"
 while True:
     with open("/proc/sys/kernel/ns_last_pid", "w") as file:
         file.write(str(pid - 1))
@@ -178,15 +196,15 @@ while True:
     if later != ticks:
         break
     bury(again)  # in the same hundredth of a second
-assert lives(DriverIdentity(again, later))
-for seen in (DriverProcess(identity, pidfd), DriverProcess(identity, None)):
+assert look_at(DriverIdentity(again, later)) == "alive"
+for seen in (DriverProcess(identity, pidfd), DriverProcess(identity, None), before):
     assert seen.is_dead()
     assert seen.poll_finds_dead()
 bury(again)
 print("all well")
 """
     )
-    folders = [str(Path(driver_process.__file__).parent.parent), str(Path(psutil.__file__).parent.parent)]
+    folders = [str(Path(driver_process.__file__).parents[2]), str(Path(psutil.__file__).parent.parent)]
     alone = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if os.geteuid():
         alone.insert(1, "--map-root-user")
@@ -214,7 +232,7 @@ def test_a_name_with_parentheses(bear):
     child = bear(f"import os; {rename}; print('named', flush=True); os.read(0, 1)")
     assert child.line() == "named"
     assert "a) R 1 (b" in Path(f"/proc/{child.pid}/stat").read_text()
-    assert lives(child.identity)
+    assert look_at(child.identity) == "alive"
 
 
 # Threads and exec -----------------------------------------------------------------------------------------------
@@ -255,44 +273,72 @@ def test_exec_makes_no_other_process(bear, where):
 # What can't be seen ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def unreadable(monkeypatch):
+    """/proc is not as `linux_process` knows it, and psutil is asked."""
+
+    def fail(folder: int | None, path: str) -> bytes:
+        raise OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(linux_process, "_read", fail)
+    monkeypatch.setattr(linux_process, "is_plainly_alive", lambda status: False)
+
+
 @pytest.mark.parametrize(
     "error",
     [psutil.AccessDenied(1), OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "I/O error")],
     ids=repr,
 )
-def test_what_cannot_be_seen_is_not_called_dead(child, monkeypatch, error):
+def test_what_cannot_be_seen_is_not_called_dead(child, monkeypatch, unreadable, error):
     def fail(self: psutil.Process) -> str:
         raise error
 
     monkeypatch.setattr(psutil.Process, "status", fail)
-    assert lives(child.identity)
+    assert look_at(child.identity) == "alive"
+    for seen in both(child):
+        assert not seen.poll_finds_dead()
 
 
-def test_a_start_that_cannot_be_read_is_no_other_start(child, monkeypatch):
-    monkeypatch.setattr(driver_process, "start_ticks", lambda pid: None)
-    assert lives(child.identity)
+def test_out_of_descriptors(child, monkeypatch):
+    def fail(*arguments: object, **more: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", fail)
+    assert look_at(child.identity) == "alive"
+
+
+def test_by_psutil_alone(child, unreadable):
+    assert look_at(child.identity) == "alive"
+    child.process.kill()
+    child.wait_for_death()
+    assert look_at(child.identity) == "ended"
+    child.reap()
+    assert look_at(child.identity) == "gone"
 
 
 def test_hidden_from_proc_and_there(child, monkeypatch):
     """As where /proc is mounted with hidepid, and the driver is not dumpable."""
+    usual = os.open
 
-    def hide(self: psutil.Process) -> str:
-        raise psutil.NoSuchProcess(child.pid)
+    def hide(path: str, *arguments: int, **more: int) -> int:
+        if str(path).startswith(f"/proc/{child.pid}"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return usual(path, *arguments, **more)
 
-    monkeypatch.setattr(psutil.Process, "status", hide)
-    monkeypatch.setattr("qx_supervisor.watcher.host_identity._stat", lambda path: None)
-    assert lives(child.identity)
+    monkeypatch.setattr(os, "open", hide)
+    assert look_at(child.identity) == "alive"
     child.process.kill()
     child.reap()
-    assert not lives(child.identity)
+    assert look_at(child.identity) == "gone"
 
 
 # The pidfd and the poll -----------------------------------------------------------------------------------------
 
 
-def test_beside_a_pidfd_the_poll_is_not_believed(child, monkeypatch):
-    monkeypatch.setattr(driver_process, "lives", lambda identity: False)
-    seen = DriverProcess(child.identity, child.pidfd)
+def test_linux_beside_a_pidfd_nobody_is_gone_without_its_word(child, monkeypatch):
+    monkeypatch.setattr(driver_process, "look_at", lambda identity: "gone")
+    monkeypatch.setattr(linux_process, "is_plainly_alive", lambda status: False)
+    seen = child.seen(child.pidfd)
     assert not seen.poll_finds_dead()
     assert not seen.is_dead()
     child.process.kill()
@@ -300,10 +346,10 @@ def test_beside_a_pidfd_the_poll_is_not_believed(child, monkeypatch):
     assert seen.poll_finds_dead()
 
 
-def test_a_pidfd_that_is_none_any_more_leaves_it_to_the_poll(child):
-    closed = os.pidfd_open(child.pid)
-    os.close(closed)
-    seen = DriverProcess(child.identity, closed)
+def test_linux_a_pidfd_that_is_none_any_more_leaves_it_to_the_poll(child):
+    seen = child.seen(child.pidfd)
+    assert seen.pidfd is not None
+    os.close(seen.pidfd)
     assert not seen.is_dead()
     assert seen.pidfd is None
     assert not seen.poll_finds_dead()
@@ -312,11 +358,11 @@ def test_a_pidfd_that_is_none_any_more_leaves_it_to_the_poll(child):
     assert seen.poll_finds_dead()
 
 
-def test_a_pidfd_that_never_becomes_readable(child, monkeypatch):
+def test_linux_a_pidfd_that_never_becomes_readable(child, monkeypatch):
     """As in a sandbox that lets pidfds be opened and signalled, and no more."""
     reader, writer = os.pipe()
     try:
-        seen = DriverProcess(child.identity, reader)
+        seen = child.seen(reader)
         monkeypatch.setattr(signal, "pidfd_send_signal", lambda pidfd, number: os.kill(child.pid, number))
         assert not seen.poll_finds_dead()
         child.process.kill()
@@ -326,3 +372,142 @@ def test_a_pidfd_that_never_becomes_readable(child, monkeypatch):
     finally:
         os.close(reader)
         os.close(writer)
+
+
+# The lock -------------------------------------------------------------------------------------------------------
+
+HOLDS = """
+import mmap, os, sys, threading
+sys.path.insert(0, {folder!r})
+from qx_supervisor.watcher.robust_lock import RobustLock
+lock = RobustLock({descriptor}, mmap.PROT_READ | mmap.PROT_WRITE)
+let_go, told = threading.Event(), []
+def hold():
+    lock.hold()
+    print("held", flush=True)
+    let_go.wait()
+    if told == [b"r"]:
+        lock.release()
+threading.Thread(target=hold, daemon=True).start()
+told.append(os.read(0, 1))
+let_go.set()
+os.read(0, 1)
+"""
+"""Has a thread hold the lock. Then, as it is told, that lets go of it, or ends without; and the process works on."""
+
+
+@pytest.fixture
+def holder(bear: Bearer) -> tuple[Child, DriverProcess]:
+    """A child that holds a lock, and how a watcher without a pidfd sees it."""
+    lock = RobustLock.make()
+    assert lock is not None
+    try:
+        folder = str(Path(driver_process.__file__).parents[2])
+        child = bear(HOLDS.format(folder=folder, descriptor=lock.descriptor), passed=[lock.descriptor])
+        theirs = RobustLock.of_driver(os.dup(lock.descriptor))
+    finally:
+        lock.close_descriptor()
+    seen = child.seen(None, theirs)
+    assert child.line() == "held"
+    assert not seen.poll_finds_dead()  # and begins to wait
+    return child, seen
+
+
+def attendants() -> list[threading.Thread]:
+    """The threads that wait for the end of a driver's thread, or look what it was."""
+    return [thread for thread in threading.enumerate() if thread.name == "qx-driver"]
+
+
+def test_linux_the_lock_tells_of_a_kill(holder):
+    child, seen = holder
+    assert not select.select(seen.descriptors(), [], [], 0)[0]
+    child.process.kill()
+    assert select.select(seen.descriptors(), [], [], DEADLINE)[0]
+    assert seen.is_dead()
+
+
+def test_linux_the_lock_tells_of_a_kill_when_all_is_over(holder, monkeypatch):
+    """Where there is no pidfd, and the parent is quicker than the look."""
+    child, seen = holder
+
+    def look(identity: DriverIdentity) -> str:
+        child.reap()
+        return look_at(identity)
+
+    monkeypatch.setattr(driver_process, "look_at", look)
+    child.process.kill()
+    assert select.select(seen.descriptors(), [], [], DEADLINE)[0]
+    assert seen.is_dead()
+
+
+@pytest.mark.parametrize("how", ["let go", "end"])
+def test_linux_what_becomes_of_the_thread_that_holds_the_lock_is_no_death(holder, how):
+    child, seen = holder
+    [attendant] = attendants()
+    child.process.stdin.write(b"r" if how == "let go" else b"e")
+    attendant.join(DEADLINE)
+    assert not attendant.is_alive()
+    assert not select.select(seen.descriptors(), [], [], 0)[0]
+    assert not seen.is_dead()
+    assert not seen.poll_finds_dead()
+    assert not attendants(), "it is left to the poll"
+    child.process.kill()
+    child.wait_for_death()
+    assert seen.poll_finds_dead()
+
+
+def test_linux_a_lock_that_nobody_holds_yet(child):
+    lock = RobustLock.make()
+    assert lock is not None
+    theirs = RobustLock.of_driver(os.dup(lock.descriptor))
+    lock.close_descriptor()
+    seen = child.seen(None, theirs)
+    assert not seen.poll_finds_dead()
+    assert not attendants()
+    lock.hold()
+    assert not seen.poll_finds_dead()
+    [attendant] = attendants()
+    lock.release()
+    attendant.join(DEADLINE)
+    assert not attendant.is_alive()
+
+
+def test_linux_a_driver_that_writes_anything_there():
+    lock = RobustLock.make()
+    assert lock is not None
+    theirs = RobustLock.of_driver(os.dup(lock.descriptor))
+    lock.close_descriptor()
+    assert theirs is not None
+    for wild in (1, 65, 4096, 0xFFFFFFFF):
+        lock._word(0).value = wild
+        assert not theirs.is_held()
+
+
+def test_linux_without_locks(monkeypatch):
+    def fail(*arguments: object) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", fail)
+    assert RobustLock.make() is None
+
+
+def test_linux_a_waiting_thread_uses_no_processor(holder):
+    _, seen = holder
+    [attendant] = attendants()
+    statistics = Path(f"/proc/self/task/{attendant.native_id}/schedstat")
+    until(lambda: Path(f"/proc/self/task/{attendant.native_id}/wchan").read_text(), lambda place: "futex" in place)
+    before = statistics.read_text()
+    for _ in range(100):
+        assert not seen.poll_finds_dead()
+    assert statistics.read_text() == before
+
+
+def test_linux_a_driver_that_is_not_watched_any_more(holder):
+    """Its descriptors are closed, and nobody writes to what has their numbers then."""
+    child, seen = holder
+    [attendant] = attendants()
+    seen.close()
+    child.process.kill()
+    attendant.join(DEADLINE)
+    assert not attendant.is_alive()
+    assert not seen._is_dead

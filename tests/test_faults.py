@@ -7,13 +7,15 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ibm_cloud_sdk_core
 import pytest
 from qiskit_ibm_runtime import QiskitRuntimeService
 from testkit.circuits import BACKEND, ones
-from testkit.drivers import RUN
+from testkit.drivers import RUN, kill_both
 from testkit.processes import wait_for_end
 from testkit.runs import Acts, Running
 
@@ -29,10 +31,13 @@ from qx_supervisor import (
     local,
     results_fetch,
     run,
+    threads,
 )
-from qx_supervisor.flight import submission
+from qx_supervisor import service as service_of_ours
+from qx_supervisor.flight import submission, time_limits
 from qx_supervisor.link import link
 from qx_supervisor.watcher import ledger, remote
+from qx_supervisor.watcher.facts import Figures
 
 JOBS = "/api/v1/jobs"
 ONE_JOB = JOBS + "/" + "?" * 20  # and not its results, nor its cancel
@@ -112,6 +117,7 @@ def test_one_loss_is_told_once(ibm: local.Service, running: Running, faults: Cal
 
 def test_a_wait_of_centuries(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
     """It is more than the platform can count, and no fault of the run's."""
+    ibm.hold("queued")
     faults("GET", ONE_JOB, {"status": 429, "retry_after": 10**12})
     held = running(timeout=1e12, poll_interval=1e12)
     ibm.wait_for("GET", ONE_JOB, answered=True)
@@ -202,7 +208,7 @@ def test_results_that_can_not_be_read_for_good(
     ibm: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(results_fetch, "RESULTS_SECONDS", 1.0)  # instead of ten minutes
-    monkeypatch.setattr(backoff, "_FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(backoff, "UNANSWERED", backoff.Pauses(0.1, 30.0))
     asked: list[str] = []
     monkeypatch.setattr(remote.Remote, "results", lambda self, job: asked.append(job) or text)
     with pytest.raises(RunError) as caught:
@@ -222,6 +228,7 @@ def test_results_that_can_not_be_read_for_good(
 
 
 @pytest.mark.parametrize("state", ["submitted", "queued", "running", "fetching results"])
+@pytest.mark.client
 def test_a_token_that_is_void_is_renewed(
     tokens: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
@@ -303,6 +310,7 @@ def test_a_token_that_lasts_for_decades(ibm: local.Service, fork: Any) -> None:
 # The submission
 
 
+@pytest.mark.client
 def test_rate_limited(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
     faults("POST", JOBS, {"status": 429, "retry_after": 1, "times": 2})
     assert running().result().counts == {"1": 16}
@@ -336,12 +344,16 @@ def test_refused(ibm: local.Service, running: Running, faults: Callable[..., Non
     assert (caught.value.stage, caught.value.job_id) == ("submit", None)
     assert "the job could not be submitted" in caught.value.reason
     assert "Your plan has no such thing." in caught.value.reason
-    assert caught.value.__cause__ is not None
+    cause = caught.value.__cause__
+    assert cause is not None
+    assert cause.__traceback__ is not None  # it begins in the client, and not in our threads
+    assert cause.__traceback__.tb_frame.f_globals["__name__"].startswith("qiskit_ibm_runtime.")
     assert posted(ibm) == 1
     assert not ibm.journal(path=CANCEL)
     assert not ibm.journal(method="GET", path=JOBS)  # nor is it looked for
 
 
+@pytest.mark.client
 def test_refused_for_the_key(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
     faults("POST", JOBS, {"status": 401})
     with pytest.raises(SubmitError, match="IBM Quantum does not accept this account") as caught:
@@ -359,6 +371,7 @@ def test_refused_for_the_key_before_the_post(ibm: local.Service, running: Runnin
     assert posted(ibm) == 0
 
 
+@pytest.mark.client
 def test_lost_answers_make_duplicates_that_are_cancelled(
     ibm: local.Service, running: Running, faults: Callable[..., None]
 ) -> None:
@@ -412,6 +425,7 @@ def direct(service: QiskitRuntimeService, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("direct")
+@pytest.mark.client
 def test_an_answer_that_never_comes(ibm: local.Service, running: Running, faults: Callable[..., None]) -> None:
     """The job was made and its id is lost: it is found by its tag, and the run's."""
     ibm.hold("queued")
@@ -486,7 +500,7 @@ def time_out(ibm: local.Service, held: Any, status: str) -> None:
     """Let the time pass for a run whose job has come to a status."""
     [entry] = ibm.wait_for("POST", JOBS, answered=True)
     ibm.wait_job(str(entry.job_id), status)
-    held._flight._time_out()
+    held._flight._time_limits.time_out()
 
 
 def test_timeout(ibm: local.Service, running: Running) -> None:
@@ -550,6 +564,117 @@ def test_a_timeout_that_the_job_did_not_need(ibm: local.Service, running: Runnin
     assert f"service.job('{job.id}')" in str(caught.value)
 
 
+# A job that runs too long
+
+
+def test_a_job_may_run_for_so_long_and_its_time_in_the_queue_is_not_counted(
+    ibm: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is counted from the moment at which the job is seen running, and the job is cancelled like any other."""
+    counted: list[float] = []
+
+    def after(seconds: float, work: Callable[[], object]) -> threads.Timer:
+        counted.append(seconds)
+        return timer_after(seconds, work)
+
+    timer_after = threads.ending.after
+    monkeypatch.setattr(threads.ending, "after", after)
+    ibm.hold("queued")
+    held = running(
+        {"queued": lambda: (counted.append(0), ibm.hold("running")), "running": lambda: counted.append(1)},
+        running_timeout=0.7,
+    )
+    with pytest.raises(RunTimeout) as caught:
+        held.result()
+    [job] = ibm.jobs()
+    assert counted[-3:] in ([0, 0.7, 1], [0, 1, 0.7])
+    assert (caught.value.stage, caught.value.job_id, caught.value.code) == ("timeout", job.id, None)
+    assert caught.value.reason == (
+        "the job has run for the 0.7 s of its running_timeout, so the job was cancelled; give it more, or submit less "
+        "at once"
+    )
+    assert (job.status, job.cancel_requests, job.max_execution_time) == ("Cancelled", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "left"), [(3000, 3000, 600), (3000, 0, 3600), (0, 3000, 3600), (-3000, -3000, 3600)]
+)
+@pytest.mark.short_only("3000-0-3600")
+def test_one_wrong_clock_shortens_no_job_that_is_taken_up(
+    ibm: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, theirs: int, ours: int, left: int
+) -> None:
+    ibm.hold("running")
+    held = running(running_timeout=3600)
+    [entry] = ibm.wait_for("POST", JOBS, answered=True)
+    ibm.wait_job(str(entry.job_id), "Running")
+    core = held._flight.core
+    began = Figures.read({}, core.there.metrics(core.job_id)).ran
+    assert began is not None
+    monkeypatch.setattr(service_of_ours, "server_clock", lambda *_: began + theirs)
+    monkeypatch.setattr(time_limits, "time", SimpleNamespace(time=lambda: began + ours))
+    limits = time_limits.TimeLimits(core, lambda *_: None)
+    left_now: list[float] = []
+    monkeypatch.setattr(limits, "_set", lambda seconds, _: left_now.append(seconds))
+    limits._count_earlier(3600)
+    assert left_now == [left]
+    held.cancel()
+
+
+def test_a_job_whose_results_are_fetched_has_not_run_too_long(
+    ibm: local.Service, running: Running, faults: Callable[..., None]
+) -> None:
+    faults("GET", RESULTS, {"status": 503})
+    held = running(running_timeout=3600)
+    ibm.wait_for("GET", RESULTS)
+    held._flight._time_limits.run_out()
+    assert held.result().counts == {"1": 16}
+
+
+@pytest.mark.parametrize(
+    ("limits", "posted", "error"),
+    [
+        ({"running_timeout": 2.5}, 3, RunTimeout),
+        ({"running_timeout": 3, "max_execution_time": 7}, 3, RunTimeout),
+        ({"running_timeout": 3, "options": {"max_execution_time": 3}}, 3, RunTimeout),
+        ({"running_timeout": 7, "max_execution_time": 3}, 3, JobFailed),
+        ({"running_timeout": 7, "options": {"max_execution_time": 3}}, 3, JobFailed),
+        ({"max_execution_time": 3, "options": {"max_execution_time": 2}}, 3, JobFailed),
+    ],
+)
+@pytest.mark.short_only("limits0-*")
+def test_ibm_ends_a_job_that_takes_more_qpu_time_than_it_may_run(
+    ibm: local.Service, running: Running, limits: dict[str, Any], posted: int, error: type[RunError]
+) -> None:
+    """Whoever is left to see it: IBM's bound is posted with the job."""
+    ibm.hold("running")
+    held = running({"running": lambda: ibm.spend(100.0)}, **limits)
+    with pytest.raises(error) as caught:
+        held.result()
+    [job] = ibm.jobs()
+    assert (job.max_execution_time, job.qpu_seconds, job.cancel_requests) == (posted, posted, 0)
+    assert (caught.value.code, caught.value.job_id) == (remote.RAN_TOO_LONG, job.id)
+    if error is RunTimeout:
+        assert "of its running_timeout, of QPU time alone, so IBM Quantum cancelled it" in caught.value.reason
+
+
+def test_a_job_runs_no_longer_than_it_may_though_nobody_is_left_to_see_it(ibm: local.Service, fork: Any) -> None:
+    """Driver and watcher are dead, and nobody reaps: IBM itself ends the job."""
+    ibm.hold("running")
+    driver = fork(RUN.replace("shots=64", "shots=64, running_timeout=30"))
+    job = driver.line("running ")[0]
+    kill_both(driver)
+    ibm.spend(29.0)
+    assert ibm.job(job).status == "Running"
+    ibm.spend(3600.0)
+    ended = ibm.job(job)
+    assert (ended.status, ended.qpu_seconds, ended.cancel_requests) == ("Cancelled", 30.0, 0)
+
+
+def test_a_bound_above_ibms_own_is_not_posted(ibm: local.Service, running: Running) -> None:
+    assert running(running_timeout=20_000).result()
+    assert ibm.jobs()[0].max_execution_time == 10_800
+
+
 def test_a_timeout_before_anything_was_submitted(
     ibm: local.Service, running: Running, faults: Callable[..., None]
 ) -> None:
@@ -585,6 +710,7 @@ def test_no_backend_is_online(ibm: local.Service, running: Running) -> None:
 # Two services
 
 
+@pytest.mark.long
 def test_the_watcher_asks_the_service_where_the_job_is(running: Running) -> None:
     """Two embedded services differ in nothing but the way to them."""
     running().result()
@@ -600,13 +726,16 @@ def test_the_watcher_asks_the_service_where_the_job_is(running: Running) -> None
 # Without a watcher
 
 
-def test_no_watcher(ibm: local.Service, fork: Any) -> None:
+def test_no_watcher(ibm: local.Service, fork: Any, tmp_path: Path) -> None:
     """There is no interpreter to run it in, or none that can: nothing is submitted, or all the same with a warning."""
+    false = tmp_path / "python"
+    false.symlink_to("/bin/false")
     driver = fork(
-        """
+        f"""
         import logging
         here = service()
         logging.basicConfig(stream=sys.stdout, format="log %(name)s %(message)s")
+        sys._base_executable, sys.base_exec_prefix = "", "/no/such"
         def refuse(executable):
             sys.executable = executable
             try:
@@ -614,7 +743,7 @@ def test_no_watcher(ibm: local.Service, fork: Any) -> None:
             except WatcherError as error:
                 say("refused", error.stage, error.job_id, error)
         works = sys.executable
-        for executable in ("/no/such/python", "", "/etc/passwd", "/bin/false"):
+        for executable in ("/no/such/python", "", "/bin/false", {str(false)!r}):
             refuse(executable)
         sys.frozen = True
         refuse(works)
@@ -628,15 +757,17 @@ def test_no_watcher(ibm: local.Service, fork: Any) -> None:
     for refusal in refusals:
         assert refusal.startswith("submit None nothing was submitted, because the watcher can't protect this run: ")
         assert refusal.endswith('on_unprotected="warn" submits all the same')
-    assert ["sys.executable names none" in refusal for refusal in refusals] == [True, True, True, False, True]
+    assert ["sys.executable names none" in refusal for refusal in refusals] == [True, True, True, False, False]
     assert "the watcher ended as it started" in refusals[3]
+    assert "this program is frozen" in refusals[4]
     assert driver.line("warned ") == ["1"]
-    assert "sys.executable names none" in " ".join(driver.line("log qx_supervisor this run is not protected: "))
+    assert "this program is frozen" in " ".join(driver.line("log qx_supervisor this run is not protected: "))
     assert driver.line("then ") == ["1"]
     assert driver.end() == 0, driver.errors
     assert posted(ibm) == 2
 
 
+@pytest.mark.long
 def test_a_watcher_without_a_token(
     tokens: local.Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,6 +27,7 @@ from qiskit.circuit.random import random_circuit
 from qiskit.primitives.containers.bindings_array import BindingsArray
 from qiskit.quantum_info import Pauli, SparsePauliOp
 from testkit import submissions
+from testkit.client import IS_CURRENT
 from testkit.submissions import (
     GALLERY,
     SUM,
@@ -56,7 +57,10 @@ from qx_supervisor import ConfigError
 from qx_supervisor.canonical import values
 from qx_supervisor.fingerprint import fingerprint
 
-pytestmark = pytest.mark.filterwarnings("ignore:The SamplerV2 class is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The SamplerV2 class is deprecated:DeprecationWarning"),
+    pytest.mark.skipif(not IS_CURRENT, reason="the gallery has options and operations that this client has not"),
+]
 
 # The same -------------------------------------------------------------------------------------------------------------
 
@@ -133,6 +137,7 @@ SAME: dict[str, tuple[Made, Made]] = {
             poll_interval=3,
             on_status=print,
             max_execution_time=9,
+            running_timeout=8,
             on_unprotected="warn",
             key="k",
             grace=9,
@@ -436,6 +441,15 @@ CHANGES: dict[str, tuple[Made, Made]] = {
         lambda: estimate((submissions.bare(), "ZZZ"), options=submissions.learned(0.02)),
     ),
     "the optimization level": (lambda: request(simple()), lambda: request(simple(), optimization_level=2)),
+    "the initial layout": (lambda: request(simple()), lambda: request(simple(), initial_layout=[0, 1, 2])),
+    "another initial layout": (
+        lambda: request(simple(), initial_layout=[1, 0, 2]),
+        lambda: request(simple(), initial_layout=[0, 1, 2]),
+    ),
+    "the precision of the call": (
+        lambda: estimate((submissions.bare(), SUM)),
+        lambda: estimate((submissions.bare(), SUM), precision=0.1),
+    ),
     "the transpiler's seed": (lambda: request(simple()), lambda: request(simple(), seed_transpiler=1)),
 }
 
@@ -612,6 +626,7 @@ def test_what_cannot_be_told_is_refused(make, words):
 # How fast -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_how_fast(capsys):
     """Printed, and not judged: the machine may be busy."""
     circuit = QuantumCircuit(100, 100)

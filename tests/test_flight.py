@@ -31,13 +31,15 @@ class World:
 
     Args:
         is_keyed: Whether the run has a key.
+        is_attached: Whether it is attached to a job, instead of submitting one.
         wishes: How many threads may wish the run's end, beside its own.
         extras: What else may happen once: "hurry", "detach", "lose", "unwatched".
     """
 
-    def __init__(self, *, is_keyed: bool, wishes: int, extras: tuple[str, ...]) -> None:
+    def __init__(self, *, is_keyed: bool, is_attached: bool, wishes: int, extras: tuple[str, ...]) -> None:
         self.machine = m.Machine()
         self.is_keyed = is_keyed
+        self.is_attached = is_attached
         self.left = {"wish": wishes, **dict.fromkeys(extras, 1)}
         self.work = "claiming" if is_keyed else "preparing"
         self.posts = 0
@@ -76,6 +78,9 @@ class World:
                 moves += [("search stops",)]
             case "preparing":
                 moves += [("announce",), ("fail",), *stops]
+                moves += [("attach", "over")] if self.is_attached else []
+            case "ready" if self.is_attached:
+                moves += [("attach", "in flight"), ("fail",), *stops]
             case "announced":
                 moves += [("acknowledged",), ("fail",), *stops]
                 moves += [("unwatched",)] if self.left.get("unwatched") else []
@@ -160,6 +165,9 @@ class World:
                 self.left["unwatched"] = 0
                 self.work, self.is_acknowledged, self.is_watched = "ready", True, False
                 self.tell(m.Acknowledged())
+            case ("attach", how):
+                self.work, self.unfinished = "polling", {"there"} if how == "in flight" else set()
+                self.tell(m.Attached("there", is_guarded=how == "in flight"))
             case ("post",):
                 self.tell(m.AboutToPost())
             case ("sees that it is to stop",):
@@ -263,6 +271,7 @@ class World:
             case m.Announce():
                 self.work, self.is_announced = "announced", True
             case m.Post():
+                assert not self.is_attached, "a POST of a run that is attached to a job"
                 assert not self.is_posting, "two POSTs are under way"
                 assert self.is_acknowledged, "a POST before its intent is acknowledged"
                 assert not self.machine.is_stopping, "a POST of a run that is to end"
@@ -438,7 +447,7 @@ def test_without_a_watcher_the_driver_cancels_late() -> None:
 
 # Every state -----------------------------------------------------------------------------------------------------
 
-KINDS = {
+KINDS: dict[str, tuple[bool, int, tuple[str, ...]]] = {
     "signals": (False, 2, ("hurry",)),
     "unwatched": (False, 1, ("hurry", "unwatched")),
     "detached": (False, 2, ("detach",)),
@@ -449,14 +458,23 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+ATTACHED: dict[str, tuple[bool, int, tuple[str, ...]]] = {
+    "attached": (False, 2, ("hurry", "unwatched")),
+    "attached, let go": (False, 2, ("detach", "lose")),
+}
+
+
+def world(kind: str) -> World:
+    is_keyed, wishes, extras = {**KINDS, **ATTACHED}[kind]
+    return World(is_keyed=is_keyed, is_attached=kind in ATTACHED, wishes=wishes, extras=extras)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *ATTACHED])
 def test_all_sequences_of_a_few_events(kind: str) -> None:
-    is_keyed, wishes, extras = KINDS[kind]
-    assert walk(World(is_keyed=is_keyed, wishes=wishes, extras=extras), depth=7) > 100
+    assert walk(world(kind), depth=5 if kind in ATTACHED else 7) > 100
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ATTACHED])
 def test_every_state(kind: str) -> None:
-    is_keyed, wishes, extras = KINDS[kind]
-    walk(World(is_keyed=is_keyed, wishes=wishes, extras=extras))
+    walk(world(kind))

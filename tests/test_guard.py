@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime import Batch, Session
-from qiskit_ibm_runtime.executor_sampler import Sampler
 from testkit.circuits import bell
+from testkit.client import Sampler
 
 from qx_supervisor import ConfigError, guard, run
 
 SESSION = """
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime import Batch, Session
-from qiskit_ibm_runtime.executor_sampler import Sampler
 backend, isa = backend(), isa()
 """
 
@@ -29,6 +28,8 @@ def isa(backend):
 
 
 @pytest.mark.parametrize("mode", ["Session", "Batch"])
+@pytest.mark.client
+@pytest.mark.short_only("Session")
 def test_death_cancels_all_of_a_session_and_closes_it(ibm, fork, mode):
     """Queued and running jobs, by plain Qiskit and by `run`, each with one request."""
     ibm.hold("running")
@@ -52,6 +53,7 @@ with guard(session):
     ibm.wait_for("DELETE", f"/api/v1/sessions/{session}/close")
 
 
+@pytest.mark.client
 def test_a_job_whose_id_the_driver_never_learned(ibm, fork):
     """The POST to a guarded session is in flight when its driver dies; what comes of it is cancelled, or refused."""
     ibm.scenario({"http_faults": [{"path": "/api/v1/jobs", "method": "POST", "delay_seconds": 0.5}]})
@@ -72,6 +74,7 @@ with guard(session):
     assert all(job.status == "Cancelled" for job in ibm.wait_idle())
 
 
+@pytest.mark.client
 def test_an_exception_cancels_and_is_not_swallowed(ibm, backend, isa):
     ibm.hold("running")
     session = Session(backend)
@@ -91,6 +94,7 @@ def test_left_normally_it_does_what_qiskit_does(ibm, backend, isa):
     assert not ibm.journal(method="DELETE")
 
 
+@pytest.mark.client
 def test_plain_jobs(ibm, fork):
     ibm.hold("queued")
     driver = fork(
@@ -108,6 +112,7 @@ with guard(*jobs):
         assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
+@pytest.mark.long
 def test_someone_elses_session_stays_open(ibm, fork, backend, isa):
     """Two drivers share a session; one is killed; the other's jobs run to their results."""
     ibm.hold("running")
@@ -133,6 +138,7 @@ with guard(session, owner=False):
     session.close()
 
 
+@pytest.mark.long
 def test_someone_elses_batch_and_an_exception(ibm, backend, isa):
     ibm.hold("queued")
     batch = Batch(backend)
@@ -147,6 +153,7 @@ def test_someone_elses_batch_and_an_exception(ibm, backend, isa):
     batch.close()
 
 
+@pytest.mark.long
 def test_tags_of_plain_jobs_stay_within_what_is_allowed(ibm, backend, isa):
     with Session(backend) as session, guard(session):
         sampler = Sampler()
@@ -178,6 +185,7 @@ def test_a_closed_session_is_refused(ibm, backend):
         pass
 
 
+@pytest.mark.client
 def test_run_in_a_session(ibm, backend, isa):
     with Session(backend) as session, guard(session):
         assert sum(run(isa, session, shots=32, panel=None).counts.values()) == 32

@@ -20,11 +20,9 @@ from typing import Any
 import pytest
 from qiskit.quantum_info import SparsePauliOp
 from qiskit.transpiler import generate_preset_pass_manager
-from qiskit_ibm_runtime import Batch, EstimatorV2, Executor, SamplerV2, Session
-from qiskit_ibm_runtime.executor_estimator import Estimator
-from qiskit_ibm_runtime.executor_sampler import Sampler
-from qiskit_ibm_runtime.quantum_program import QuantumProgram
+from qiskit_ibm_runtime import Batch, EstimatorV2, SamplerV2, Session
 from testkit.circuits import BACKEND, bell, ones
+from testkit.client import REACH, Estimator, Sampler, needs_current_primitives
 from testkit.drivers import Driver, kill_both
 from testkit.watchers import wait_for_watchers
 
@@ -105,6 +103,8 @@ def calls(isa: Any) -> dict[str, Callable[[Any], dict[str, Any]]]:
 KINDS = ("sampler", "estimator", "own sampler", "own estimator", "SamplerV2", "EstimatorV2")
 
 
+@pytest.mark.long
+@pytest.mark.client
 def test_each_instance_knows_of_its_own(account: local.Service, backends: dict[str, Any], isa: Any) -> None:
     """Of jobs and sessions; and there are no others."""
     account.hold("queued")
@@ -126,6 +126,7 @@ def test_each_instance_knows_of_its_own(account: local.Service, backends: dict[s
     assert (found.instance, found.status, found.cancel_requests) == ("one", "Cancelled", 2)
 
 
+@pytest.mark.long
 def test_a_hundred_at_once(account: local.Service, backends: dict[str, Any], isa: Any, where: Where) -> None:
     """Of every kind, by `submit` and by plain primitives in threads; and each is cancelled where it is."""
     account.hold("queued")
@@ -150,6 +151,7 @@ def test_a_hundred_at_once(account: local.Service, backends: dict[str, Any], isa
     assert at_its_instance(account)
 
 
+@pytest.mark.client
 def test_killed(account: local.Service, fork: Any) -> None:
     """After `kill -9` each is cancelled where it is, with one request, also in sessions, and with plain primitives."""
     account.hold("queued")
@@ -173,7 +175,6 @@ def driver_at(account: local.Service) -> str:
 DRIVER = f"""
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime import Batch, Session
-from qiskit_ibm_runtime.executor_sampler import Sampler
 names = {NAMES!r}
 backends = {{name: account.backend({BACKEND!r}, instance=name) for name in names}}
 circuit = generate_preset_pass_manager(0, backends["one"]).run(isa())
@@ -243,15 +244,30 @@ def test_a_session_by_its_id(
     assert at_its_instance(account)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("make", [Sampler, SamplerV2, Executor])
-def test_plain_jobs_in_threads(account: local.Service, backends: dict[str, Any], isa: Any, make: Any) -> None:
-    """Once anything is guarded, plain Qiskit submits to where it was asked to, and its jobs look there."""
+def execute(backend: Any, isa: Any) -> Any:
+    """Run a circuit as a program of the executor."""
+    from qiskit_ibm_runtime import Executor
+    from qiskit_ibm_runtime.quantum_program import QuantumProgram
+
     program = QuantumProgram(shots=16)
     program.append_circuit_item(isa)
+    return Executor(backend).run(program)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda backend, isa: Sampler(backend).run([isa]), id="Sampler"),
+        pytest.param(lambda backend, isa: SamplerV2(backend).run([isa]), id="SamplerV2"),
+        pytest.param(execute, id="Executor", marks=needs_current_primitives),
+    ],
+)
+def test_plain_jobs_in_threads(account: local.Service, backends: dict[str, Any], isa: Any, ask: Any) -> None:
+    """Once anything is guarded, plain Qiskit submits to where it was asked to, and its jobs look there."""
 
     def plain(name: str) -> tuple[str, Any]:
-        return name, make(backends[name]).run(program if make is Executor else [isa])
+        return name, ask(backends[name], isa)
 
     with Session(backends["one"]) as session, guard(session):
         with ThreadPoolExecutor(8) as pool:
@@ -365,13 +381,15 @@ from concurrent.futures import ThreadPoolExecutor
 from qiskit import QuantumCircuit
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime import QiskitRuntimeService, SamplerV2, Session
-from qiskit_ibm_runtime.executor_sampler import Sampler
-warnings.simplefilter("ignore")
+try:
+    from qiskit_ibm_runtime.executor_sampler import Sampler
+except ImportError:  # an older client
+    from qiskit_ibm_runtime import SamplerV2 as Sampler
+{REACH}warnings.simplefilter("ignore")
 proxy = "http://127.0.0.1:{{port}}"
 account = QiskitRuntimeService(
     channel="ibm_quantum_platform",
     token="local-key",
-    instance="auto",
     url="http://localqpu.test",
     url_resolver=lambda *_: "http://localqpu.test/api/v1",
     proxies={{{{"urls": {{{{"http": proxy, "https": proxy}}}}}}}},

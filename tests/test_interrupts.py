@@ -148,6 +148,7 @@ def test_code_that_knows_nothing_of_interrupted_catches_it(ibm, fork, kind):
 # How the program ends ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_uncaught_ctrl_c_ends_as_python_ends(ibm, start, monkeypatch):
     """Threads are joined, what was registered at exit runs, buffers are flushed; then a real death by SIGINT."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
@@ -224,6 +225,7 @@ def test_uncaught_termination_runs_the_exit_functions(ibm, fork, number):
     assert b"Traceback" not in driver.errors
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_shell_loop_around_it(ibm, start):
     ibm.hold("queued")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import signal
 import threading
 import weakref
@@ -115,15 +116,17 @@ def test_advice_ends_no_submission(ibm: local.Service, running: Running) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.*usage limit:UserWarning")
-def test_a_refusal_says_what_is_left(ibm: local.Service, running: Running) -> None:
-    ibm.scenario({"usage": USED_UP, "http_faults": [refusal("Quota exceeded.")]})
+@pytest.mark.parametrize("status", [402, 403, 409])
+@pytest.mark.short_only("403")
+def test_a_refusal_says_what_is_left(ibm: local.Service, running: Running, status: int) -> None:
+    ibm.scenario({"usage": USED_UP, "http_faults": [{**refusal("Quota exceeded."), "status": status}]})
     with pytest.raises(SubmitError) as caught:
         running().result()
     assert caught.value.reason.startswith(
-        "the job could not be submitted: the service answered 403: Quota exceeded.; the instance has used up its time "
-        "(612 s of 600 s are used, 0 s are left, "
+        f"the job could not be submitted: the service answered {status}: Quota exceeded.; the instance has used up its "
+        "time (612 s of 600 s are used, 0 s are left, "
     )
-    assert (caught.value.code, caught.value.service_message) == (403, "Quota exceeded.")
+    assert (caught.value.code, caught.value.service_message) == (status, "Quota exceeded.")
 
 
 # A cancel that comes too late
@@ -159,8 +162,10 @@ def test_a_cancel_of_what_fails_meanwhile(ibm: local.Service, running: Running) 
     job = running({"cancelling, confirming": lambda: ibm.wait_for("POST", CANCEL, answered=True) and ibm.hold(None)})
     ibm.wait_for("GET", ONE_JOB)
     job.cancel()
-    with pytest.raises(JobFailed, match=r"failed at IBM Quantum: calibration \(code 7\)"):
+    with pytest.raises(JobFailed, match=r"failed at IBM Quantum: calibration \(code 7\)") as failed:
         job.result()
+    for error in (failed.value, pickle.loads(pickle.dumps(failed.value))):  # what a later cell of a notebook shows
+        assert re.search(r"backend<.*ibm_brisbane<.*shots<.*16<", error._repr_html_())
 
 
 def test_an_interrupt_that_comes_too_late(ibm: local.Service, fork: Any) -> None:

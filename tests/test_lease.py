@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from testkit.ledgers import A_PLACE, Clock, line, make_row, tell
 
-from qx_supervisor import ConfigError, resume, tags
+from qx_supervisor import ConfigError, backoff, resume, tags
 from qx_supervisor.link import Guarded
 from qx_supervisor.watcher.host_identity import HostIdentity, Process, start_ticks, this_process
-from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Wish, schema
+from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Ledger, Row, Wish, schema
 from qx_supervisor.watcher.ledger.rules import CLAIM_LEASE_SECONDS, LEASE_SECONDS, may_take
 from qx_supervisor.watcher.protocol import Lease
 from qx_supervisor.watcher.remote import JobState, RemoteError
@@ -39,7 +39,7 @@ def a_row(**values: Any) -> Row:
     """The row of a key whose driver runs beside the judge, and which has a job."""
     given: dict[str, Any] = {
         "run": "r1",
-        "place": A_PLACE,
+        "host_identity": A_PLACE,
         "pid": DRIVER,
         "start_ticks": DRIVER * 10,
         "watcher_pid": WATCHER,
@@ -84,17 +84,17 @@ ALL = {DRIVER, WATCHER, REAPER}
         ({"lease_until": 900.0}, {DRIVER}, "held"),
         ({"lease_until": None}, {DRIVER}, "held"),
         ({"lease_until": 9000.0}, set(), "granted"),
-        ({"place": REBOOTED}, ALL, "granted"),
+        ({"host_identity": REBOOTED}, ALL, "granted"),
         # It can't be.
-        ({"place": ELSEWHERE}, ALL, "held"),
-        ({"place": ELSEWHERE}, set(), "held"),
-        ({"place": ELSEWHERE, "lease_until": 1000.0}, ALL, "granted"),
-        ({"place": ELSEWHERE, "lease_until": 999.0}, ALL, "granted"),
-        ({"place": ELSEWHERE, "lease_until": None}, ALL, "granted"),
-        ({"place": HostIdentity(A_PLACE.machine, A_PLACE.host, A_PLACE.boot, 8)}, set(), "held"),
+        ({"host_identity": ELSEWHERE}, ALL, "held"),
+        ({"host_identity": ELSEWHERE}, set(), "held"),
+        ({"host_identity": ELSEWHERE, "lease_until": 1000.0}, ALL, "granted"),
+        ({"host_identity": ELSEWHERE, "lease_until": 999.0}, ALL, "granted"),
+        ({"host_identity": ELSEWHERE, "lease_until": None}, ALL, "granted"),
+        ({"host_identity": HostIdentity(A_PLACE.machine, A_PLACE.host, A_PLACE.boot, 8)}, set(), "held"),
         # It let go.
         ({"let_go_at": 990.0}, ALL, "granted"),
-        ({"let_go_at": 990.0, "place": ELSEWHERE}, ALL, "granted"),
+        ({"let_go_at": 990.0, "host_identity": ELSEWHERE}, ALL, "granted"),
         ({"let_go_at": 0.0}, ALL, "granted"),
         # Somebody cancels.
         ({"claimed_by": claimed()}, {REAPER}, "busy"),
@@ -142,7 +142,7 @@ def test_who_may_have_a_key(values: dict[str, Any], running: set[int], answer: s
 
 def test_a_holder_that_is_not_seen_has_its_lease_and_no_more() -> None:
     seen = may_take(a_row(lease_until=900.0), a_wish(), A_PLACE, lambda *_: True, 1000.0)
-    unseen = may_take(a_row(place=ELSEWHERE, lease_until=1012.5), a_wish(), A_PLACE, lambda *_: True, 1000.0)
+    unseen = may_take(a_row(host_identity=ELSEWHERE, lease_until=1012.5), a_wish(), A_PLACE, lambda *_: True, 1000.0)
     assert seen is not None
     assert unseen is not None
     assert (seen.is_seen, seen.seconds_left) == (True, 0.0)
@@ -177,70 +177,6 @@ def the_row(book: Ledger, run: str = "run of h1") -> Row:
     return found
 
 
-def test_a_new_key_is_taken(book: Ledger) -> None:
-    ruling = book.take(a_wish("h1"), is_running=everybody)
-    assert (ruling.answer, ruling.is_new, ruling.let_go_at) == ("granted", True, None)
-    assert ruling.row == the_row(book)
-    assert (ruling.row.holder, ruling.row.epoch, ruling.row.answered) == ("h1", 0, True)
-    assert ruling.row.lease_until == 1000.0 + LEASE_SECONDS
-
-
-def test_who_takes_a_key_goes_on_with_its_run(book: Ledger, clock: Clock) -> None:
-    book.take(a_wish("h1"))
-    book.write(a_row(run="run of h1", answered=False))
-    book.job_outcome("run of h1", "j2", "")
-    clock.now = 1100.0
-    wish = a_wish("h2", pid=8, start_ticks=80, watcher_pid=9, grace=5.0, place=REBOOTED)
-    assert book.take(wish, is_running=everybody).answer == "held"
-    ruling = book.take(wish, is_running=nobody)
-    assert (ruling.answer, ruling.is_new, ruling.let_go_at) == ("granted", False, None)
-    row = the_row(book)
-    assert row == ruling.row
-    assert [each.run for each in book.rows()] == ["run of h1"]
-    assert (row.tag, dict(row.jobs), row.answered) == ("qxs-r1-f", {"j1": "", "j2": ""}, False)
-    assert (row.pid, row.start_ticks, row.watcher_pid, row.place) == (8, 80, 9, REBOOTED)
-    assert (row.holder, row.epoch, row.grace, row.state) == ("h2", 1, 5.0, "guarded")
-    assert row.lease_until == 1100.0 + LEASE_SECONDS
-
-
-def test_asked_twice_a_lease_does_not_change_hands(book: Ledger) -> None:
-    book.take(a_wish("h1"))
-    assert book.take(a_wish("h1"), is_running=everybody).row.epoch == 0
-    assert book.take(a_wish("h2"), is_running=everybody).answer == "held"
-
-
-@pytest.mark.parametrize(("state_", "answered"), [("done", True), ("cancelled", True), ("expired", False)])
-def test_what_is_over_is_taken_from_a_driver_that_lives(book: Ledger, state_: Any, answered: bool) -> None:
-    book.take(a_wish("h1"))
-    book.write(a_row(run="run of h1"))
-    book.finish("run of h1", state_, "because", holder="h1")
-    ruling = book.take(a_wish("h2"), is_running=everybody)
-    assert (ruling.answer, ruling.row.answered) == ("granted", answered)
-    assert (ruling.row.state, ruling.row.detail) == ("guarded", "")
-
-
-def test_what_was_kept_is_guarded_again(book: Ledger) -> None:
-    book.take(a_wish("h1"))
-    for job, outcome in {"j1": "kept", "j2": "cancelled", "j3": "unconfirmed"}.items():
-        book.job_outcome("run of h1", job, outcome)
-    book.finish("run of h1", "done", holder="h1")
-    taken = book.take(a_wish("h2"), is_running=everybody).row
-    assert dict(taken.jobs) == {"j1": "", "j2": "cancelled", "j3": "unconfirmed"}
-
-
-def test_a_lease_that_was_let_go_says_since_when(book: Ledger, clock: Clock) -> None:
-    book.take(a_wish("h1"))
-    clock.now = 1005.0
-    book.let_go("run of h1", "another")
-    assert the_row(book).let_go_at is None
-    book.let_go("run of h1", "h1")
-    clock.now = 1009.0
-    book.let_go("run of h1", "h1")  # it counts from the first time
-    ruling = book.take(a_wish("h2"), is_running=everybody)
-    assert (ruling.answer, ruling.let_go_at) == ("granted", 1005.0)
-    assert the_row(book).let_go_at is None
-
-
 def test_a_lease_is_renewed_by_its_holder_until_it_is_let_go(book: Ledger, clock: Clock) -> None:
     book.take(a_wish("h1"))
     clock.now = 1020.0
@@ -255,7 +191,7 @@ def test_a_lease_is_renewed_by_its_holder_until_it_is_let_go(book: Ledger, clock
 
 
 def test_a_driver_elsewhere_holds_it_for_as_long_as_it_renews_it(book: Ledger, clock: Clock) -> None:
-    book.take(a_wish("h1", place=ELSEWHERE))
+    book.take(a_wish("h1", host_identity=ELSEWHERE))
     clock.now += LEASE_SECONDS - 1
     assert book.take(a_wish("h2")).seconds_left == 1.0
     book.renew(["h1"])
@@ -265,61 +201,12 @@ def test_a_driver_elsewhere_holds_it_for_as_long_as_it_renews_it(book: Ledger, c
     assert book.take(a_wish("h2")).answer == "granted"
 
 
-def test_a_former_holder_writes_nothing(book: Ledger, clock: Clock) -> None:
+def test_who_cancels_has_a_longer_lease_than_a_driver(book: Ledger) -> None:
     book.take(a_wish("h1"))
-    book.write(a_row(run="run of h1"))
-    book.take(a_wish("h2"), is_running=nobody)
-    before = the_row(book)
-    clock.now += 5
-    book.write(a_row(run="run of h1", pid=55, answered=True, state="pending", jobs={}))
-    book.finish("run of h1", "done", "it thought so", holder="h1")
-    book.let_go("run of h1", "h1")
-    book.renew(["h1"])
-    assert not book.job_outcome("run of h1", "j1", "cancelled", holder="h1")
-    assert not book.contest("run of h1", "h1", claimed())
-    assert the_row(book) == before
-
-
-def test_the_holder_says_what_became_of_its_jobs(book: Ledger) -> None:
-    book.take(a_wish("h1"))
-    book.job_outcome("run of h1", "j1", "")
-    for name, outcome in {"j1": "cancelled", "j9": "finished"}.items():
-        assert book.job_outcome("run of h1", name, outcome, holder="h1")
-    assert dict(the_row(book).jobs) == {"j1": "cancelled", "j9": "finished"}
-    with pytest.raises(LedgerError, match="has no run nothing"):
-        book.job_outcome("nothing", "j1", "", holder="h1")
-
-
-def test_who_has_won_the_lease_to_cancel_keeps_all_others_away(book: Ledger, clock: Clock) -> None:
-    book.take(a_wish("h1"))
-    book.write(a_row(run="run of h1"))
+    assert the_row(book).lease_until == 1000.0 + LEASE_SECONDS
     assert book.contest("run of h1", "h1", claimed())
-    assert book.contest("run of h1", "h1", claimed()), "asked again, for the first answer was lost"
-    row = the_row(book)
-    assert (row.state, row.claimed_by, row.lease_until) == ("pending", claimed(), 1000.0 + CLAIM_LEASE_SECONDS)
-    assert book.take(a_wish("h2"), is_running=everybody).answer == "busy"
-    book.finish("run of h1", "cancelled", holder="h1")
-    assert book.take(a_wish("h2"), is_running=everybody).answer == "granted"
-    assert the_row(book).claimed_by is None
-
-
-def test_a_key_is_free_when_its_cancel_was_given_up(book: Ledger) -> None:
-    """Its driver lives, has handed the cancel over, and the service could not be reached: it may try once more."""
-    book.take(a_wish("h1"))
-    book.write(a_row(run="run of h1"))
-    assert book.contest("run of h1", "h1", claimed())
-    book.finish("run of h1", "pending", "503", sweep_until=2000.0, holder="h1")
-    ruling = book.take(a_wish("h2"), is_running=everybody)
-    assert (ruling.answer, ruling.row.answered, ruling.let_go_at) == ("granted", False, 1000.0)
-
-
-def test_there_is_nothing_to_win_of_what_is_over(book: Ledger) -> None:
-    book.take(a_wish("h1"))
-    for state_ in sorted(FINAL):
-        book.finish("run of h1", state_, holder="h1")
-        assert not book.contest("run of h1", "h1", claimed())
-        assert the_row(book).state == state_
-    assert not book.contest("nothing", "h1", claimed())
+    book.write(a_row(run="run of h1", state="pending"))
+    assert the_row(book).lease_until == 1000.0 + CLAIM_LEASE_SECONDS
 
 
 def test_a_reaper_and_a_driver_that_comes_back(book: Ledger) -> None:
@@ -334,27 +221,6 @@ def test_a_reaper_and_a_driver_that_comes_back(book: Ledger) -> None:
 
 
 # Instances
-
-
-def test_a_key_is_looked_for_in_all_instances_that_the_driver_can_use(book: Ledger) -> None:
-    book.take(a_wish("h1", instance="crn:1"))
-    mine = {"instance": "crn:2"}
-    assert book.take(a_wish("h2", instances=("crn:2", "crn:1"), **mine), is_running=everybody).answer == "held"
-    ruling = book.take(a_wish("h2", instances=("crn:2", "crn:1"), **mine), is_running=nobody)
-    assert (ruling.answer, ruling.row.instance, ruling.row.holder) == ("other instance", "crn:1", "h1")
-    # To one that can't use that instance the key is another's, of another account.
-    ruling = book.take(a_wish("h3", instances=("crn:2",), **mine), is_running=nobody)
-    assert (ruling.answer, ruling.is_new, ruling.row.instance) == ("granted", True, "crn:2")
-    # And now there are two: its own comes first.
-    ruling = book.take(a_wish("h4", instances=("crn:1", "crn:2"), **mine), is_running=nobody)
-    assert (ruling.answer, ruling.row.run) == ("granted", "run of h3")
-
-
-def test_a_key_of_another_service_is_another(book: Ledger) -> None:
-    book.take(a_wish("h1"))
-    assert book.take(a_wish("h2", endpoint="https://y.test/api/v1"), is_running=everybody).is_new
-    assert book.take(a_wish("h3", key="l"), is_running=everybody).is_new
-    assert len(book.rows()) == 3
 
 
 # Older files
@@ -405,9 +271,10 @@ from qx_supervisor.watcher.ledger import Ledger, Row, Wish, sqlite
 from qx_supervisor.watcher.host_identity import Process, this_process, start_ticks
 sqlite.BUSY_SECONDS = 60.0  # the disk may be slow
 with Ledger.open(sys.argv[1]) as ledger:
-    me = this_process(ledger.place)
+    me = this_process(ledger.host_identity)
     def wish(key, holder, **values):
-        return Wish(row=Row(run=f"{key} of {holder}", place=ledger.place, pid=me.pid, start_ticks=me.start_ticks,
+        return Wish(row=Row(run=f"{key} of {holder}", host_identity=me.host_identity, pid=me.pid,
+        start_ticks=me.start_ticks,
             tag="t", endpoint="e", instance="i", answered=True, key=key, fingerprint="f", grace=1.0, holder=holder))
     print("ready", flush=True)
     for order in sys.stdin:
@@ -444,6 +311,7 @@ def test_of_eight_processes_that_want_a_key_one_gets_it(state: Path, child: Chil
         assert rows[f"k{number}"].epoch == 0
 
 
+@pytest.mark.long
 def test_a_key_of_a_dead_driver_goes_to_one_of_many(state: Path, child: Child) -> None:
     racers = [child(RACER, state) for _ in range(8)]
     started(racers)
@@ -479,7 +347,7 @@ def test_the_watcher_of_the_dead_and_a_driver_that_comes_back(state: Path, child
             row = the_row(ledger, f"k{number} of dead")
             if ended[-1] == ("True", "busy"):
                 assert (row.holder, row.state) == ("dead", "pending")
-                assert row.claimed_by == Process(ledger.place, guard.pid, start_ticks(guard.pid))
+                assert row.claimed_by == Process(ledger.host_identity, guard.pid, start_ticks(guard.pid))
             else:
                 assert ended[-1] == ("False", "granted")
                 assert (row.holder, row.state, row.claimed_by) == (str(driver.pid), "guarded", None)
@@ -491,8 +359,9 @@ import os, signal, sys
 from qx_supervisor.watcher.ledger import Ledger, Row, Wish
 from qx_supervisor.watcher.host_identity import this_process
 ledger = Ledger.open(sys.argv[1])
-me = this_process(ledger.place)
-row = Row(run="r", place=ledger.place, pid=me.pid, start_ticks=me.start_ticks, tag="t", endpoint="e", instance="i",
+me = this_process(ledger.host_identity)
+row = Row(run="r", host_identity=me.host_identity, pid=me.pid,
+        start_ticks=me.start_ticks, tag="t", endpoint="e", instance="i",
     key="k", fingerprint="f", grace=1.0, holder="h")
 ledger.take(Wish(row=row))
 if sys.argv[2] == "let go":
@@ -517,7 +386,7 @@ def test_what_was_said_survives_a_kill(state: Path, child: Child, what: str) -> 
 
 
 def replace_holder(ledger: Ledger, row: Row) -> Wish:
-    me = this_process(ledger.place)
+    me = this_process(ledger.host_identity)
     return Wish(row=replace(row, run="another", holder="h2", pid=me.pid, start_ticks=me.start_ticks))
 
 
@@ -573,7 +442,8 @@ def job(name: str, status: str, created: int = 1, tags: tuple[str, ...] = (MINE,
 def look(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[resume.Search, list[float]]]:
     """Makes a search whose sleep is a clock's."""
     now = SimpleNamespace(value=50.0)
-    monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: now.value))
+    for module in (resume, backoff):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.value))
 
     def make(there: There, known: dict[str, str] | None = None, **found: Any) -> tuple[resume.Search, list[float]]:
         slept: list[float] = []

@@ -25,7 +25,8 @@ import pytest
 from testkit.processes import Process, wait_for_end
 
 from qx_supervisor import local
-from qx_supervisor.local import registry
+from qx_supervisor.local.charges import shots_of
+from qx_supervisor.watcher import process_state
 
 pytest.importorskip("localqpu")
 
@@ -113,6 +114,7 @@ class TestJobs:
         assert record.ended is not None
         assert record.created < record.ended < time.monotonic_ns()
 
+    @pytest.mark.long
     def test_an_estimator_runs_too(self, ibm: local.Service, service: Any, bell: Any) -> None:
         from qiskit.quantum_info import SparsePauliOp
         from qiskit_ibm_runtime.executor_estimator import Estimator
@@ -151,6 +153,7 @@ class TestJobs:
         # One through Qiskit's client, which spends 20 ms on each job of a list.
         assert [job.job_id() for job in service.jobs(job_tags=["all", "n7"])] == [ids[7]]
 
+    @pytest.mark.long
     def test_what_the_scenario_plans_for_a_job_happens(self, ibm: local.Service, client: Client) -> None:
         planned = {"outcome": "cancelled", "reason": "ran too long", "reason_code": 1305}
         ibm.scenario({"next_jobs": [planned, {"outcome": "failed"}]})
@@ -159,6 +162,7 @@ class TestJobs:
         state = client.send("GET", f"/api/v1/jobs/{cancelled.id}")[2]["state"]
         assert state["reason_code"] == 1305
 
+    @pytest.mark.long
     def test_input_that_cannot_be_run_fails_the_job(self, ibm: local.Service, client: Client) -> None:
         job = ibm.wait_job(client.post_job())
         assert job.status == "Failed"
@@ -236,6 +240,127 @@ class TestGates:
     def test_an_unknown_gate_is_refused(self, ibm: local.Service) -> None:
         with pytest.raises(local.ServiceError, match="hold is null"):
             ibm.hold("completed")  # type: ignore[arg-type]
+
+
+class TestCharges:
+    """What a job costs is known to the tests to the second, so that a budget can be held against it."""
+
+    def metrics(self, client: Client, job_id: str) -> dict[str, Any]:
+        usage: dict[str, Any] = client.send("GET", f"/api/v1/jobs/{job_id}/metrics")[2]["usage"]
+        return usage
+
+    def test_a_job_is_charged_by_the_rule_and_estimated_before(self, ibm: local.Service, submit: Any) -> None:
+        ibm.charge(fixed=2.0, per_shot=0.01, estimate=1.5)
+        job = submit()
+        assert job.usage_estimation == {"quantum_seconds": pytest.approx(1.5 * 4.56)}
+        job.result()
+        assert job.usage() == ibm.job(job.job_id()).qpu_seconds == pytest.approx(2.0 + 0.01 * 256)
+        ibm.charge(pending=None)
+        assert job.usage() == 0  # Qiskit's word for "pending"
+        assert job.usage(partial=True) == pytest.approx(4.56)
+
+    @pytest.mark.parametrize("held", [True, False])
+    def test_a_job_that_takes_more_than_it_may_is_ended_there(
+        self, ibm: local.Service, service: Any, bell: Any, held: bool
+    ) -> None:
+        from qiskit_ibm_runtime.exceptions import RuntimeJobMaxTimeoutError
+        from qiskit_ibm_runtime.executor_sampler import Sampler
+
+        if held:
+            ibm.hold("running")
+        ibm.charge(fixed=8.0)
+        sampler = Sampler(mode=service.backend("ibm_brisbane"), options={"max_execution_time": 7})
+        job = sampler.run([bell], shots=1)
+        if held:
+            ibm.wait_job(job.job_id(), "Running")
+            ibm.spend(6.5)
+            assert (ibm.job(job.job_id()).status, ibm.job(job.job_id()).qpu_seconds) == ("Running", 6.5)
+            ibm.spend(6.5, job.job_id())
+        ended = ibm.wait_job(job.job_id())
+        assert (ended.status, ended.max_execution_time, ended.qpu_seconds, job.usage()) == ("Cancelled", 7, 7, 7)
+        with pytest.raises(RuntimeJobMaxTimeoutError):
+            job.result()
+
+    def test_qpu_time_passes_while_a_job_runs_and_a_cancelled_one_is_charged_it(
+        self, ibm: local.Service, submit: Any, client: Client
+    ) -> None:
+        """By the clock, a thousand times as fast; until a cancel, the job's end, or its bound."""
+        ibm.charge(fixed=0.5, speed=1000.0)
+        assert ibm.wait_job(submit().job_id()).qpu_seconds == 0.5
+        ibm.hold("running")
+        cancelled, bounded = client.post_job(), client.post_job(cost=50)
+        assert ibm.wait_job(bounded).qpu_seconds == 50
+        client.send("POST", f"/api/v1/jobs/{cancelled}/cancel")
+        spent = ibm.job(cancelled).qpu_seconds
+        assert 0 < spent < 10_800
+        assert self.metrics(client, cancelled)["qpu_charge_time_seconds"] == spent
+        consumed = client.send("GET", "/api/v1/instances/usage")[2]["usage_consumed_seconds"]
+        assert consumed == pytest.approx(sum(job.qpu_seconds for job in ibm.jobs()))
+
+    def test_a_charge_is_pending_for_a_while(self, ibm: local.Service, client: Client) -> None:
+        ibm.hold("running")
+        ibm.charge(pending=3600.0)
+        job_id = client.post_job()
+        ibm.wait_job(job_id, "Running")
+        ibm.spend(3.0)
+        assert self.metrics(client, job_id) == {"status": "pending", "qpu_charge_time_seconds": 3.0}
+        client.send("POST", f"/api/v1/jobs/{job_id}/cancel")
+        assert self.metrics(client, job_id)["status"] == "pending"
+        ibm.charge(pending=0.0)
+        assert self.metrics(client, job_id) == {
+            "status": "final",
+            "quantum_seconds": 3.0,
+            "qpu_charge_time_seconds": 3.0,
+        }
+
+    @pytest.mark.filterwarnings("ignore:.*usage limit:UserWarning")
+    def test_an_instance_that_has_used_up_its_time_queues_jobs(
+        self, ibm: local.Service, service: Any, submit: Any
+    ) -> None:
+        ibm.scenario({"usage": {"limit_seconds": 10, "consumed_seconds": 3}})
+        ibm.charge(fixed=7.0)
+        first = submit()
+        first.result()
+        usage = service.usage()
+        assert (usage["usage_consumed_seconds"], usage["usage_remaining_seconds"]) == (10, 0)
+        assert usage["usage_limit_reached"] is True
+        second = submit()
+        with pytest.raises(TimeoutError, match="is Queued after"):
+            ibm.wait_job(second.job_id(), "Running", "Completed", timeout=0.1)
+        ibm.scenario({"usage": {"limit_seconds": 20, "consumed_seconds": 3}})
+        assert ibm.wait_job(second.job_id()).status == "Completed"
+
+    def test_what_makes_no_sense_is_refused(self, ibm: local.Service, client: Client) -> None:
+        with pytest.raises(local.ServiceError, match="speed must be a number of at least 0, not -1"):
+            ibm.charge(speed=-1)
+        for cost in (0, -5, 1.5, "9", True):
+            status, _, body = client.send("POST", "/api/v1/jobs", {**HELD, "cost": cost})
+            assert (status, body["errors"][0]["code"]) == (400, 1208)
+        assert ibm.jobs() == []
+
+    @pytest.mark.parametrize(
+        ("params", "shots"),
+        [
+            ({}, 0),
+            ({"quantum_program": {"shots": 9}}, 0),
+            ({"pubs": [["…", [], 30], ["…", [], None], ["…"]], "options": {"default_shots": 100}}, 230),
+            ({"pubs": [["…"]]}, 4096),
+            (
+                {
+                    "quantum_program": {
+                        "shots": 10,
+                        "items": [
+                            {"item_type": "circuit", "circuit_arguments": {"shape": [2, 3, 5]}},
+                            {"item_type": "samplex", "shape": [4, 5]},
+                        ],
+                    }
+                },
+                10 * (6 + 20),
+            ),
+        ],
+    )
+    def test_shots_of_a_job(self, params: dict[str, Any], shots: int) -> None:
+        assert shots_of(params) == shots
 
 
 class TestSessions:
@@ -506,8 +631,9 @@ class TestProcess:
             assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
             descriptors = {Path(f"/proc/{pid}/fd/{number}").readlink() for number in "012"}
             assert descriptors == {Path(os.devnull)}
+            started = process_state.start_ticks(pid)
             ibm.stop()
-            assert registry.start_ticks(pid) is None
+            assert process_state.judge(pid, started) in ("ended", "gone")
             assert not state_file.exists()
             assert local.find() is None
         finally:
@@ -545,7 +671,7 @@ class TestProcess:
         ):
             local.start(port=taken.getsockname()[1])
         monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-        with pytest.raises(ImportError, match=r"pip install '\.\[local\]' in a checkout"):
+        with pytest.raises(ImportError, match=r"pip install 'qx-supervisor\[local\]' \(in a checkout: '\.\[local\]'\)"):
             local.start()
 
     def test_it_says_why_its_engine_cannot_be_loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

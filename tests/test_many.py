@@ -59,6 +59,7 @@ def test_more_than_ten_are_listed_together(ibm: local.Service, begin: Begin) -> 
     assert [job.cancel_requests for job in ibm.jobs()] == [0] * MANY
 
 
+@pytest.mark.long
 def test_up_to_ten_are_read_one_by_one(ibm: local.Service, begin: Begin) -> None:
     begin(cancel.SINGLY)
     ibm.wait_for("GET", ONE_JOB, count=5 * cancel.SINGLY)
@@ -83,6 +84,7 @@ def end_of(held: Run) -> str:
     return "Completed"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", [400, 403, 404])
 def test_a_service_that_refuses_to_list(ibm: local.Service, begin: Begin, status: int) -> None:
     ibm.scenario({"http_faults": [{"method": "GET", "path": JOBS, "status": status}]})
@@ -95,6 +97,7 @@ def test_a_service_that_refuses_to_list(ibm: local.Service, begin: Begin, status
 
 
 @pytest.mark.parametrize("way", [{"status": 503}, {"status": 429, "retry_after": 1}, {"drop_connection": True}])
+@pytest.mark.short_only("way0")
 def test_a_list_that_fails_ends_nothing(ibm: local.Service, begin: Begin, way: dict[str, Any]) -> None:
     ibm.scenario({"http_faults": [{"method": "GET", "path": JOBS, **way}] * 2})
     heard: list[Status] = []
@@ -105,6 +108,7 @@ def test_a_list_that_fails_ends_nothing(ibm: local.Service, begin: Begin, way: d
     assert {"connection lost, retrying", "connection back"} <= {status.state for status in heard}
 
 
+@pytest.mark.long
 def test_a_void_token_is_renewed_once_for_all(tokens: local.Service, begin: Begin) -> None:
     runs = begin()
     tokens.wait_for("GET", JOBS, count=2)
@@ -205,6 +209,7 @@ def test_the_pace_is_the_services(ibm: local.Service, fork: Any) -> None:
     assert patient == []
 
 
+@pytest.mark.long
 def test_a_slow_end_is_confirmed_for_all(ibm: local.Service, fork: Any) -> None:
     ibm.hold("running", 0.3)
     fleet = FLEET.replace('"queued"', '"running"').replace("poll_interval=30", "poll_interval=1")  # first seen queued

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
-from nbclient import NotebookClient
 from testkit.processes import DEADLINE, Process, wait_for_end
 from testkit.watchers import watchers_of
 
@@ -68,10 +66,26 @@ class Notebook:
                 return dict(content)
 
     def job_in(self, state: str) -> str:
-        """Wait until the panel says so; returns the job's id."""
-        line = re.compile(rf"^{state} · .* · job (\w+)$", re.MULTILINE)
+        """Wait until the card says so; returns the job's id."""
+        line = re.compile(rf"^{state} as of .* · job (\w+)$", re.MULTILINE)
         self.wait(lambda _: line.search(self.text))
         return str(line.search(self.text)[1])
+
+    def outputs(self, code: str) -> list[tuple[str, dict[str, Any]]]:
+        """What a cell puts out, to its end."""
+        found: list[tuple[str, dict[str, Any]]] = []
+        request = self.client.execute(code)
+
+        def is_over(message: dict[str, Any]) -> bool:
+            content, kind = message["content"], message["msg_type"]
+            if message["parent_header"].get("msg_id") != request:
+                return False
+            if kind in ("display_data", "update_display_data", "execute_result", "stream", "error"):
+                found.append((kind, content))
+            return kind == "status" and content["execution_state"] == "idle"
+
+        self.wait(is_over)
+        return found
 
     def restart(self) -> None:
         """Have Jupyter start another kernel, as by its button, and forget what the old one said."""
@@ -88,7 +102,8 @@ class Notebook:
 def notebook(tmp_path, monkeypatch) -> Iterator[Notebook]:
     for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    manager = KernelManager(kernel_name="python3")
+    # Not over TCP, whose ports others may have taken before the kernel has them.
+    manager = KernelManager(kernel_name="python3", transport="ipc", ip=str(tmp_path / "kernel"))
     # This interpreter, and not one that happens to be registered on the machine.
     manager.kernel_spec.argv[0] = sys.executable
     manager.start_kernel(cwd=str(tmp_path))
@@ -104,15 +119,17 @@ def notebook(tmp_path, monkeypatch) -> Iterator[Notebook]:
 
 
 def test_a_cell_to_its_result(ibm, notebook):
-    """There is one output, which is kept up to date and says in the end how it went."""
+    """There is one output, which is kept up to date and says in the end how it went, also of a cell that ends in it."""
     ibm.tell(queue_position=2, qpu_seconds=1.5)
     ibm.hold("queued")
-    patience = "from qx_supervisor.flight import polling\npolling.COST_SECONDS = 60.0  # for the word what it cost\n"
+    patience = "from qx_supervisor import job_cost\njob_cost.WAIT_SECONDS = 60.0  # for the word what it cost\n"
     notebook.client.execute(patience + CELL.format(port=ibm.port))
     job = notebook.job_in("queued")
     notebook.wait(lambda _: "position 2" in notebook.shown[-1][1]["data"]["text/html"])
     html = notebook.shown[-1][1]["data"]["text/html"]
-    assert re.search(r"watched by pid \d+ · interrupting the kernel cancels", html)
+    assert re.search(r"queued</strong> <[^>]*>as of \d\d:\d\d:\d\d, \d{4}-\d\d-\d\d<", html)
+    assert re.search(r"watched by pid \d+<", html)
+    assert "While its kernel lives, it updates this card, and interrupting it cancels the job." in html
     ibm.hold(None)
     shown = notebook.wait(lambda m: m["msg_type"] == "execute_result")
     assert shown["data"]["text/plain"] == "64"
@@ -122,15 +139,28 @@ def test_a_cell_to_its_result(ibm, notebook):
     assert len({content["transient"]["display_id"] for _, content in notebook.shown}) == 1
     last = notebook.shown[-1][1]["data"]
     assert last["text/plain"].startswith(f"done · job {job} · ibm_brisbane · 64 shots · ")
-    assert last["text/plain"].endswith("QPU 1.5 s charged")
+    assert re.search(r" · QPU 1.5 s charged · as of [\d:]+, [\d-]+$", last["text/plain"])
+    assert re.search(r"transpiled \S+ s, queued .+ s, ran \S+ s<", last["text/html"])
     assert job in last["text/html"]
     assert ">00<" in last["text/html"]
     assert ">11<" in last["text/html"]
+    assert "While its kernel lives" not in last["text/html"]
+    notebook.idle()
+    notebook.shown.clear()
+    once_more = f'run(circuit, "ibm_brisbane", service=connect({ibm.port}, "local-key"), shots=64, label="vqe 17")'
+    assert [kind for kind, _ in notebook.outputs(once_more) if kind != "update_display_data"] == ["display_data"]
+    [(kind, found)] = notebook.outputs("_")
+    assert kind == "execute_result"
+    assert "RunResult of 1 PUB</strong>" in found["data"]["text/html"]
+    assert "vqe 17" in found["data"]["text/html"]
 
 
 @pytest.mark.long
 def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
     """Executed as papermill and nbconvert do it: an output a cell, objects as HTML, and no secret anywhere."""
+    import nbformat  # here: these take seconds, of every worker that collects the tests
+    from nbclient import NotebookClient
+
     for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
     made = nbformat.v4.new_notebook()
@@ -140,7 +170,13 @@ def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
         'result = run(circuit, "ibm_brisbane", service=service, shots=64)\nresult',
         'going = submit(circuit, "ibm_brisbane", service=service, shots=64, panel="notebook")\ngoing.result()\ngoing',
         'try_run(circuit, "ibm_nowhere", service=service)',
+        'try_run(circuit, "ibm_brisbane", service=service, shots=64)',
         'try_run(circuit, "ibm_brisbane", service=service, shots=64, panel=None)',
+        'submit(circuit, "ibm_brisbane", service=service, shots=64, label="vqe step 17")',
+        "result = await _\nresult",
+        'await submit(circuit, "ibm_brisbane", service=service, shots=64)',
+        'runs = [submit(circuit, "ibm_brisbane", service=service, shots=64, label=f"step {n}") for n in range(3)]',
+        "import asyncio\nlen(await asyncio.gather(*runs))",
         'run(circuit, "ibm_brisbane", service=service, shots=64, panel="plain").counts.keys() <= {"00", "11"}',
     ]
     made.cells = [nbformat.v4.new_code_cell(code) for code in cells]
@@ -158,23 +194,33 @@ def test_a_saved_notebook(ibm, tmp_path, monkeypatch):
     gc.collect()
     for secret in ("a-secret-key", "Bearer", "eyJ"):
         assert secret not in saved.replace(connect, "")
-    run_cell, submit_cell, error_cell, ok_cell, plain_cell = (cell.outputs for cell in made.cells[1:])
-    assert [output.output_type for output in run_cell] == ["display_data", "execute_result"]
-    assert "done · job" in run_cell[0]["data"]["text/plain"]
-    assert "RunResult of 1 PUB" in run_cell[1]["data"]["text/html"]
-    assert [output.output_type for output in submit_cell] == ["display_data", "execute_result"]
-    assert "done · job" in submit_cell[0]["data"]["text/plain"]
-    assert "done" in submit_cell[1]["data"]["text/html"]
-    html = error_cell[-1]["data"]["text/html"]
-    assert "ConfigError" in html
-    assert "there is no backend &#x27;ibm_nowhere&#x27;" in html
-    assert "RunResult of 1 PUB" in ok_cell[-1]["data"]["text/html"]
+    outputs = [cell.outputs for cell in made.cells[1:]]
+    run_cell, submit_cell, error_cell, ok_cell, silent_cell, live_cell, later_cell, await_cell, *others = outputs
+    _, many_cell, plain_cell = others
+    for outputs in (run_cell, submit_cell, ok_cell, live_cell, await_cell):
+        [card] = outputs
+        assert card.output_type == "display_data"
+        assert re.match(r"done · job \w+ · .* · as of [\d:]+, [\d-]+$", card["data"]["text/plain"])
+        assert re.search("done</strong> <[^>]*>as of ", card["data"]["text/html"])
+    assert "vqe step 17" in live_cell[0]["data"]["text/html"]
+    [card] = error_cell
+    assert "ConfigError" in card["data"]["text/html"]
+    assert "there is no backend &#x27;ibm_nowhere&#x27;" in card["data"]["text/html"]
+    for outputs in (silent_cell, later_cell):
+        [card] = outputs
+        assert card.output_type == "execute_result"
+        assert re.search("RunResult of 1 PUB</strong> <[^>]*>as of ", card["data"]["text/html"])
+    card, number = many_cell
+    assert number["data"]["text/plain"] == "3"
+    assert card["data"]["text/plain"].startswith("3 of 3 done · ")
+    assert all(f"step {number}<" in card["data"]["text/html"] for number in range(3))
     assert {output.output_type for output in plain_cell[:-1]} == {"stream"}
     assert plain_cell[-1]["data"]["text/plain"] == "True"
     if os.environ.get("QX_KEEP_NOTEBOOK"):  # to look at it in a browser
         Path(os.environ["QX_KEEP_NOTEBOOK"]).write_text(saved)
 
 
+@pytest.mark.long
 def test_interrupted(ibm, notebook):
     """The job is cancelled once, the cell ends as by any interrupt, and the kernel is as good as before."""
     ibm.hold("queued")

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from testkit.exploration import explore
 
+from qx_supervisor.watcher import charges, protocol
 from qx_supervisor.watcher import policy as p
-from qx_supervisor.watcher import protocol
+from qx_supervisor.watcher.facts import End, Figures
 
 Move = tuple[str, ...]
 
@@ -507,7 +508,9 @@ def test_an_account_that_cannot_be_used_is_refused_and_its_runs_stay_guarded():
     for event in (said("arm", 1, account="a"), said("intent", 2, run="r", account="a", tag="t", driver="", lease={})):
         policy.handle(event)
     assert policy.handle(p.Prepared("a", "the key")) == [p.Nack(1, "the key"), p.Nack(2, "the key")]
-    assert words(policy.handle(DEATH)) == "window + sweep"
+    late = said("intent", 3, run="late", account="a", tag="u", driver="", lease={})  # many are told again
+    assert policy.handle(late) == [p.RecordRun("late", "guarded", "a", "u"), p.Nack(3, "the key")]
+    assert words(policy.handle(DEATH)) == "window + sweep + window + sweep"
 
 
 def test_an_intent_that_crosses_the_goodbye_is_refused():
@@ -545,8 +548,131 @@ def test_what_is_found_and_what_comes_of_it_is_written_down_and_told():
         protocol.Report("unconfirmed", "r", "K", "503"),
         p.RecordRun("r", "pending", detail="503"),
         protocol.Report("pending", "r", detail="503"),
-        p.Exit(),
+        p.ReadFigures("r", "a", "J"),
     ]
+    assert policy.handle(p.FiguresRead("r", "J", CHARGED)) == [p.RecordFigures("r", "J", CHARGED), p.Exit()]
+
+
+# How it ended, and what it cost --------------------------------------------------------------------------------------
+
+CANCELLED = p.CancelEnded("r", "J", "cancelled")
+PENDING, CHARGED = Figures(estimated=2.0), Figures(charged=1.5)
+BY_SIGNAL = End("cancelled", "signal", 15)
+FINISHED, FAILED = End("finished"), End("failed", "IBM", reason="code 9")
+
+
+def ended(policy: p.Policy, event: p.Event) -> End | None:
+    """The end that an event has written down."""
+    [found] = [action.end for action in policy.handle(event) if isinstance(action, p.RecordRun)]
+    return found
+
+
+def test_the_watcher_has_cancelled_what_a_dead_driver_left():
+    assert ended(brought_to(INTENT, JOB, CLEAN, DEATH, NOTHING), CANCELLED) == End("cancelled", "watcher")
+    assert ended(brought_to(INTENT, said("posted", run="r", clean=True), DEATH), NOTHING) == End("cancelled", "watcher")
+
+
+@pytest.mark.parametrize("end", [FINISHED, FAILED, End("cancelled", "IBM", reason="ran too long")])
+def test_a_job_that_had_ended_before_its_driver_was_not_cancelled_by_the_watcher(end):
+    policy = brought_to(INTENT, JOB, CLEAN, DEATH, NOTHING)
+    outcome = "cancelled" if end.outcome == "cancelled" else "finished"
+    assert ended(policy, p.CancelEnded("r", "J", outcome, end=end)) == end
+
+
+@pytest.mark.parametrize("kind", [protocol.Cancelling, protocol.HandOver])
+def test_why_a_driver_began_to_cancel_is_told_by_its_watcher(kind):
+    policy = brought_to(INTENT, JOB, CLEAN, p.Received(8, kind("r", BY_SIGNAL)), DEATH, NOTHING)
+    assert ended(policy, CANCELLED) == BY_SIGNAL
+
+
+def test_what_could_not_be_resolved_has_no_end_yet():
+    policy = brought_to(INTENT, JOB, CLEAN, DEATH, NOTHING)
+    assert ended(policy, p.CancelEnded("r", "J", "unconfirmed", "503")) is None
+
+
+@pytest.mark.parametrize("end", [FINISHED, FAILED, BY_SIGNAL, End("detached", "program"), None])
+def test_a_driver_says_how_its_run_has_ended(end):
+    policy = brought_to(INTENT, JOB, CLEAN)
+    done = p.Received(9, protocol.StandDown("r", end))
+    assert policy.handle(done) == [p.RecordRun("r", "done", end=end)]
+
+
+def test_a_run_that_stays_for_its_duplicates_ends_as_its_driver_has_said():
+    policy = brought_to(INTENT, JOB, said("posted", run="r", clean=False), NOTHING)
+    policy.handle(p.Received(9, protocol.StandDown("r", FINISHED)))
+    policy.handle(p.Fired(p.Timer("window", "r")))
+    policy.handle(p.Fired(p.Timer("sweep", "r")))
+    assert ended(policy, p.SweepEnded("r", ())) == FINISHED
+
+
+def test_charges_are_read_when_no_cancel_is_under_way():
+    policy = brought_to(INTENT, JOB, CLEAN, DEATH)
+    policy.handle(p.SweepEnded("r", ("K",)))
+    assert not [each for each in policy.handle(CANCELLED) if isinstance(each, p.ReadFigures)]
+    assert policy.handle(p.CancelEnded("r", "K", "finished"))[-2:] == [
+        p.ReadFigures("r", "a", "J"),
+        p.ReadFigures("r", "a", "K"),
+    ]
+    assert policy.handle(p.FiguresRead("r", "K", CHARGED)) == [p.RecordFigures("r", "K", CHARGED)]
+    assert policy.handle(p.FiguresRead("r", "J", CHARGED)) == [p.RecordFigures("r", "J", CHARGED), p.Exit()]
+
+
+def test_a_charge_that_is_pending_is_read_again_and_left_to_others_at_last():
+    policy = brought_to(INTENT, JOB, CLEAN, DEATH, NOTHING)
+    assert policy.handle(CANCELLED)[-1] == p.ReadFigures("r", "a", "J")
+    timer = p.Timer("charge", job="J")
+    for pause in charges.PAUSES:
+        assert policy.handle(p.FiguresRead("r", "J", PENDING)) == [
+            p.RecordFigures("r", "J", PENDING),
+            p.SetTimer(timer, pause),
+        ]
+        assert policy.handle(p.Fired(timer)) == [p.ReadFigures("r", "a", "J")]
+    assert policy.handle(p.FiguresRead("r", "J", None)) == [p.Exit()]
+
+
+def test_a_driver_reads_its_charges_while_it_lives_and_its_watcher_what_is_left():
+    policy = brought_to(INTENT, JOB, CLEAN)
+    assert words(policy.handle(p.Received(9, protocol.StandDown("r", FINISHED)))) == ""
+    assert policy.handle(DEATH) == [p.ReadFigures("r", "a", "J")]
+    assert policy.handle(p.FiguresRead("r", "J", CHARGED))[-1] == p.Exit()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_a_driver_has_read_is_not_read_again(is_first):
+    figures, done = (
+        p.Received(8, protocol.JobFigures("r", "J", CHARGED)),
+        p.Received(9, protocol.StandDown("r", FINISHED)),
+    )
+    policy = brought_to(INTENT, JOB, CLEAN, *(() if is_first else (done,)))
+    assert policy.handle(figures) == [p.RecordFigures("r", "J", CHARGED)]
+    if is_first:
+        policy.handle(done)
+    assert policy.handle(DEATH) == [p.Exit()]
+
+
+@pytest.mark.parametrize("end", [End("detached", "program"), None])
+def test_the_charge_of_a_job_that_was_let_go_is_not_waited_for(end):
+    policy = brought_to(INTENT, JOB, CLEAN, p.Received(9, protocol.StandDown("r", end)))
+    assert policy.handle(DEATH) == [p.Exit()]
+
+
+def test_no_charge_keeps_a_watcher_from_leaving_that_is_told_to():
+    done = p.Received(9, protocol.StandDown("r", FINISHED))
+    assert brought_to(INTENT, JOB, CLEAN, done, DEATH).handle(p.Terminated()) == [p.Exit()]
+    policy = brought_to(INTENT, JOB, CLEAN, done, said("bye"))
+    assert policy.handle(p.Fired(p.Timer("leave"))) == [p.Exit()]
+
+
+def test_of_a_driver_that_lives_for_long_the_latest_charges_are_kept():
+    policy = brought_to()
+    for number in range(charges.MOST + 5):
+        run = f"r{number}"
+        policy.handle(said("intent", run=run, account="a", tag=run, driver="", lease={}))
+        policy.handle(said("job", run=run, job=f"J{number}"))
+        policy.handle(said("posted", run=run, clean=True))
+        policy.handle(p.Received(9, protocol.StandDown(run, FINISHED)))
+    orders = policy.handle(DEATH)
+    assert [order.job for order in orders] == [f"J{number}" for number in range(5, charges.MOST + 5)]
 
 
 def test_the_one_cancel_of_a_job_that_is_in_a_guarded_session_too():
@@ -570,7 +696,7 @@ def test_a_session_that_was_opened_is_closed_and_spares_what_is_in_it():
     ]
     assert policy.handle(DEATH) == [p.StartClose("r", "a", "s", spares=True)]
     assert policy.handle(p.CloseEnded("r")) == [
-        p.RecordRun("r", "cancelled"),
+        p.RecordRun("r", "cancelled", end=End("cancelled", "watcher")),
         protocol.Report("cancelled", "r"),
         p.Exit(),
     ]
@@ -587,7 +713,7 @@ def test_an_opened_session_that_meets_a_leaving_watcher_is_refused():
 
 
 def test_pauses_grow_and_a_sweep_that_always_fails_ends_after_a_quarter_of_an_hour():
-    policy = brought_to(INTENT, JOB, CLEAN, DEATH, p.CancelEnded("r", "J", "cancelled"))
+    policy = brought_to(INTENT, JOB, CLEAN, DEATH, CANCELLED, p.FiguresRead("r", "J", CHARGED))
     pauses = []
     while not isinstance((actions := policy.handle(p.SweepEnded("r", None, "503")))[-1], p.Exit):
         [timer] = actions
@@ -624,7 +750,7 @@ def test_failures_from_before_a_death_do_not_shorten_what_follows_it():
     policy.handle(p.CancelEnded("r", "J", "cancelled"))
     assert words(policy.handle(p.SweepEnded("r", None, "503"))) == "pause"
     policy.handle(p.Fired(WINDOW))
-    assert policy.handle(NOTHING)[:1] == [p.RecordRun("r", "cancelled")]
+    assert policy.handle(NOTHING)[:1] == [p.RecordRun("r", "cancelled", end=End("cancelled", "watcher"))]
 
 
 def test_a_session_with_a_job_that_cannot_be_cancelled_is_left_to_the_ledger():
@@ -683,7 +809,7 @@ def test_a_claim_that_is_granted_to_the_dead_waits_for_its_grace():
     assert words(policy.handle(WON)) == "sweep"
     lease = protocol.Lease(**LEASE)
     assert policy.handle(NOTHING) == [
-        p.RecordRun("r", "cancelled", lease=lease),
+        p.RecordRun("r", "cancelled", lease=lease, end=End("cancelled", "watcher")),
         protocol.Report("cancelled", "r"),
         p.Exit(),
     ]
@@ -1215,6 +1341,10 @@ class World:
                 assert self._may_cancel(self.runs[name], job), f"false cancel of {job}"
                 self.asked.add(job)
                 self.cancels.append((name, job))
+            case p.ReadFigures(name, _, job):
+                assert not self.cancels, "a charge is read while a cancel is under way"
+                for answer in self.policy.handle(p.FiguresRead(name, job, CHARGED)):
+                    self.order(answer)
             case p.Exit():
                 self._check_end()
                 self.gone = True
@@ -1359,6 +1489,7 @@ def _key(world: World) -> str:
     rest = {**vars(world), "policy": policy, "seq": 0, "unanswered": 0, "timers": sorted(timers.items())}
     policy["_windows"], policy["_sweeps"] = dict(world.policy._windows), sorted(world.policy._sweeps.items())
     policy["_wanted"] = len(world.policy._wanted)
+    policy["_charges"] = [each.job for each in world.policy._charges._due]  # all others are read by now
     rest["asked"] = sorted(world.asked)
     rest["claims"] = [(name, holder) for name, (_, holder) in world.claims.items()]
     # What the driver would do next, if it lived.

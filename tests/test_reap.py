@@ -15,7 +15,7 @@ import pytest
 from testkit.circuits import bell
 from testkit.drivers import RUN, Driver, end, kill_both
 from testkit.processes import until, wait_for_end
-from testkit.watchers import wait_until_written
+from testkit.watchers import titles, wait_until_written
 
 import qx_supervisor.service as services
 from qx_supervisor import reap, run
@@ -82,6 +82,7 @@ def test_it_can_wait_for_a_watcher_that_is_at_work(ibm, fork):
     assert ibm.job(job).cancel_requests == 1
 
 
+@pytest.mark.long
 def test_it_does_not_wait_for_those_that_live_nor_for_a_grace(ibm, fork):
     ibm.hold("queued")
     living, waiting = fork(RUN), fork(RUN.replace("shots=64", 'shots=64, key="step", grace=3600'))
@@ -114,6 +115,7 @@ def test_what_lives_is_not_touched(ibm, fork):
     assert driver.end() == 0
 
 
+@pytest.mark.long
 def test_a_live_watcher_of_a_dead_driver_is_left_to_it(ibm, fork):
     """The service does not answer its cancel: the watcher goes on trying, and a reaper stays away."""
     ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/*/cancel", "method": "POST", "status": 503, "times": 1000}]})
@@ -154,7 +156,7 @@ def test_a_late_job_is_looked_for_until_the_sweep_window_is_over(ibm, state, mon
         book.write(
             Row(
                 run="r1",
-                place=this_host(),
+                host_identity=this_host(),
                 pid=2**22 + 1,  # no process has it
                 start_ticks=1,
                 tag="qxs-r1",
@@ -173,7 +175,6 @@ def test_a_session_is_closed(ibm, fork):
         """
         from qiskit.transpiler import generate_preset_pass_manager
         from qiskit_ibm_runtime import Session
-        from qiskit_ibm_runtime.executor_sampler import Sampler
         backend, isa = backend(), isa()
         session = Session(backend)
         with guard(session):
@@ -195,6 +196,8 @@ def test_another_pid_namespace_is_never_judged(ibm, start, state):
     ibm.hold("queued")
     inside = start(RUN, wrap=lambda command: ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command])
     job = inside.queued()
+    [watcher] = [process for process, title in titles() if title.is_in(state)]
+    watcher.suspend()  # it would learn of the death, and cancel, before it is killed
     inside.kill()  # and with its first process the whole namespace, its watcher too
     (reaped,) = reap(ibm.service())
     assert reaped.fate == "elsewhere"
@@ -224,7 +227,8 @@ def test_ps_and_reap_commands(ibm, fork, capsys):
         return capsys.readouterr().out.split()
 
     words = until(shown, lambda words: job in words)  # the watcher writes it down a moment later
-    assert words[:3] == ["live", f"{os.uname().nodename}:{driver.pid}", job]
+    assert words[:7] == ["AGE", "STATE", "JOB", "BACKEND", "LABEL", "COST", "HOST"]
+    assert words[8:] == ["live", job, "ibm_brisbane", "-", "-", f"{os.uname().nodename}:{driver.pid}"]
     driver.kill()
     ibm.wait_job(job, "Cancelled")
 
@@ -285,6 +289,7 @@ def test_a_full_disk(ibm, fork, state, caplog):
         subprocess.run(["umount", state], check=True)
 
 
+@pytest.mark.long
 def test_a_locked_ledger(ibm, fork, state):
     state.mkdir(mode=0o700)
     first = fork(RUN)
@@ -317,7 +322,7 @@ def test_rows_have_the_mode_of_a_private_file(ibm, fork, state):
     listed = subprocess.run(
         [sys.executable, "-m", "qx_supervisor", "ps", "--all"], capture_output=True, text=True, check=True
     )
-    assert listed.stdout.startswith("done ")
+    assert listed.stdout.splitlines()[1].split()[1] == "finished"
 
 
 def kill_its_watcher(driver: Driver) -> None:
@@ -354,6 +359,7 @@ def test_a_job_that_was_let_go_while_there_was_no_watcher(ibm, fork):
     assert ibm.job(job).cancel_requests == 0
 
 
+@pytest.mark.long
 def test_a_run_that_was_over_while_there_was_no_watcher(ibm, fork):
     ibm.hold("queued")
     driver = fork(RUN)

@@ -74,6 +74,7 @@ def test_what_nobody_took_up_is_cancelled_in_both(ibm: local.Service, fork: Any,
         assert [row.state for row in book.rows()] == ["cancelled"]
 
 
+@pytest.mark.long
 def test_whoever_began_to_cancel_has_died_too(ibm: local.Service, fork: Any, shared_url_is_set: str) -> None:
     """While that one's lease lasts it may be at it still; then its claim counts no more."""
     ibm.hold("queued")
@@ -93,6 +94,7 @@ def test_whoever_began_to_cancel_has_died_too(ibm: local.Service, fork: Any, sha
     assert ibm.job(job).cancel_requests == 1
 
 
+@pytest.mark.long
 def test_while_the_database_is_away_it_is_not_touched(
     ibm: local.Service, fork: Any, shared_url_is_set: str, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ resume.claim = ask
 
 @pytest.mark.parametrize("where", ["queued", "running"])
 @pytest.mark.short_only("queued")
+@pytest.mark.client
 def test_a_driver_that_comes_back_takes_its_job_up(ibm, fork, where):
     ibm.hold(where)
     first = fork(keyed())
@@ -115,6 +116,34 @@ def test_a_driver_that_comes_back_takes_its_job_up(ibm, fork, where):
     assert ibm.job(job).cancel_requests == 0
 
 
+def test_a_job_that_is_taken_up_may_run_no_longer_than_if_its_driver_had_lived(ibm, fork):
+    """The time for which it has run is the service's to tell: it was started by another process, maybe of another
+    host."""
+    ibm.hold("running")
+    first = fork(keyed())
+    job = first.line("running ")[0]
+    first.kill()
+    code = """
+import types
+from qx_supervisor import service as qiskit
+from qx_supervisor.flight import time_limits
+clock = qiskit.server_clock
+qiskit.server_clock = lambda *arguments: clock(*arguments) + 3000
+time_limits.time = types.SimpleNamespace(time=lambda: time.time() + 3000)
+try:
+    run(isa(), backend(), on_status=tell, shots=64, key="step", grace=60, running_timeout=3000)
+except RunTimeout as error:
+    say("ended", error.job_id, error)
+"""
+    second = fork(code)
+    assert second.line("taken up again ")[0] == job
+    assert second.line("ended ")[0] == job
+    assert end(second) == 0
+    assert (ibm.job(job).status, ibm.job(job).cancel_requests, posts(ibm)) == ("Cancelled", 1, 1)
+
+
+@pytest.mark.long
+@pytest.mark.client
 def test_a_job_that_finished_meanwhile_is_fetched(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())
@@ -127,6 +156,7 @@ def test_a_job_that_finished_meanwhile_is_fetched(ibm, fork):
     assert ibm.job(job).cancel_requests == 0
 
 
+@pytest.mark.client
 def test_the_same_key_gives_the_same_result_ever_after(ibm, fork):
     job = finish(ibm, fork(keyed()))
     code = """
@@ -163,7 +193,6 @@ def test_however_the_backend_is_named(ibm, fork, call):
     code = f"""
 from qiskit import transpile
 from qiskit_ibm_runtime import Batch
-from qiskit_ibm_runtime.executor_sampler import Sampler
 backend = service().backend("ibm_brisbane")
 isa = transpile(bell(), backend, seed_transpiler=1)
 result = {call}
@@ -257,6 +286,7 @@ def test_the_driver_that_came_back_is_killed_too(ibm, fork):
     assert posts(ibm) == 1
 
 
+@pytest.mark.client
 def test_killed_while_the_submission_is_on_its_way(ibm, fork):
     """Its job turns up after the second driver has begun to look for it."""
     ibm.hold("queued")
@@ -466,21 +496,23 @@ def test_the_watcher_died_too(ibm, fork):
 def test_ps_says_that_it_waits(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())
-    job = first.queued()
+    first.queued()
     first.kill()
     code = """
     import subprocess
+    command = [sys.executable, "-m", "qx_supervisor", "ps", "--json"]
     while True:
-        say(subprocess.run([sys.executable, "-m", "qx_supervisor", "ps"], capture_output=True).stdout.decode())
+        say(subprocess.run(command, capture_output=True).stdout.decode())
     """
     second = fork(code)
-    assert second.line(f"waiting    {os.uname().nodename}:{first.pid} ")[0] == job
+    assert f'"pid": {first.pid}, ' in " ".join(second.line('{"state": "waiting", '))
     second.kill()
     third = fork(keyed(grace=0))
     third.line("taken up again ")
     third.kill()
 
 
+@pytest.mark.long
 def test_reap_leaves_a_job_to_its_grace(ibm, fork):
     ibm.hold("queued")
     first = fork(keyed())

@@ -32,10 +32,12 @@ class Case(NamedTuple):
 
 
 def process(name: str, place: HostIdentity, *, alive: bool) -> Process:
-    return Process(place, (ALIVE if alive else DEAD)[name], None)
+    pid = (ALIVE if alive else DEAD)[name]
+    return Process(place, pid, pid * 10)
 
 
-def is_running(pid: int, _ticks: int | None) -> bool:
+def is_running(pid: int, ticks: int | None) -> bool:
+    assert ticks == pid * 10
     return pid in ALIVE.values()
 
 
@@ -57,12 +59,15 @@ def every_case() -> Iterator[Case]:
         (None, NOW + 9.0),
     ):
         claimant = None if claim is None else process("claimant", claim[0], alive=claim[1])
+        its_driver = process("driver", place, alive=driver)
+        its_watcher = None if watcher is None else process("watcher", place, alive=watcher)
         row = Row(
             run="r",
-            place=place,
-            pid=process("driver", place, alive=driver).pid,
-            start_ticks=None,
-            watcher_pid=None if watcher is None else process("watcher", place, alive=watcher).pid,
+            host_identity=place,
+            pid=its_driver.pid,
+            start_ticks=its_driver.start_ticks,
+            watcher_pid=its_watcher and its_watcher.pid,
+            watcher_start_ticks=its_watcher and its_watcher.start_ticks,
             state=state,
             key="k",
             fingerprint="f",
@@ -93,7 +98,7 @@ def test_there_are_all_cases() -> None:
 
 def taken(row: Row, holder: str = "h2", fingerprint: str = "f", *, is_mine: bool = True) -> str:
     wish = Wish(
-        row=Row(run="new", place=HERE, pid=1, start_ticks=None, key="k", fingerprint=fingerprint, holder=holder)
+        row=Row(run="new", host_identity=HERE, pid=1, start_ticks=None, key="k", fingerprint=fingerprint, holder=holder)
     )
     ruling = may_take(row, wish, HERE, is_running, NOW, is_mine=is_mine)
     return "granted" if ruling is None else ruling.answer
@@ -172,7 +177,7 @@ def test_an_orphan_has_neither_driver_nor_watcher() -> None:
         elif case.driver is None:
             assert liveness == "elsewhere"
         else:
-            assert liveness == ("live" if case.driver or case.watcher else "orphan"), case
+            assert liveness == ("live" if case.driver else "ending" if case.watcher else "orphan"), case
 
 
 @pytest.mark.parametrize("is_leased", [True, False])
@@ -186,9 +191,11 @@ def test_by_its_lease_a_run_is_an_orphan_only_when_lease_and_grace_are_over(is_l
             assert liveness == ("pending" if case.row.state == "pending" else "orphan")
         elif case.row.claimed_by is not None:
             assert liveness == ("reaping" if is_leased else "orphan")
+            own = Process(case.row.host_identity, case.row.watcher_pid or 0, case.row.watcher_start_ticks)
+            assert judge_by_lease(replace(case.row, claimed_by=own), NOW) in ("ending", "orphan", "reaping")
         elif case.row.let_go_at is None:
             assert liveness == ("live" if is_leased else "orphan")  # the grace period is over too: 10 s of 20
         elif case.row.let_go_at > NOW - 10.0:
             assert liveness == "waiting"
         else:
-            assert liveness == ("reaping" if is_leased else "orphan")
+            assert liveness == ("ending" if is_leased else "orphan")

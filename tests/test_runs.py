@@ -12,6 +12,7 @@ import re
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,13 +25,19 @@ from qiskit.circuit import Parameter
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
 from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.quantum_info import SparsePauliOp
+from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime import Batch, EstimatorV2, QiskitRuntimeService, SamplerV2, Session
 from qiskit_ibm_runtime.api.session import RetrySession
-from qiskit_ibm_runtime.executor_estimator import Estimator
-from qiskit_ibm_runtime.executor_sampler import Sampler
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
-from qiskit_ibm_runtime.options_models import SamplerOptions
 from testkit.circuits import BACKEND, bell, ones
+from testkit.client import (
+    IS_CURRENT,
+    Estimator,
+    Sampler,
+    SamplerOptions,
+    needs_current_primitives,
+    needs_the_least_busy,
+)
 from testkit.watchers import watchers_of
 
 from qx_supervisor import Ok, QxError, RunResult, Status, local, run, submit, try_run
@@ -84,6 +91,12 @@ def posts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return seen
 
 
+def posted_circuits(post: dict[str, Any]) -> list[QuantumCircuit]:
+    """The circuits of a POST."""
+    data = post["params"]["quantum_program"]["circuits"]["b64_data"]
+    return list(qpy.load(io.BytesIO(zlib.decompress(base64.b64decode(data)))))
+
+
 # Circuits and PUBs
 
 
@@ -108,6 +121,7 @@ def turned(*names: str) -> QuantumCircuit:
     return circuit
 
 
+@pytest.mark.client
 def test_a_circuit(running: Run) -> None:
     result = running(bell(), shots=200)
     assert set(result.counts) == {"00", "11"}
@@ -149,6 +163,7 @@ def test_a_pubs_own_shots_win(running: Run, pub: Any) -> None:
         ({"a": np.pi}, ()),
     ],
 )
+@pytest.mark.client
 def test_a_parameter_sweep(running: Run, values: Any, shape: tuple[int, ...]) -> None:
     result = running((turned("a"), values), shots=SHOTS)
     data = result[0].data.meas
@@ -223,6 +238,25 @@ def test_an_isa_circuit_is_not_transpiled_again(running: Run, backend: Any) -> N
     assert running.states().count("transpiling") == 1
 
 
+@needs_current_primitives
+@pytest.mark.parametrize("how", ["initial_layout", "pass_manager"])
+def test_the_qubits_that_were_asked_for(running: Run, posts: list[dict[str, Any]], backend: Any, how: str) -> None:
+    """Circuits are transpiled for that even if the backend could execute them as they stand."""
+    given: dict[str, Any] = {"initial_layout": np.array([9, 8, 7])}
+    if how == "pass_manager":
+        given = {how: generate_preset_pass_manager(1, backend, initial_layout=[9, 8, 7])}
+    result = running([ones(3), ones(3)], backend, shots=SHOTS, **given)
+    assert result.counts == [{"111": SHOTS}] * 2
+    assert running.states().count("transpiling") == 1
+    [details] = [status.detail for status in running.statuses if status.state == "submitting"]
+    assert details == "2 PUBs to ibm_brisbane"
+    for circuit in posted_circuits(posts[-1]):
+        measured = [each for each in circuit.data if each.operation.name == "measure"]
+        places = {circuit.find_bit(each.clbits[0]).index: circuit.find_bit(each.qubits[0]).index for each in measured}
+        assert places == {0: 9, 1: 8, 2: 7}
+
+
+@needs_current_primitives
 def test_the_transpilers_seed_and_level(ibm: local.Service, running: Run, posts: list[dict[str, Any]]) -> None:
     wide = QuantumCircuit(6)
     for i in range(6):
@@ -233,8 +267,7 @@ def test_the_transpilers_seed_and_level(ibm: local.Service, running: Run, posts:
     def posted(**arguments: Any) -> QuantumCircuit:
         ibm.scenario(NEVER)
         assert not try_run(wide, BACKEND, service=running.service, panel=None, **arguments)
-        data = posts[-1]["params"]["quantum_program"]["circuits"]["b64_data"]
-        [circuit] = qpy.load(io.BytesIO(zlib.decompress(base64.b64decode(data))))
+        [circuit] = posted_circuits(posts[-1])
         return circuit
 
     first = posted(seed_transpiler=7)
@@ -264,6 +297,7 @@ def test_expectation_values(estimating: Any) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.client
 def test_several_observables_follow_the_layout(estimating: Any, level: int) -> None:
     observables = [SparsePauliOp("IIZ"), SparsePauliOp("IZI"), SparsePauliOp("ZII"), SparsePauliOp("ZZZ", 2.0)]
     result = estimating((flipped(), observables), optimization_level=level)
@@ -294,6 +328,7 @@ def test_an_estimators_isa_circuit_is_not_transpiled_again(running: Run, estimat
     assert "transpiling" not in running.states()
 
 
+@needs_current_primitives
 def test_an_estimators_shots_and_precision(estimating: Any, posts: list[dict[str, Any]]) -> None:
     pub = (flipped(), SparsePauliOp("IIZ"))
     estimating(pub, shots=50)
@@ -305,25 +340,28 @@ def test_an_estimators_shots_and_precision(estimating: Any, posts: list[dict[str
 # Primitives of the user's own
 
 
+@pytest.mark.client
 def test_a_sampler_of_the_users_own(ibm: local.Service, running: Run, backend: Any) -> None:
     sampler = Sampler(mode=backend, options={"default_shots": SHOTS, "environment": {"job_tags": ["mine"]}})
-    before = sampler.options.model_dump()
+    before = copy.deepcopy(sampler.options)
     assert running(ones(), None, primitive=sampler, tags=["too"]).counts == {"1": SHOTS}
     assert running(ones(), None, primitive=sampler, shots=7).counts == {"1": 7}
-    assert sampler.options.model_dump() == before
+    assert sampler.options == before
     assert [job.tags[:-2] for job in ibm.jobs()] == [["mine", "too"], ["mine"]]
 
 
+@pytest.mark.client
 def test_an_estimator_of_the_users_own(ibm: local.Service, running: Run, backend: Any) -> None:
     estimator = Estimator(mode=backend, options={**PLAIN, "default_shots": 50})
     estimator.options.environment.job_tags = ["mine"]
-    before = estimator.options.model_dump()
+    before = copy.deepcopy(estimator.options)
     result = running((flipped(), SparsePauliOp("IIZ")), None, primitive=estimator)
     assert result.expectation_values == pytest.approx(-1)
-    assert estimator.options.model_dump() == before
+    assert estimator.options == before
     assert ibm.jobs()[0].tags[0] == "mine"
 
 
+@needs_current_primitives
 def test_the_deprecated_primitives(ibm: local.Service, running: Run, backend: Any) -> None:
     """The warning is the user's, who made the object; `run` adds none, or this test would fail."""
     with pytest.warns(DeprecationWarning, match="SamplerV2 class is deprecated"):
@@ -340,6 +378,7 @@ def test_the_deprecated_primitives(ibm: local.Service, running: Run, backend: An
     assert [job.program_id for job in ibm.jobs()] == ["sampler", "estimator"]
 
 
+@needs_current_primitives
 def test_options_of_the_deprecated_type(ibm: local.Service, running: Run) -> None:
     options = qiskit_ibm_runtime.SamplerOptions(default_shots=SHOTS)
     with pytest.warns(DeprecationWarning, match="SamplerV2 class is deprecated"):
@@ -347,9 +386,10 @@ def test_options_of_the_deprecated_type(ibm: local.Service, running: Run) -> Non
     assert ibm.jobs()[0].program_id == "sampler"
 
 
+@pytest.mark.long
 def test_threads_share_a_primitive(ibm: local.Service, running: Run, backend: Any) -> None:
     sampler = Sampler(mode=backend, options={"default_shots": SHOTS, "environment": {"job_tags": ["mine"]}})
-    before = sampler.options.model_dump()
+    before = copy.deepcopy(sampler.options)
     together = threading.Barrier(4)
     results: dict[str, RunResult] = {}
 
@@ -362,7 +402,7 @@ def test_threads_share_a_primitive(ibm: local.Service, running: Run, backend: An
         thread.start()
     for thread in threads:
         thread.join()
-    assert sampler.options.model_dump() == before
+    assert sampler.options == before
     assert {name: result.counts for name, result in results.items()} == {name: {"1": SHOTS} for name in "abcd"}
     tags = {job.id: job.tags for job in ibm.jobs()}
     assert {name: tags[result.job_id][:2] for name, result in results.items()} == {n: ["mine", n] for n in "abcd"}
@@ -373,6 +413,7 @@ def test_threads_share_a_primitive(ibm: local.Service, running: Run, backend: An
 # What reaches the service
 
 
+@pytest.mark.client
 def test_tags(ibm: local.Service, running: Run) -> None:
     longest = "t" * 86
     for _ in range(2):
@@ -385,6 +426,7 @@ def test_tags(ibm: local.Service, running: Run) -> None:
     assert first[6:] == second[6:]
 
 
+@pytest.mark.client
 def test_options_and_execution_time(running: Run, posts: list[dict[str, Any]]) -> None:
     options = {"max_execution_time": 300, "execution": {"init_qubits": False}, "environment": {"job_tags": ["own"]}}
     running(ones(), shots=SHOTS, options=options)
@@ -393,7 +435,11 @@ def test_options_and_execution_time(running: Run, posts: list[dict[str, Any]]) -
     running(ones(), shots=SHOTS)
     assert [post.get("cost") for post in posts] == [300, 77, 78, None]
     assert [post["tags"][:-2] for post in posts] == [["own"]] * 3 + [[]]
-    assert [post["params"]["options"]["init_qubits"] for post in posts] == [False] * 3 + [True]
+    posted = [post["params"]["options"] for post in posts]
+    if IS_CURRENT:
+        assert [each["init_qubits"] for each in posted] == [False] * 3 + [True]
+    else:  # what SamplerV2 is not told it does not post
+        assert [each.get("execution", {}).get("init_qubits") for each in posted] == [False] * 3 + [None]
 
 
 # Backends, sessions, services
@@ -405,6 +451,7 @@ def test_a_backend_object_needs_no_service(running: Run, backend: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [Session, Batch])
+@pytest.mark.client
 def test_a_session(ibm: local.Service, running: Run, backend: Any, kind: type[Session]) -> None:
     session = kind(backend=backend)
     assert [running(ones(), session, service=None, shots=n).counts for n in (1, 2)] == [{"1": 1}, {"1": 2}]
@@ -415,6 +462,8 @@ def test_a_session(ibm: local.Service, running: Run, backend: Any, kind: type[Se
 
 
 @pytest.mark.parametrize("kind", [Session, Batch])
+@pytest.mark.client
+@pytest.mark.short_only("Session")
 def test_inside_a_session(ibm: local.Service, running: Run, backend: Any, kind: type[Session]) -> None:
     """The block decides, whether or not the call names the backend; as for Qiskit's own primitives."""
     with kind(backend=backend) as session:
@@ -433,6 +482,7 @@ def two_backends() -> Iterator[local.Service]:
         yield ibm
 
 
+@needs_the_least_busy
 def test_the_least_busy_backend_that_is_wide_enough(two_backends: local.Service) -> None:
     running = Run(two_backends.service())
     two_backends.scenario({"backends": {"ibm_manila": {"queue_length": 1}, BACKEND: {"queue_length": 9}}})
@@ -447,7 +497,21 @@ def test_the_least_busy_backend_that_is_wide_enough(two_backends: local.Service)
 # Local backends
 
 
+@pytest.mark.long
+def test_aers_own_estimator_is_exact_by_default() -> None:
+    from qiskit_aer import AerSimulator
+    from qiskit_aer.primitives import EstimatorV2
+
+    circuit = QuantumCircuit(2)
+    circuit.h(0)
+    circuit.cx(0, 1)
+    exact = EstimatorV2.from_backend(AerSimulator())
+    assert exact.options.default_precision == 0
+    assert run((circuit, "ZZ"), primitive=exact, panel=None).expectation_values == pytest.approx(1)
+
+
 @pytest.mark.parametrize("make", [FakeManilaV2, lambda: __import__("qiskit_aer").AerSimulator()])
+@pytest.mark.client
 def test_local_backends(ibm: local.Service, running: Run, make: Any) -> None:
     backend, seen = make(), ibm.cursor()
     result = running(bell(), backend, service=None, shots=200)
@@ -475,7 +539,6 @@ def test_a_local_run_starts_no_watcher(fork: Any) -> None:
         """
         from qiskit_aer import AerSimulator
         from qiskit_ibm_runtime import QiskitRuntimeService, Session
-        from qiskit_ibm_runtime.executor_sampler import Sampler
         from qiskit_ibm_runtime.fake_provider import FakeManilaV2
         aer = AerSimulator()
         run(bell(), aer, panel=None)
@@ -569,11 +632,13 @@ def test_a_result_is_qiskits(running: Run) -> None:
     assert len(result) == 2
     assert result[-1].data.meas.get_counts() == {"11": SHOTS}
     assert result.metadata == result.primitive_result.metadata
-    assert repr(result) == f"RunResult(2 PUBs, job_id={result.job_id!r}, backend='ibm_brisbane')"
+    shown = f"RunResult(2 PUBs, job_id={result.job_id!r}, backend='ibm_brisbane', timeline='{result.timeline}')"
+    assert repr(result) == shown
     with pytest.raises(IndexError):
         result[2]
 
 
+@pytest.mark.long
 def test_a_list_is_given_lists(running: Run, estimating: Any) -> None:
     """Also a list of one: what a program does with the result is not to depend on how many circuits it had."""
     assert running(ones(), shots=SHOTS).counts == {"1": SHOTS}
@@ -599,6 +664,7 @@ def test_a_register_may_have_any_name(running: Run) -> None:
         _ = result.expectation_values
 
 
+@pytest.mark.long
 def test_a_result_says_where_the_rest_is(running: Run, estimating: Any) -> None:
     sampled, estimated = running(ones(), shots=SHOTS), estimating((flipped(), "IIZ"))
     assert repr(sampled).startswith("RunResult(1 PUB, ")
@@ -638,17 +704,17 @@ def test_the_log_has_every_state_for_those_who_ask_and_no_warning(
         result = running(ones(), shots=SHOTS)
     told = [record for record in caplog.records if record.name.startswith("qx_supervisor")]
     assert {record.levelname for record in told} == {"INFO"}
-    assert [record.getMessage().partition(": ")[2].split(" · ")[0] for record in told] == running.states()
+    assert [record.getMessage().split(" · ")[0] for record in told] == running.states()
     assert result.job_id in told[-1].getMessage()
 
 
 # What is told of the queue and the cost
 
 
-def test_a_panel_asks_for_the_queue_and_the_cost_and_nobody_else_does(
+def test_a_panel_asks_for_the_place_in_the_queue_and_nobody_else_does(
     ibm: local.Service, running: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qx_supervisor.flight.polling.COST_SECONDS", 60.0)
+    monkeypatch.setattr("qx_supervisor.job_cost.WAIT_SECONDS", 60.0)
     ibm.tell(queue_position=2, starts_in=60, qpu_seconds_estimated=1.5, qpu_seconds=1.25)
     seen: list[Status] = []
 
@@ -666,8 +732,8 @@ def test_a_panel_asks_for_the_queue_and_the_cost_and_nobody_else_does(
     assert 0 < told.estimated_start - time.time() <= 60
     assert seen[-1].qpu_seconds == 1.25
     cursor = ibm.cursor()
-    assert running(ones(), shots=SHOTS, panel=None).qpu_seconds is None
-    assert not ibm.journal(after=cursor, path="/api/v1/jobs/*/metrics")
+    assert running(ones(), shots=SHOTS, panel=None, on_status=None).qpu_seconds == 1.25
+    assert len(ibm.journal(after=cursor, path="/api/v1/jobs/*/metrics")) == 1  # at its end
 
 
 def test_a_service_that_tells_nothing_of_the_cost(ibm: local.Service, running: Run) -> None:
@@ -715,3 +781,21 @@ def test_a_run_is_not_pickled(ibm: local.Service, service: Any) -> None:
         with pytest.raises(QxError, match=r"can't be pickled; return its job_id, or its result\(\)"):
             pack(held)
     held.result(60)
+
+
+def asked_before_the_post(ibm: local.Service, after: int) -> Counter[tuple[str, str]]:
+    """What the service was asked before the submission."""
+    entries = ibm.journal(after=after)
+    post = next(entry.arrived for entry in entries if (entry.method, entry.path) == ("POST", "/api/v1/jobs"))
+    return Counter((entry.method, entry.path) for entry in entries if entry.arrived < post)
+
+
+def test_before_its_submission_nothing_is_asked_that_the_client_does_not_ask(ibm: local.Service) -> None:
+    """Neither by the run nor by its watcher: where many drivers start at once, each request counts."""
+    after = ibm.cursor()
+    theirs = ibm.service().backend(BACKEND)
+    Sampler(theirs).run([generate_preset_pass_manager(1, theirs).run(bell())]).result()
+    by_the_client = asked_before_the_post(ibm, after)
+    after = ibm.cursor()
+    run(bell(), BACKEND, service=ibm.service(), panel=None)
+    assert not asked_before_the_post(ibm, after) - by_the_client

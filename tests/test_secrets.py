@@ -8,9 +8,11 @@ import resource
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from testkit.circuits import BACKEND, ones
@@ -18,9 +20,11 @@ from testkit.drivers import RUN
 from testkit.postgres import Server
 from testkit.processes import wait_for_end
 from testkit.watchers import wait_for_watchers
+from testkit.webhooks import Webhook
 
 from qx_supervisor import local, submit
 from qx_supervisor import service as ours
+from qx_supervisor.cli.log import Tail
 from qx_supervisor.launch import BOOT
 from qx_supervisor.link import Guarded, Link, link
 from qx_supervisor.watcher import protocol, remote
@@ -79,12 +83,12 @@ except Exception:
     traceback.print_exc()
 ibm.auth(reject_tokens=False)
 here = service(key)
-works, sys.executable = sys.executable, "/bin/false"
+sys.frozen = True
 os.kill(link.watcher_pid, signal.SIGKILL)
 with link._changed:
     link._changed.wait_for(lambda: link.watcher_pid is None)
 fail({})
-sys.executable = works
+del sys.frozen
 say("failed", *sorted(kinds))
 
 queued = threading.Event()
@@ -108,16 +112,17 @@ signal.sigwait({signal.SIGUSR1})
 """
 
 
-def shown_by_processes(*secret: str) -> list[str]:
-    """The command lines and environments, of all processes, in which a secret stands."""
+def shown_by_processes(secret: str, among: Iterable[int] | None = None) -> list[str]:
+    """The command lines and environments in which a secret stands, of some processes or of all."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in Path("/proc").glob("[0-9]*") if among is None else (Path(f"/proc/{pid}") for pid in among):
         for file in (folder / "cmdline", folder / "environ"):
             try:
                 data = file.read_bytes()
             except OSError:  # it has ended, or it is another user's
                 continue
-            found += [str(file) for text in secret if text.encode() in data]
+            if secret.encode() in data:
+                found.append(str(file))
     return found
 
 
@@ -126,8 +131,19 @@ def files_with(folder: Path, *secret: str) -> list[str]:
     return [str(file) for file in files for text in secret if text.encode() in file.read_bytes()]
 
 
-def test_a_whole_life(ibm: local.Service, fork: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    made = Webhook()
+    yield made
+    made.close()
+
+
+def test_a_whole_life(
+    ibm: local.Service, fork: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, webhook: Webhook
+) -> None:
     """Errors of many kinds with all logs on; a watcher armed, killed and replaced; the driver killed."""
+    hook = secrets.token_hex(20)
+    monkeypatch.setenv("QX_NOTIFY", f"{webhook.url}/{hook} {webhook.url.replace('http', 'https')}/{hook}")
     for name in ("HOME", "TMPDIR"):
         folder = tmp_path / name.lower()
         folder.mkdir()
@@ -147,26 +163,41 @@ def test_a_whole_life(ibm: local.Service, fork: Any, tmp_path: Path, monkeypatch
     [job] = driver.line("armed ")
     first = driver.watcher()
     assert first.rlimit(resource.RLIMIT_CORE) == (0, 0)
-    assert not shown_by_processes(key, TOKEN)
+
+    def nothing_is_shown(watcher: psutil.Process) -> bool:
+        # The key is this test's alone; all tokens of embedded services begin alike, those of other tests too.
+        return not shown_by_processes(key) and not shown_by_processes(TOKEN, among=(driver.pid, watcher.pid))
+
+    assert nothing_is_shown(first)
     driver.send(10)  # SIGUSR1: it kills its watcher
     assert driver.line("again ") != [str(first.pid)]
     second = driver.watcher()
-    assert not shown_by_processes(key, TOKEN)
+    assert nothing_is_shown(second)
     ibm.scenario({"http_faults": [{"path": CANCEL, "delay_seconds": 1.0, "phase": "after"}]})
     driver.kill()
     ibm.wait_for("POST", CANCEL)
     assert second.is_running()
-    assert not shown_by_processes(key, TOKEN)
+    assert nothing_is_shown(second)
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    shown = [shown for shown in shown_by_processes(hook) if shown != f"/proc/{driver.pid}/environ"]
+    assert not [place for place in shown if f"/proc/{second.pid}/" in place]  # the drivers' own have it from the test
+    assert not [place for place in shown if place.endswith("/cmdline")]
     wait_for_end(second)
 
-    assert not files_with(tmp_path, key, TOKEN)
-    assert list((tmp_path / "state").iterdir())  # the ledger
+    noticed = []
+    while not webhook.received.empty():
+        noticed.append(webhook.next()[1])
+    assert [each["kind"] for each in noticed[-1]["notices"]][-1] == "death"
+    assert key not in str(noticed)
+    assert TOKEN not in str(noticed)
+    assert not files_with(tmp_path, key, TOKEN, hook)
+    logged = [line["event"] for line in Tail(tmp_path / "state").new()]
+    assert {"driver died", "job cancelled", "notice lost"} <= set(logged)  # one target speaks no TLS
     said = [line for line in (*driver.lines, *driver.errors.decode().splitlines()) if not line.startswith("key ")]
     assert [line for line in said if line.startswith("log qx_supervisor ")]
     assert [line for line in said if line.startswith("log urllib3")]
     assert len([line for line in said if line.startswith("Traceback")]) >= 10
-    assert [line for line in said if key in line or TOKEN in line] == []
+    assert [line for line in said if key in line or TOKEN in line or hook in line] == []
 
 
 @pytest.fixture
@@ -332,7 +363,7 @@ def test_what_the_way_there_says_is_not_quoted(key: str) -> None:
     there.open().close()
 
 
-def test_the_watcher_leaves_no_core_and_can_not_be_looked_into() -> None:
+def test_linux_the_watcher_leaves_no_core_and_can_not_be_looked_into() -> None:
     """prctl(2): 3 is PR_GET_DUMPABLE."""
     code = "import ctypes, boot; boot._make_undumpable(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     done = subprocess.run([sys.executable, "-c", code], cwd=BOOT.parent, capture_output=True, text=True, check=True)

@@ -257,6 +257,46 @@ def test_a_reaper_that_stands_still_in_the_middle_is_followed_by_another(
 
 
 @pytest.mark.long
+def test_a_reaper_says_that_it_has_cancelled_and_what_that_cost(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    ibm.tell(qpu_seconds=7.5)
+    ibm.hold("running")
+    driver = fork(RUN)
+    driver.line("running ")
+    shared.wait(lambda found: found and found[0].row.jobs and found[0].row.answered)
+    kill_both(driver)
+    shared.wait(lambda found: found[0].judgement == "orphan")
+    once = reaper("--once")
+    assert once.end() == 0, once.lines
+    [held] = shared.book.held()
+    row = held.row
+    assert (row.outcome, row.ended_by, row.backend, row.charged) == ("cancelled", "reaper", "ibm_brisbane", 7.5)
+
+
+@pytest.mark.long
+def test_a_driver_that_is_dead_is_ending_in_the_list_of_all_hosts(
+    ibm: local.Service, fork: Any, shared: Shared, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QX_LEASE_SECONDS", "30")  # nothing runs out here
+    ibm.hold("queued", cancel_lag=3600.0)
+    driver = fork(RUN)
+    job = driver.queued()
+    watcher = driver.watcher()
+    driver.kill()
+    ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel")
+    shared.wait(lambda found: found[0].judgement == "ending")
+    main(["ps", "--all-hosts", "--json"], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["holder"]["kind"]) == ("ending", "watcher")
+    ibm.hold(None, cancel_lag=0.0)
+    ibm.service().job(job).cancel()
+    wait_for_end(watcher)
+    [held] = shared.book.held()
+    assert (held.row.outcome, held.row.ended_by) == ("cancelled", "watcher")
+
+
+@pytest.mark.long
 def test_a_reaper_stops_cleanly_in_the_middle(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -669,6 +709,7 @@ def test_a_job_that_was_let_go_while_the_database_was_away(
     assert ibm.job(job).cancel_requests == 0
 
 
+@pytest.mark.long
 def test_a_job_that_was_let_go_while_there_was_no_watcher(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
@@ -760,7 +801,7 @@ def test_no_driver_package_for_it(ibm: local.Service, fork: Any, shared: Shared)
             say("refused", error.reason)
         """
     )
-    assert "pip install '.[postgres]' in a checkout" in " ".join(driver.line("refused "))
+    assert "pip install 'qx-supervisor[postgres]' (in a checkout" in " ".join(driver.line("refused "))
     assert driver.end() == 0
     assert ibm.jobs() == []
 
@@ -795,6 +836,7 @@ def test_a_password_is_not_taken_from_the_command_line(capsys: pytest.CaptureFix
     assert "hush" not in said
 
 
+@pytest.mark.long
 def test_a_password_from_the_users_own_file(
     ibm: local.Service,
     fork: Any,
@@ -830,11 +872,12 @@ def test_ps_of_all_hosts_and_doctor(
     driver = fork(KEYED)
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
-    main(["ps", "--all-hosts"], standalone_mode=False)
-    words = capsys.readouterr().out.split()
+    main(["ps", "--all-hosts", "--wide"], standalone_mode=False)
+    header, line = capsys.readouterr().out.splitlines()
+    told = dict(zip(header.split(), re.split("  +", line), strict=True))
     host = os.uname().nodename
-    assert words[:3] == ["live", f"{host}:{driver.pid}", job]
-    assert words[4:6] == ["watcher", f"{host}:{driver.watcher().pid},"]
+    assert (told["STATE"], told["HOST"], told["JOB"]) == ("live", f"{host}:{driver.pid}", job)
+    assert told["LEASE"].startswith(f"watcher {host}:{driver.watcher().pid}, ")
     assert "QX_LEDGER=…" in machine._settings().text
     assert shared.postgres.password not in machine._settings().text
     [finding] = hosts.check()

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from testkit.ledgers import make_row
 
+from qx_supervisor.watcher.facts import End, Figures
 from qx_supervisor.watcher.host_identity import HostIdentity, Process
 from qx_supervisor.watcher.ledger import FINAL, UNFINISHED, Ledger, LedgerError, Row, Store, Wish
-from qx_supervisor.watcher.ledger.columns import COLUMNS, IN_POSTGRES, IN_SQLITE
+from qx_supervisor.watcher.ledger.columns import ADDED, COLUMNS, IN_POSTGRES, IN_SQLITE, JOB_COLUMNS
 from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 HERE = HostIdentity("m" * 32, "host", "boot", 7)
@@ -30,7 +31,7 @@ def opener(request: pytest.FixtureRequest, state: Path) -> Opener:
     url = "" if request.param == "local" else request.getfixturevalue("shared_url")
 
     def begin() -> Store:
-        book: Store = SharedLedger.open(url, place=HERE) if url else Ledger.open(state, HERE)
+        book: Store = SharedLedger.open(url, where=HERE) if url else Ledger.open(state, HERE)
         book.renew()
         return book
 
@@ -65,7 +66,13 @@ def alive(*_: object) -> bool:
 
 
 def a_row(run: str = "r1", **values: Any) -> Row:
-    given: dict[str, Any] = {"place": HERE, "pid": 7, "start_ticks": 70, "endpoint": "https://x", "instance": "crn:1"}
+    given: dict[str, Any] = {
+        "host_identity": HERE,
+        "pid": 7,
+        "start_ticks": 70,
+        "endpoint": "https://x",
+        "instance": "crn:1",
+    }
     return make_row(run, **given | {"tag": f"qxs-{run}"} | values)
 
 
@@ -101,12 +108,24 @@ def test_a_row_comes_back_as_it_was_written(book: Store) -> None:
         session_owner=True,
         detail="it holds é and ☂",
         grace=12.5,
+        backend="ibm_brisbane",
+        primitive="sampler",
+        pubs=2,
+        shots=4096,
+        label="vqe ☂",
+        tags=("a", "é"),
+        program="driver.py",
+        command="python driver.py",
+        outcome="cancelled",
+        ended_by="signal",
+        signum=2,
+        reason="because",
     )
     assert book.write(written) == {"r1"}
     found = the(book)
     # What each of the two adds: who has the lease and until when, and its own times.
     added = {name: getattr(found, name) for name in ("held_by", "epoch", "lease_until", "created_at", "updated_at")}
-    assert found == replace(written, **added, place=book.place)
+    assert found == replace(written, **added, host_identity=book.host_identity)
     assert found.lease_until == pytest.approx(book.clock() + book.lease_seconds, abs=5)
     assert found.created_at == pytest.approx(found.updated_at, abs=0.001)  # microseconds, as floats
     assert found.updated_at == pytest.approx(book.clock(), abs=5)
@@ -123,6 +142,7 @@ def test_what_is_known_of_a_run_stays_known(book: Store) -> None:
     assert (row.tag, row.driver_tag, row.session, row.session_owner) == ("qxs-r1", "qxd-1", "s1", True)
     assert (row.watcher_pid, row.state, row.detail) == (9, "done", "it said so")
     assert row.created_at == first.created_at
+    assert row.updated_at > first.updated_at
 
 
 def test_rows_come_newest_first_by_state_and_limit(book: Store) -> None:
@@ -146,6 +166,7 @@ def test_a_batch_is_one_write(book: Store, opened: Opener) -> None:
     with book.batch():
         book.write(a_row("r1"))
         book.write(a_row("r2"))
+        assert other.rows() == []
     assert {row.run for row in other.rows()} == {"r1", "r2"}
 
 
@@ -159,7 +180,8 @@ def test_no_secret_is_written(book: Store) -> None:
 
 def test_a_run_that_is_not_there(book: Store) -> None:
     uses: list[Callable[[], object]] = [
-        lambda: book.job_outcome("r1", "j1", "cancelled"),
+        lambda: book.job_outcome("r1", "j1", ""),
+        lambda: book.job_outcome("r1", "j1", "cancelled", holder="h1"),
         lambda: book.finish("r1", "done"),
     ]
     for use in uses:
@@ -173,6 +195,8 @@ def test_old_rows_are_forgotten_and_unfinished_ones_kept(book: Store) -> None:
     assert book.forget(1000.0) == 0
     assert book.forget(-1000.0) == 3
     assert {row.run for row in book.rows()} == UNFINISHED
+    book.write(a_row("done"))
+    assert the(book, "done").jobs == {}, "a row's jobs go with it"
 
 
 # Keys ---------------------------------------------------------------------------------------------------------------
@@ -194,15 +218,21 @@ def test_a_key_is_taken_once(opener: Opener) -> None:
 def test_who_takes_a_key_goes_on_with_its_run(book: Store, opened: Opener) -> None:
     new = book.take(wish("r1", "h1"), is_running=alive)
     assert (new.answer, new.is_new, new.row.run) == ("granted", True, "r1")
-    book.write(keyed("r1", "h1", jobs={"j1": "kept", "j2": "cancelled", "j3": ""}, answered=False))
+    jobs = {"j1": "kept", "j2": "cancelled", "j3": "", "j4": "unconfirmed"}
+    book.write(keyed("r1", "h1", jobs=jobs, answered=False))
     other = opened()
     held = other.take(wish("r2", "h2"), is_running=alive)
     assert (held.answer, held.is_seen, held.row.run) == ("held", True, "r1")
-    ruling = other.take(wish("r2", "h2", pid=8, start_ticks=80, grace=5.0), is_running=dead)
+    later = replace(HERE, boot="a later boot")
+    asked = wish("r2", "h2", host_identity=later, pid=8, start_ticks=80, watcher_pid=9, grace=5.0)
+    ruling = other.take(asked, is_running=dead)
     assert (ruling.answer, ruling.is_new, ruling.let_go_at) == ("granted", False, None)
     row = the(other)
-    assert row.jobs == ruling.row.jobs == {"j1": "", "j2": "cancelled", "j3": ""}
-    assert (row.holder, row.pid, row.start_ticks, row.grace, row.state) == ("h2", 8, 80, 5.0, "guarded")
+    assert [each.run for each in other.rows()] == ["r1"]
+    assert row.tag == "qxs-r1"
+    assert row.jobs == ruling.row.jobs == jobs | {"j1": ""}
+    assert (row.host_identity.boot, row.pid, row.start_ticks, row.watcher_pid) == (later.boot, 8, 80, 9)
+    assert (row.holder, row.grace, row.state) == ("h2", 5.0, "guarded")
     assert row.epoch == new.row.epoch + 1
     assert not row.answered
 
@@ -218,8 +248,11 @@ def test_a_former_holder_writes_nothing(book: Store, opened: Opener) -> None:
     assert not book.contest("r1", "h1", ME)
     assert not book.holds("r1", "h1")
     book.let_go("r1", "h1")
+    book.renew(["h1"])
     assert the(book) == before
     assert other.holds("r1", "h2")
+    assert other.job_outcome("r1", "j9", "finished", holder="h2")
+    assert the(other).jobs == {"j9": "finished"}
 
 
 def test_asked_twice_a_lease_does_not_change_hands(book: Store) -> None:
@@ -235,14 +268,22 @@ def test_another_submission_and_another_instance(book: Store, opened: Opener) ->
     asked = replace(wish("r2", "h2", instance="crn:2"), instances=("crn:2", "crn:1"))
     found = other.take(asked, is_running=dead)
     assert (found.answer, found.row.instance, found.row.holder) == ("other instance", "crn:1", "h1")
+    # To a driver that can't use that instance the key is another's, of another account.
     assert other.take(wish("r3", "h3", instance="crn:2"), is_running=dead).is_new
+    its_own = replace(wish("r4", "h4", instance="crn:2"), instances=("crn:1", "crn:2"))
+    assert other.take(its_own, is_running=dead).row.run == "r3", "of two, its own instance comes first"
+    assert other.take(wish("r5", "h5", endpoint="https://y"), is_running=alive).is_new, "another service's"
 
 
 def test_what_is_over_is_taken_from_a_driver_that_is_alive(book: Store, opened: Opener) -> None:
-    book.take(wish("r1", "h1"))
-    book.write(keyed("r1", "h1", answered=False, state="done", detail="because"))
-    ruling = opened().take(wish("r2", "h2"), is_running=alive)
-    assert (ruling.answer, ruling.row.answered, ruling.row.state, ruling.row.detail) == ("granted", True, "guarded", "")
+    other = opened()
+    for number, (state, answered) in enumerate({"done": True, "cancelled": True, "expired": False}.items()):
+        run, key = f"r{number}", f"k{number}"
+        book.take(wish(run, "h1", key=key))
+        book.write(keyed(run, "h1", key=key, answered=False, state=state, detail="because"))
+        ruling = other.take(wish("new", "h2", key=key), is_running=alive)
+        assert (ruling.answer, ruling.row.answered, ruling.row.state) == ("granted", answered, "guarded")
+        assert ruling.row.detail == ""
 
 
 def test_let_go_it_is_free_and_says_since_when(book: Store, opened: Opener) -> None:
@@ -262,7 +303,7 @@ def test_won_once_more_to_cancel_it_is_busy(book: Store, opened: Opener) -> None
     assert book.contest("r1", "h1", ME), "asked again, for the first answer was lost"
     book.write(keyed("r1", "h1", state="pending", jobs={"j": "cancelled"}, let_go_at=time.time()))
     row = the(book)
-    assert (row.state, row.claimed_by) == ("pending", replace(ME, place=book.place))
+    assert (row.state, row.claimed_by) == ("pending", replace(ME, host_identity=book.host_identity))
     other = opened()
     assert other.take(wish("r2", "h2"), is_running=alive).answer == "busy"
     book.write(keyed("r1", "h1", state="cancelled", jobs={"j": "cancelled"}))
@@ -334,11 +375,65 @@ def test_what_was_granted_elsewhere_is_entered(book: Store) -> None:
     assert book.holds("r1", "h1")
 
 
+# What a job cost ----------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_a_job_are_written_bit_by_bit_and_stay(book: Store) -> None:
+    book.write(a_row(jobs={"j1": "", "j2": ""}))
+    book.job_figures("r1", "j1", Figures(estimated=2.0, queued=5.5))
+    book.job_figures("r1", "j1", Figures(charged=1.25))
+    book.job_figures("r1", "j3", Figures(charged=9.0))  # nobody has such a job
+    book.job_figures("r1", "j2", Figures())
+    book.write(a_row(jobs={"j1": "cancelled", "j2": ""}))
+    row = the(book)
+    assert row.figures == {"j1": Figures(2.0, 1.25, 5.5)}
+    assert (row.estimated, row.charged, row.uncharged) == (2.0, 1.25, ["j2"])
+
+
+def test_whoever_reads_a_charge_may_write_it(opened: Opener) -> None:
+    """It decides nothing: the run may be another's, or over."""
+    first, second = opened(), opened()
+    first.write(a_row(jobs={"j1": ""}, state="done"))
+    second.job_figures("r1", "j1", Figures(charged=1.25))
+    assert the(first).charged == 1.25
+
+
+def test_runs_with_a_charge_that_is_not_known(book: Store) -> None:
+    book.write(a_row("r1", jobs={"j1": ""}), a_row("r2", jobs={"j2": "", "j3": ""}), a_row("r3", jobs={"j4": "gone"}))
+    book.write(a_row("r4"), a_row("r5", jobs={"j5": "finished"}), a_row("r6", jobs={"j6": ""}))
+    for number in (2, 3, 4, 5, 6):
+        book.finish(f"r{number}", "done")
+    book.job_figures("r2", "j2", Figures(charged=1.0))
+    book.job_figures("r6", "j6", Figures(charged=0.0))
+    assert sorted(row.run for row in book.uncharged(3600.0, 9)) == ["r2", "r5"]
+    assert len(book.uncharged(3600.0, 1)) == 1
+    assert book.uncharged(-1.0, 9) == []
+
+
+def test_how_a_run_ended_is_forgotten_when_its_key_is_taken_again(book: Store) -> None:
+    book.take(wish("r1", "h1", label="first"))
+    end = End("cancelled", "signal", 15, "token=hush because")
+    book.finish("r1", "done", holder="h1", end=end)
+    row = the(book)
+    assert (row.outcome, row.ended_by, row.signum) == ("cancelled", "signal", 15)
+    assert row.reason == "token=[left out] because"
+    assert row.ended_at == pytest.approx(book.clock(), abs=5)
+    book.take(wish("r2", "h2", label="second", began_at=time.time() - 5), is_running=dead)
+    row = the(book)
+    assert (row.outcome, row.ended_by, row.signum, row.reason, row.ended_at) == ("", "", None, "", None)
+    assert row.label == "second"
+    assert row.began_at == pytest.approx(book.clock() - 5, abs=5)
+
+
 # The columns --------------------------------------------------------------------------------------------------------
 
 
 def test_the_tables_are_those_that_were_released() -> None:
-    """Older versions have them open: a type, or a name, never changes."""
+    """Older versions have them open: a type, or a name, never changes.
+
+    A new column is a decision: what it may hold, and that it is no secret.
+    """
+    assert {column.since for column in COLUMNS} == {1, 2, ADDED}
     assert [f"{column.name} {column.sqlite}" for column in IN_SQLITE if column.since == 1] == [
         line.strip()
         for line in """
@@ -377,7 +472,29 @@ def test_the_tables_are_those_that_were_released() -> None:
         "let_go_at REAL",
         "is_shared INTEGER NOT NULL DEFAULT 0",
     ]
-    assert sorted(f"{column.name} {column.postgres}" for column in IN_POSTGRES) == sorted(
+    assert [f"{column.name} {column.sqlite} | {column.postgres}" for column in COLUMNS if column.since == ADDED] == [
+        line.strip()
+        for line in """
+        backend TEXT NOT NULL DEFAULT '' | text NOT NULL DEFAULT ''
+        primitive TEXT NOT NULL DEFAULT '' | text NOT NULL DEFAULT ''
+        pubs INTEGER | bigint
+        shots INTEGER | bigint
+        label TEXT NOT NULL DEFAULT '' | text NOT NULL DEFAULT ''
+        tags TEXT NOT NULL DEFAULT '[]' | text NOT NULL DEFAULT '[]'
+        program TEXT NOT NULL DEFAULT '' | text NOT NULL DEFAULT ''
+        command TEXT NOT NULL DEFAULT '' | text NOT NULL DEFAULT ''
+        began_at REAL | timestamptz
+        outcome TEXT NOT NULL DEFAULT '' | text NOT NULL DEFAULT ''
+        ended_by TEXT NOT NULL DEFAULT '' | text NOT NULL DEFAULT ''
+        signum INTEGER | bigint
+        reason TEXT NOT NULL DEFAULT '' | text NOT NULL DEFAULT ''
+        ended_at REAL | timestamptz
+        """.strip().splitlines()
+    ]
+    assert {(column.sqlite, column.postgres) for column in JOB_COLUMNS} == {("REAL", "double precision")}
+    assert [column.name for column in JOB_COLUMNS] == ["estimated", "charged", "queued", "ran", "ended"]
+    released = [column for column in IN_POSTGRES if column.since < ADDED]
+    assert sorted(f"{column.name} {column.postgres}" for column in released) == sorted(
         line.strip()
         for line in """
         run text PRIMARY KEY
@@ -417,4 +534,4 @@ def test_the_tables_are_those_that_were_released() -> None:
 def test_every_column_is_of_a_ledger_and_of_a_row() -> None:
     assert all(column.sqlite or column.postgres for column in COLUMNS)
     row = a_row()
-    assert all(hasattr(row, column.name) or hasattr(row.place, column.name) for column in COLUMNS)
+    assert all(hasattr(row, column.name) or hasattr(row.host_identity, column.name) for column in COLUMNS)

@@ -19,10 +19,11 @@ import requests
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime import QiskitRuntimeService, Session
 from qiskit_ibm_runtime.exceptions import IBMInputValueError, IBMRuntimeError, RuntimeJobTimeoutError
-from qiskit_ibm_runtime.executor_sampler import Sampler
 from testkit.circuits import BACKEND, bell, ones
+from testkit.client import Sampler
 from testkit.drivers import end
 from testkit.gate import Gate
+from testkit.processes import until
 
 from qx_supervisor import (
     ConfigError,
@@ -57,8 +58,7 @@ PAGE = {"body": "<html><head><title>Sign in to GuestWifi</title></head></html>"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses that grow to half a minute would be most of a test."""
-    monkeypatch.setattr(backoff, "_FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(backoff, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(backoff, "UNANSWERED", backoff.Pauses(0.02, 0.2))
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_timeout_ends_a_run_that_is_refused(ibm: local.Service, call: Call, fa
     call.until("queued")
     faults("GET", ONE_JOB, {"status": 403, "times": 10_000})
     call.until("refused, retrying")
-    threading.Thread(target=held._flight._time_out).start()
+    threading.Thread(target=held._flight._time_limits.time_out).start()
     ibm.wait_for("POST", JOBS + "/*/cancel")
     ibm.scenario({})
     with pytest.raises(RunTimeout, match="cancel"):
@@ -250,6 +250,7 @@ def test_a_fault_while_an_outage_is_handled_is_the_programs() -> None:
     assert not is_of_the_service(caught.value)
 
 
+@pytest.mark.client
 def test_a_page_where_json_was_to_be_is_the_services(ibm: local.Service, service: Any, faults: Scenario) -> None:
     faults("GET", "/api/v1/instances/usage", PAGE)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - json's, of no own kind
@@ -298,7 +299,6 @@ def test_what_such_a_block_leaves_is_cancelled_with_the_program(ibm: local.Servi
     ibm.hold("queued")
     driver = fork(
         """
-        from qiskit_ibm_runtime.executor_sampler import Sampler
         job = Sampler(mode=backend()).run([isa()])
         ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/" + job.job_id(), "status": 403, "times": 1}]})
         try:
@@ -321,7 +321,6 @@ def test_what_such_a_block_leaves_is_cancelled_with_the_program(ibm: local.Servi
 def test_what_such_a_block_leaves_is_not_asked_to_stop_once_it_is_over(ibm: local.Service, fork: Any) -> None:
     driver = fork(
         """
-        from qiskit_ibm_runtime.executor_sampler import Sampler
         ibm.hold("queued")
         job = Sampler(mode=backend()).run([isa()])
         ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/" + job.job_id(), "status": 403, "times": 1}]})
@@ -336,6 +335,19 @@ def test_what_such_a_block_leaves_is_not_asked_to_stop_once_it_is_over(ibm: loca
     assert driver.line("result ") == ["1"]
     end(driver)
     assert [(job.status, job.cancel_requests) for job in ibm.jobs()] == [("Completed", 0)]
+
+
+def test_the_job_of_such_a_block_is_soon_asked_after_again(
+    ibm: local.Service, service: Any, isa: Any, faults: Scenario
+) -> None:
+    """Its state can't be read at first, as is to be expected after an outage."""
+    job = Sampler(mode=service.backend(BACKEND)).run([isa], shots=16)
+    with pytest.raises(requests.ConnectionError), guard(job):
+        ibm.wait_job(job.job_id())
+        faults("GET", ONE_JOB, {"status": 503, "times": 3})
+        raise requests.ConnectionError("no route")
+    until(link.all_guarded, lambda guarded: not guarded)
+    assert [(each.status, each.cancel_requests) for each in ibm.jobs()] == [("Completed", 0)]
 
 
 # Results once billed are not lost
@@ -353,6 +365,7 @@ ANSWERS: dict[str, Fault] = {
 }
 
 
+@pytest.mark.client
 def test_whatever_the_first_answers_to_the_results_are(ibm: local.Service, call: Call, faults: Scenario) -> None:
     """All of them, one after the other, and then the results."""
     faults("GET", RESULTS, *ANSWERS.values())
@@ -404,7 +417,7 @@ def test_their_text_is_in_the_timeout_too(ibm: local.Service, call: Call, faults
     faults("GET", RESULTS, {"body": "spoilt", "times": 10_000})
     held = call.begin(timeout=3600)
     call.until("results spoilt, retrying")
-    held._flight._time_out()
+    held._flight._time_limits.time_out()
     with pytest.raises(RunTimeout, match="had finished by then") as caught:
         held.result(60)
     assert caught.value.raw == "spoilt"
@@ -469,6 +482,7 @@ def test_a_job_whose_answer_is_lost_is_the_runs(
 
 
 @pytest.mark.parametrize("answer", is_long(LOST))
+@pytest.mark.client
 def test_a_post_that_made_no_job_is_sent_again(
     ibm: local.Service, way: Call, faults: Scenario, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
@@ -603,6 +617,7 @@ OUTAGES: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("backend", is_long(["a name", "an object", "none"]))
+@pytest.mark.client
 def test_an_outage_before_the_submission_is_waited_out(ibm: local.Service, backend: str) -> None:
     """No connection is to be had, whatever is asked first."""
     with Gate(ibm.port) as gate:

@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 from multiprocess.connection import Connection
-from testkit.processes import DEADLINE
+from testkit.processes import DEADLINE, until
 
 from qx_supervisor import WatcherError, launch, local
 from qx_supervisor.link import Guarded, Link
 from qx_supervisor.watcher import protocol
+from qx_supervisor.watcher.facts import About, End, Figures
 from qx_supervisor.watcher.host_identity import pidfd_of, start_ticks
+from qx_supervisor.watcher.ledger import Ledger, Row
 from qx_supervisor.watcher.remote import watcher_remote
 
 ACCOUNT = "a0"
@@ -42,7 +44,7 @@ class EarlierDriver:
         self.process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
         ours, theirs = socket.socketpair()
         pidfd = pidfd_of(self.process.pid)
-        assert pidfd is not None
+        passed = (theirs.fileno(), *(() if pidfd is None else (pidfd,)))
         whole = {
             "pid": self.process.pid,
             "start_ticks": start_ticks(self.process.pid),
@@ -55,9 +57,10 @@ class EarlierDriver:
             **order,
         }
         command = [sys.executable, "-I", "-S", str(launch.BOOT), json.dumps(whole)]
-        subprocess.run(command, pass_fds=(theirs.fileno(), pidfd), check=True)
+        subprocess.run(command, pass_fds=passed, check=True)
         theirs.close()
-        os.close(pidfd)
+        if pidfd is not None:
+            os.close(pidfd)
         self.connection = Connection(ours.detach())
 
     def hears(self) -> Any:
@@ -112,10 +115,10 @@ def test_what_an_earlier_driver_says_and_this_watcher_does_not_know_is_refused(d
     assert driver.hears() == {"kind": "nack", "seq": 1, "reason": "unknown kind"}
     driver.says('{"kind":"done","seq":2,"run":"r","only_if":"idle"}')
     assert driver.hears() == {"kind": "nack", "seq": 2, "reason": "done: it has an unknown field"}
-    driver.says('{"kind":"done","seq":3,"protocol":3,"run":"r"}')
+    driver.says('{"kind":"done","seq":3,"protocol":4,"run":"r"}')
     refused = driver.hears()
     assert (refused["kind"], refused["seq"]) == ("nack", 3)
-    assert "the other side speaks version 3 of the protocol" in refused["reason"]
+    assert "the other side speaks version 4 of the protocol" in refused["reason"]
 
 
 def test_a_later_driver_is_told_which_version_will_be_spoken(state: Path) -> None:
@@ -212,14 +215,59 @@ def test_an_earlier_watcher_is_understood(ibm: local.Service, installed: Any) ->
     ]
 
 
+def test_a_watcher_of_version_2_is_told_nothing_that_it_does_not_know(ibm: local.Service, installed: Any) -> None:
+    """What is for those who read the ledger is left away, and the figures of a job are not sent."""
+    link, file = installed('{"kind":"ack","seq":0,"protocol":2,"pid":%d,"start_ticks":null}')
+    how, end = credentials(ibm), End("cancelled", "signal", 15)
+    guarded = Guarded("r", ACCOUNT, "qxs-r", print, "qxd-1", about=About(label="mine"))
+    link.announce(guarded, lambda *, fetch=True: how)
+    link.job("r", "j")
+    link.figures("r", "j", Figures(estimated=2.0))
+    link.cancelling("r", end)
+    link.stand_down("r", end=end)
+    link.figures("r", "j", Figures(charged=1.0))
+    link._question(protocol.Bye(), DEADLINE).answered.wait(DEADLINE)
+    assert file.read_text().splitlines()[1:] == [
+        '{"kind":"intent","seq":2,"protocol":2,"run":"r","account":"a0","tag":"qxs-r","driver":"qxd-1","lease":{}}',
+        '{"kind":"job","seq":3,"protocol":2,"run":"r","job":"j"}',
+        '{"kind":"cancelling","seq":4,"protocol":2,"run":"r"}',
+        '{"kind":"done","seq":5,"protocol":2,"run":"r"}',
+        '{"kind":"bye","seq":6,"protocol":2}',
+    ]
+
+
+def test_a_driver_of_version_2_is_understood(ibm: local.Service, state: Path) -> None:
+    """It does not say how its run ended; the row says that it is over."""
+    earlier = EarlierDriver(state, protocol=2)
+    assert earlier.hears()["protocol"] == 2
+    given = json.dumps(credentials(ibm).to_json())
+    earlier.says(f'{{"kind":"arm","seq":1,"protocol":2,"account":"a0","credentials":{given}}}')
+    earlier.hears()
+    earlier.says('{"kind":"intent","seq":2,"protocol":2,"run":"r","account":"a0","tag":"qxs-r","driver":"","lease":{}}')
+    assert earlier.hears() == {"kind": "ack", "seq": 2, "protocol": 2}
+    earlier.says('{"kind":"done","seq":3,"protocol":2,"run":"r"}')
+    earlier.says('{"kind":"done","seq":4,"protocol":2,"run":"r","end":{}}')
+    assert earlier.hears()["reason"] == "done: it has an unknown field"
+    earlier.die()
+    earlier.connection.close()
+
+    def row() -> Row | None:
+        with Ledger.open(state) as book:
+            return book.row("r")
+
+    found = until(row, lambda row: row is not None and row.state == "done")
+    assert found is not None
+    assert (found.outcome, found.label) == ("", "")
+
+
 def test_a_watcher_whose_version_is_not_spoken_is_refused(ibm: local.Service, installed: Any) -> None:
-    link, file = installed('{"kind":"ack","seq":0,"protocol":3,"pid":%d,"start_ticks":null}')
+    link, file = installed('{"kind":"ack","seq":0,"protocol":4,"pid":%d,"start_ticks":null}')
     how = credentials(ibm)
     with pytest.raises(WatcherError) as caught:
         link.arm(ACCOUNT, lambda *, fetch=True: how)
     assert caught.value.reason == (
-        "the installed watcher can't be used: the other side speaks version 3 of the protocol between driver and "
-        "watcher, and this one speaks 1 to 2: qx-supervisor was replaced while the program ran; restart the program"
+        "the installed watcher can't be used: the other side speaks version 4 of the protocol between driver and "
+        "watcher, and this one speaks 1 to 3: qx-supervisor was replaced while the program ran; restart the program"
     )
     assert file.read_bytes() == b""  # no credentials went to it
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import psutil
 import pytest
 from testkit.drivers import RUN
 from testkit.processes import wait_for_end
+
+from qx_supervisor.launch import ledger_word
+from qx_supervisor.watcher import system
 
 INSPECT = """
 from qx_supervisor.link import link
@@ -41,6 +46,7 @@ def test_where_it_lives_and_what_it_holds(ibm, fork, state, monkeypatch):
         kept = open(__file__), socket.socket(), *os.pipe()
         for item in kept:
             os.set_inheritable(item if isinstance(item, int) else item.fileno(), True)
+        say("pipe", os.readlink(f"/proc/self/fd/{kept[2]}"))
         """
         + HELD.replace("\n", "\n        ")
         + INSPECT.replace("\n", "\n        ")
@@ -48,19 +54,28 @@ def test_where_it_lives_and_what_it_holds(ibm, fork, state, monkeypatch):
     )
     seen = json.loads(" ".join(driver.line("watcher ")))
     watcher = psutil.Process(seen["pid"])
+    title = ["qx-watcher", *map(str, astuple(driver.identity)), ledger_word(str(state))]
+    if system.HAS_LINUX:
+        assert watcher.name() == "qx-watcher"
+        assert watcher.cmdline() == title
+    else:
+        assert watcher.cmdline()[-4:] == title
     assert seen["sid"] == seen["pid"] != os.getsid(driver.pid)
     assert seen["ppid"] not in (driver.pid, os.getpid())
     assert watcher.pid not in [child.pid for child in psutil.Process(driver.pid).children(recursive=True)]
     assert psutil.Process(driver.pid).children() == []  # and no zombie is left of its start
     assert seen["cwd"] == "/"
     assert [seen["descriptors"][number] for number in "012"] == ["/dev/null"] * 3
-    ours = ("socket:", "anon_inode:[pidfd]", str(state), sys.prefix, sys.base_prefix)  # its threads may load modules
+    assert driver.line("pipe ")[0] not in seen["descriptors"].values()
+    seeing_it = ("anon_inode:[pidfd]", f"/proc/{driver.pid}/status")
+    ours = ("socket:", "pipe:", *seeing_it, str(state), sys.prefix, sys.base_prefix)  # its threads may load modules
     foreign = {
         target for number, target in seen["descriptors"].items() if number not in "012" and not target.startswith(ours)
     }
     assert foreign <= {""}  # the listing's own descriptor
     sockets = [target for target in seen["descriptors"].values() if target.startswith("socket:")]
-    assert len(sockets) == 3  # the pipe, and both ends of what its threads wake it with
+    # The pipe, both ends of what its threads wake it with, and the connection to the service once that is open.
+    assert 3 <= len(sockets) <= 4
     packages = {name.partition(".")[0] for name in seen["modules"]}
     assert not packages & {"qiskit", "qiskit_ibm_runtime", "qiskit_aer", "numpy", "rich", "qx_supervisor"}
     assert "QISKIT_IBM_TOKEN" not in seen["environment"]
@@ -69,7 +84,73 @@ def test_where_it_lives_and_what_it_holds(ibm, fork, state, monkeypatch):
     limits = Path(f"/proc/{watcher.pid}/limits").read_text().splitlines()
     (core,) = [line.split() for line in limits if line.startswith("Max core file size")]
     assert core[4:6] == ["0", "0"]
-    assert seen["dumpable"] == 0
+    assert seen["dumpable"] == (0 if system.HAS_LINUX else None)
+    driver.kill()
+    wait_for_end(watcher)
+
+
+REFUSES = """
+import ctypes
+class Filter(ctypes.Structure):  # bpf(2): load the call's number; is it one of these? then EPERM
+    _fields_ = [("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("k", ctypes.c_uint)]
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filters", ctypes.POINTER(Filter))]
+first, second = {"x86_64": (160, 302), "aarch64": (164, 261)}[os.uname().machine]  # setrlimit, prlimit64
+steps = (0x20, 0, 0, 0), (0x15, 1, 0, first), (0x15, 0, 1, second), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)
+filters = (Filter * 5)(*(Filter(*step) for step in steps))
+c = ctypes.CDLL(None, use_errno=True)
+assert c.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert c.prctl(22, 2, ctypes.byref(Program(5, filters))) == 0, ctypes.get_errno()  # PR_SET_SECCOMP
+import resource
+try:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except (OSError, ValueError) as error:
+    say("refused", type(error).__name__)
+"""
+"""As systemd's SystemCallFilter=~@resources."""
+
+
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="it knows the calls' numbers of these only")
+def test_where_no_limit_can_be_set(ibm, fork):
+    ibm.hold("queued")
+    driver = fork(REFUSES + HELD + INSPECT + "signal.pause()")
+    driver.line("refused ")
+    assert json.loads(" ".join(driver.line("watcher ")))["dumpable"] == (0 if system.HAS_LINUX else None)
+    watcher = driver.watcher()
+    driver.kill()
+    wait_for_end(watcher)
+    assert [(job.status, job.cancel_requests) for job in ibm.jobs()] == [("Cancelled", 1)]
+
+
+def may_lower_scores() -> bool:
+    """Whether this process may lower any OOM score: capabilities(7), CAP_SYS_RESOURCE."""
+    [effective] = re.findall(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(int(effective, 16) >> 24 & 1)
+
+
+@pytest.mark.parametrize("keeps_right", [True, False])
+@pytest.mark.short_only("True")
+def test_linux_the_oom_killer_chooses_others(fork, keeps_right):
+    """Whoever may not lower it any more can do so as far as someone who may has set it, here to 300."""
+    if not keeps_right and not may_lower_scores():
+        pytest.skip("the right to lower scores is needed for a score that can't be lowered to 0")
+    # prctl(2), PR_CAPBSET_DROP: from the next exec on, which is the watcher's.
+    drop = "" if keeps_right else "import ctypes; assert ctypes.CDLL(None).prctl(24, 24, 0, 0, 0) == 0"
+    driver = fork(
+        f"""
+        for score in ("300", "1000") if {not keeps_right} else ("1000",):
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write(score)
+        {drop}
+        from qx_supervisor.link import link
+        link.prepare()
+        say("pid", link.inspect()["pid"])
+        signal.pause()
+        """
+    )
+    watcher = psutil.Process(*map(int, driver.line("pid ")))
+    expected = (-1000 if may_lower_scores() else 0) if keeps_right else 300
+    assert Path(f"/proc/{watcher.pid}/oom_score_adj").read_text() == f"{expected}\n"
     driver.kill()
     wait_for_end(watcher)
 
@@ -167,6 +248,7 @@ def test_killed_in_flight_the_run_goes_on(ibm, fork):
     assert not ibm.journal(path="*/cancel")
 
 
+@pytest.mark.long
 def test_killed_while_idle_the_next_run_starts_one(ibm, fork):
     ibm.hold("queued")
     driver = fork(
@@ -185,6 +267,7 @@ def test_killed_while_idle_the_next_run_starts_one(ibm, fork):
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
+@pytest.mark.long
 def test_killed_again_and_again_ends_in_a_warning(ibm, fork):
     """It never loops: after a few deaths in a minute no other one is started, and the run goes on."""
     driver = fork(
@@ -319,6 +402,7 @@ def test_a_closed_range_of_descriptors_is_no_death(ibm, fork):
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
+@pytest.mark.long
 def test_its_descriptors_taken_by_files(ibm, fork, tmp_path):
     """The driver's own files come under the numbers of the pipe and the pidfd: not a byte is written there."""
     ibm.hold("queued")
@@ -352,6 +436,7 @@ def test_its_descriptors_taken_by_files(ibm, fork, tmp_path):
     assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
 
 
+@pytest.mark.long
 def test_foreign_packages_of_its_names_do_not_reach_it(ibm, start, tmp_path, monkeypatch):
     """A script's folder and PYTHONPATH hold a `watcher` of their own; the driver and its watcher take theirs."""
     shadows = tmp_path / "shadows"

@@ -5,6 +5,8 @@ each other relatively, so that the package works under any name: the process loa
 path is called `watcher`.
 
 `protocol`        the messages between driver and watcher
+`process_state`   whether a process will ever run its own code again
+`robust_lock`     a lock that opens when the thread that holds it ends
 `driver_process`  whether the driver still lives
 `policy`          event → actions: a pure state machine
 `remote`          the part of IBM Quantum's REST interface that a cancel needs

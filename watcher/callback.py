@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 
+from . import sockets
 from .host_identity import start_ticks
 from .protocol import Order
 
@@ -36,8 +37,7 @@ def call(order: Order) -> socket.socket | None:
         # It is for one call. A driver that died in the meantime can't remove it any more.
         with contextlib.suppress(OSError):
             os.unlink(address)  # noqa: PTH108 - pathlib costs 5 ms here
-    size = struct.calcsize("3i")
-    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    pid, uid = sockets.other_end(connection)
     if uid != os.geteuid() or pid != order["pid"] or start_ticks(pid) != order["start_ticks"]:
         # In another PID namespace the pid is another process's, whose death would be taken for the driver's.
         raise NotTheDriver("the driver is another user's, or in another PID namespace")
@@ -46,13 +46,14 @@ def call(order: Order) -> socket.socket | None:
 
 def receive(connection: socket.socket, order: Order) -> bool:
     """Receive from the driver what a child would have inherited, into a start order; False if the driver is gone."""
-    data, passed, _, _ = socket.recv_fds(connection, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+    data, passed = sockets.receive_with_descriptors(connection, 65536, 2)
     while data:
         if len(data) >= 4 and len(data) - 4 >= struct.unpack("!i", data[:4])[0]:
             # The environment that the user manager gave it goes: it may hold a key.
             os.environ.clear()
             os.environ.update(json.loads(data[4:]))
-            order["connection"], order["pidfd"] = connection.detach(), passed[0] if passed else None
+            order["connection"] = connection.detach()
+            order["pidfd"], order["lock"] = (*passed, None, None)[:2]
             return True
         more = connection.recv(65536)
         if not more:

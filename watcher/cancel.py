@@ -14,6 +14,7 @@ import random
 import threading
 from collections.abc import Callable
 
+from .facts import End
 from .protocol import Outcome
 from .remote import JobState, Refused, Remote, RemoteError, Transient
 from .value import Value
@@ -64,6 +65,7 @@ class Operation:
         self._remote = remote
         self._pause = _FIRST_PAUSE
         self._refused = False
+        self._was_closed = False  # the connection of the last request
         self._in_doubt = False  # a request was sent, and its answer was lost
 
     def advance(self) -> Step:
@@ -89,6 +91,9 @@ class Operation:
         except Transient as error:
             self.trouble = str(error)
             self._in_doubt |= error.status == 0
+            first, self._was_closed = error.was_closed and not self._was_closed, error.was_closed
+            if first:  # the service may have closed it just before, as it was idle; the next one is new
+                return Again(0.0)
             return self._after_failure(error.retry_after)
         except Refused as error:
             self.trouble = str(error)
@@ -97,7 +102,7 @@ class Operation:
             self.trouble = str(error)
             return self._not_found() if error.status == 404 else self._after_failure()
         self.trouble = ""
-        self._pause, self._refused = _FIRST_PAUSE, False
+        self._pause, self._refused, self._was_closed = _FIRST_PAUSE, False, False
         return step
 
     def _not_found(self) -> Step:
@@ -244,6 +249,12 @@ class Cancellation(Operation):
             return _ended(state)
         look, self._look = self._look, min(self._look * 1.6, _LONGEST_LOOK)
         return Again(look)
+
+    @property
+    def own_end(self) -> End | None:
+        """How the job has ended, if not by a cancel."""
+        final = self.final
+        return final.end if final is not None and (not final.is_cancelled or final.ran_too_long) else None
 
     def _read(self) -> JobState:
         state = self._reader.state(self.job, self._latest)

@@ -8,16 +8,23 @@ take a dead driver for a live one leaves a job running, but to take a live drive
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from . import process_state, system
+
 MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
+start_ticks = process_state.start_ticks
+
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """The inode of the namespace that a kernel starts with (`PROC_PID_INIT_INO`), the same number on every machine."""
+
+_NO_NAMESPACES = 1
 
 View = Literal["same", "rebooted", "elsewhere"]
 """What one host can say of another's processes: it sees them; they ended with an earlier boot; it can't tell."""
@@ -31,7 +38,8 @@ class HostIdentity:
         machine: The machine id (machine-id(5)). Container images and cloned disks may carry a copy of another's.
         host: The host name.
         boot: The kernel's boot id: one boot of one machine.
-        pid_ns: The inode of the PID namespace. It is reused once the namespace is gone.
+        pid_ns: The inode of the PID namespace. It is reused once the namespace is gone. Where there are no namespaces,
+            1: it is on the same machine if the boot is the same.
     """
 
     machine: str
@@ -55,7 +63,18 @@ class HostIdentity:
 
 def this_host() -> HostIdentity:
     """The host of this process."""
-    return HostIdentity(_machine(), os.uname().nodename, _read(BOOT_ID_FILE), _pid_namespace())
+    # Not a question of `system.HAS_LINUX`: on Linux nobody but the kernel tells PID namespaces apart, and to take
+    # another one for this one would be to take its processes for dead.
+    if sys.platform.startswith("linux"):
+        return HostIdentity(_machine(), os.uname().nodename, _read(BOOT_ID_FILE), _pid_namespace())
+    elif sys.platform == "darwin":  # noqa: RET505 - so that mypy knows which of them is for which platform
+        from . import macos  # what it needs is no one else's
+
+        return HostIdentity(macos.machine(), os.uname().nodename, macos.boot_session(), _NO_NAMESPACES)
+    else:
+        import platform
+
+        return HostIdentity("", platform.node(), "", 0)
 
 
 def _machine() -> str:
@@ -72,8 +91,7 @@ def _machine() -> str:
 
 def _pid_namespace() -> int:
     try:
-        # /proc is of another namespace (this one has no mount of its own): its pids are not ours.
-        if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115 - one string is compared
+        if not sees_itself():
             return 0
         # In a time namespace start times are shifted: the same process would have two.
         for line in _read(Path("/proc/self/timens_offsets")).splitlines():
@@ -82,6 +100,20 @@ def _pid_namespace() -> int:
         return Path("/proc/self/ns/pid").stat().st_ino
     except (OSError, IndexError):
         return 0
+
+
+def sees_itself() -> bool:
+    """Whether this process is seen under its pid: on Linux, whether /proc has it so.
+
+    It may be of another PID namespace, if this one has no mount of its own: there the pid is another process's, whose
+    death would be taken for this one's.
+    """
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115 - one string is compared
+    except OSError:
+        return False
 
 
 def _read(file: Path) -> str:
@@ -96,33 +128,29 @@ class Process:
     """One process, and no later one with its pid.
 
     Attributes:
-        place: Its host.
+        host_identity: Its host's.
         pid: Its pid there.
-        start_ticks: Its start, in clock ticks since boot; None if it could not be read.
+        start_ticks: Its start (`process_state.start_ticks`); None if it could not be read.
     """
 
-    place: HostIdentity
+    host_identity: HostIdentity
     pid: int
     start_ticks: int | None
 
 
-def this_process(place: HostIdentity | None = None) -> Process:
-    """This process; `place` if that is known already."""
-    return Process(place or this_host(), os.getpid(), start_ticks(os.getpid()))
+def this_process(where: HostIdentity | None = None) -> Process:
+    """This process; `where` it is, if that is known already."""
+    return Process(where or this_host(), os.getpid(), start_ticks(os.getpid()))
 
 
 IsRunning = Callable[[int, int | None], bool]
 """`is_running`, or its replacement in a test."""
 
 
-def start_ticks(pid: int) -> int | None:
-    """The start of a process, in clock ticks since boot; None if there is no such process, or it is hidden."""
-    stat = _stat(f"/proc/{pid}/stat")
-    return stat and stat[1]
-
-
 def pidfd_of(pid: int) -> int | None:
     """A pidfd, or None if the kernel has none or forbids it, or the process is gone."""
+    if not system.HAS_LINUX:
+        return None
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -130,50 +158,9 @@ def pidfd_of(pid: int) -> int | None:
 
 
 def is_running(pid: int, start_ticks: int | None) -> bool:
-    """Whether the process with this pid and start runs.
+    """Whether the process with this pid and start runs, or may run: in doubt, it does.
 
-    It does not if it is gone, its pid is another's now, or it is a zombie, unless other threads of the zombie live:
-    then only its main thread has ended. In doubt, it runs.
+    It does not if it is gone, its pid is another's now, or it will never run its own code again, though it may take the
+    kernel long to end it (`process_state`).
     """
-    if pid <= 0:  # to kill(2) that is a group of processes
-        return False
-    stat = _stat(f"/proc/{pid}/stat")
-    if stat is None:
-        return _exists(pid)
-    state, ticks = stat
-    if start_ticks is not None and ticks != start_ticks:
-        return False
-    return state not in "ZX" or _has_living_task(pid)
-
-
-def _exists(pid: int) -> bool:
-    # If /proc is mounted with hidepid, a process that is not dumpable, such as a watcher, is hidden from its own user.
-    # A signal still reaches it.
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _has_living_task(pid: int) -> bool:
-    try:
-        tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - only names are needed
-    except OSError:
-        return False
-    stats = (_stat(f"/proc/{pid}/task/{task}/stat") for task in tasks if task != str(pid))
-    return any(stat is not None and stat[0] not in "ZX" for stat in stats)
-
-
-def _stat(path: str) -> tuple[str, int] | None:
-    """The state and the start of a task (proc_pid_stat(5), fields 3 and 22), or None if they can't be read."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - read for every row; a Path costs as much as the read
-            stat = file.read()
-    except OSError:
-        return None
-    # The second field is the command's name in parentheses, and may itself contain blanks and parentheses.
-    fields = stat.rpartition(b")")[2].split()
-    return fields[0].decode(), int(fields[19])
+    return process_state.judge(pid, start_ticks) in ("alive", "unknown")

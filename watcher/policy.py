@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from . import protocol
+from .charges import Charges
+from .facts import NOTHING, About, End, Figures
 from .protocol import SWEEP_WINDOW, Lease, LeaseAnswer, Outcome, Report
 from .value import Value
 
@@ -48,21 +50,24 @@ class Timer(NamedTuple):
 
     Attributes:
         kind: "window": the sweep window closes; "sweep": the pause between two sweeps is over; "grace": the grace
-            period is over; "retake": the ledger is asked again; "leave": the watcher leaves.
+            period is over; "retake": the ledger is asked again; "charge": a job's charge is read again; "leave": the
+            watcher leaves.
         run: The run that it is about, or "".
         holder: The holder of the run's lease for whom it was set ("grace", "retake"), or "".
+        job: The job that it is about ("charge"), or "".
     """
 
-    kind: Literal["window", "sweep", "grace", "retake", "leave"]
+    kind: Literal["window", "sweep", "grace", "retake", "charge", "leave"]
     run: str = ""
     holder: str = ""
+    job: str = ""
 
 
 # Events ---------------------------------------------------------------------------------------------------------
 
 
 class Received(Value):
-    """A message of the driver's, but for `UseLedger`."""
+    """A message of the driver's, but for `UseLedger` and `Notify`."""
 
     seq: int
     message: protocol.FromDriver
@@ -115,12 +120,21 @@ class LeaseLost(Value):
 
 
 class CancelEnded(Value):
-    """A cancel is over."""
+    """A cancel is over. The end: how the job ended, if not by this cancel."""
 
     run: str
     job: str
     outcome: Outcome
     detail: str = ""
+    end: End | None = None
+
+
+class FiguresRead(Value):
+    """What a job cost was read, or could not be (None)."""
+
+    run: str
+    job: str
+    figures: Figures | None
 
 
 class SweepEnded(Value):
@@ -158,6 +172,7 @@ Event = (
     | LeaseRetaken
     | LeaseLost
     | CancelEnded
+    | FiguresRead
     | SweepEnded
     | CloseEnded
     | Fired
@@ -276,6 +291,8 @@ class RecordRun(Value):
     owner: bool = False
     detail: str = ""
     lease: Lease | None = None
+    about: About = NOTHING
+    end: End | None = None
 
 
 class RecordResubmit(Value):
@@ -299,6 +316,22 @@ class RecordJob(Value):
     run: str
     job: str
     outcome: Outcome | Literal["", "kept"] = ""
+
+
+class ReadFigures(Value):
+    """Read what a job cost; answer with `FiguresRead`."""
+
+    run: str
+    account: str
+    job: str
+
+
+class RecordFigures(Value):
+    """Write to the ledger what a job cost. Its run may be over."""
+
+    run: str
+    job: str
+    figures: Figures
 
 
 class RecordAnswered(Value):
@@ -329,6 +362,8 @@ Action = (
     | RecordResubmit
     | RecordLetGo
     | RecordJob
+    | ReadFigures
+    | RecordFigures
     | RecordAnswered
     | Exit
 )
@@ -367,6 +402,9 @@ class GuardedRun:
     quiet: bool = False  # the last sweep of the session found nothing
     cancels: dict[str, Outcome | None] = field(default_factory=dict)  # by job; None: under way
     unresolved: str = ""  # why it will have to be recorded as pending
+    charged: set[str] = field(default_factory=set)  # the jobs whose charges the driver has read
+    wished: End | None = None  # why its driver ends it, and how it has ended then
+    ended: End | None = None  # how a job of it has ended, if not by a cancel of this watcher's
 
     def is_resolved(self) -> bool:
         """Whether nothing is under way, and nothing is left to look for."""
@@ -398,9 +436,12 @@ class Policy:
         self._hung_up = False
         self._leaving = False
         self._ready: set[str] = set()  # accounts with credentials and a token
+        self._problems: dict[str, str] = {}  # account → why the last attempt to make it ready failed
         self._waiting: dict[str, list[int]] = {}  # account → messages that wait for it
         self._preparing: Counter[str] = Counter()  # account → how often it is being made ready
         self._wanted: dict[int, protocol.TakeLease] = {}  # leases that the ledger was asked for
+        self._charges = Charges()
+        self._cancels = 0  # that are under way
 
     def handle(self, event: Event) -> list[Action]:
         """What is to be done about an event."""
@@ -412,9 +453,11 @@ class Policy:
                 actions = [Nack(seq, reason)]
             case HungUp():
                 self._hung_up = True
+                self._charges.take_over()
                 actions = []
             case DriverDied():
                 self.driver_alive = False
+                self._charges.take_over()
                 actions = [action for run in list(self.runs.values()) for action in self._driver_died(run)]
             case Prepared(account, problem):
                 actions = self._prepared(account, problem)
@@ -424,8 +467,10 @@ class Policy:
                 actions = self._lease_retaken(run_id, holder, won=won)
             case LeaseLost(run_id, holder, detail):
                 actions = self._lease_lost(run_id, holder, detail)
-            case CancelEnded(run_id, job, outcome, detail):
-                actions = self._cancel_ended(run_id, job, outcome, detail)
+            case CancelEnded(run_id, job, outcome, detail, end):
+                actions = self._cancel_ended(run_id, job, outcome, detail, end)
+            case FiguresRead(run_id, job, figures):
+                actions = self._figures_read(run_id, job, figures)
             case SweepEnded(run_id, found, detail):
                 actions = self._sweep_ended(run_id, found, detail)
             case CloseEnded(run_id, problem):
@@ -434,7 +479,9 @@ class Policy:
                 actions = self._fired(timer)
             case Terminated():
                 # While anything is guarded a SIGTERM is ignored: whoever ends a process tree ends the driver too.
-                self._hung_up |= not self.runs
+                if not self.runs:
+                    self._hung_up = True
+                    self._charges.forget()
                 actions = []
         return [*actions, *self._settle(touched)]
 
@@ -454,35 +501,45 @@ class Policy:
 
     def _receive(self, seq: int, message: protocol.FromDriver) -> list[Action]:
         match message:
-            case protocol.UseLedger():
-                raise AssertionError("the loop keeps this one")
+            case protocol.UseLedger() | protocol.Notify() | protocol.Reserve():
+                raise AssertionError("the caller keeps this one")
             case protocol.Inspect():
                 return [Inspect(seq)]
             case protocol.Arm(account):
                 self._waiting.setdefault(account, []).append(seq)
                 self._preparing[account] += 1
                 return [Prepare(account)]
-            case protocol.Intent(run_id, account, tag, driver_tag, lease):
+            case protocol.Intent(run_id, account, tag, driver_tag, lease, about):
                 run = GuardedRun(run_id, account, tag, driver_tag, lease=lease)
-                return self._guard(seq, run, RecordRun(run_id, "guarded", account, tag, driver_tag, lease=lease))
+                record = RecordRun(run_id, "guarded", account, tag, driver_tag, lease=lease, about=about)
+                return self._guard(seq, run, record)
             case protocol.TakeLease(account=account):
                 if (refusal := self._refusal(seq, account)) is not None:
                     return [refusal]
                 self._wanted[seq] = message
                 return [TakeLease(seq, message)]
-            case protocol.GuardSession(run_id, account, tag, session, owner):
+            case protocol.GuardSession(run_id, account, tag, session, owner, about):
                 run = GuardedRun(run_id, account, tag, session=session if owner else "")
-                record = RecordRun(run_id, "guarded", account, tag, session=session, owner=owner)
+                record = RecordRun(run_id, "guarded", account, tag, session=session, owner=owner, about=about)
                 return self._guard(seq, run, record)
-            case protocol.OpenedSession(run_id, account, tag, session):
+            case protocol.OpenedSession(run_id, account, tag, session, about):
                 run = GuardedRun(run_id, account, tag, opened=session, posting=False, window=False)
-                actions = self._guard(seq, run, RecordRun(run_id, "guarded", account, tag, session=session))
+                record = RecordRun(run_id, "guarded", account, tag, session=session, about=about)
+                actions = self._guard(seq, run, record)
                 return [*actions, RecordAnswered(run_id)] if run_id in self.runs else actions
             case protocol.Bye():
                 if self.runs or self._wanted:
                     return [Nack(seq, "runs are guarded")]
                 self._leaving = True
+                self._charges.forget()  # the driver goes on asking
                 return [Ack(seq), SetTimer(Timer("leave"), LEAVE_SECONDS)]
+            case protocol.JobFigures(run_id, job, figures):
+                known = self.runs.get(run_id)
+                if figures.charged is not None:
+                    self._charges.known(job)
+                    if known is not None:
+                        known.charged.add(job)
+                return [RecordFigures(run_id, job, figures)]
             case _:
                 known = self.runs.get(message.run)
                 if known is not None:
@@ -497,17 +554,19 @@ class Policy:
                 return [RecordJob(run.id, job), *(self._cancel(run, job) if run.doomed else [])]
             case protocol.Posted(_, clean):
                 return self._posted(run, clean=clean)
-            case protocol.Cancelling():
-                run.cancelling = True
+            case protocol.Cancelling(_, end):
+                run.cancelling, run.wished = True, end
                 return []
             case protocol.Resubmit(_, outcomes):
                 return [RecordResubmit(run.id, outcomes, run.holder)] if run.lease else []
             case protocol.LetGo():
                 return self._wait(run)
-            case protocol.HandOver():
+            case protocol.HandOver(_, end):
+                run.wished = end or run.wished
                 is_leased = run.lease is not None and not run.stood_down
                 return [*(self._retake(run) if is_leased else self._doom(run)), Ack(seq)]
-            case protocol.StandDown():
+            case protocol.StandDown(_, end):
+                run.wished = end
                 return self._stand_down(run)
 
     def _refusal(self, seq: int, account: str) -> Nack | None:
@@ -518,7 +577,8 @@ class Policy:
         return None
 
     def _guard(self, seq: int, run: GuardedRun, record: RecordRun) -> list[Action]:
-        if (refusal := self._refusal(seq, run.account)) is not None:
+        problem = "" if self._leaving else self._problems.get(run.account, "")
+        if (refusal := self._refusal(seq, run.account)) is not None and not problem:
             return [refusal]
         # Sent twice, as to a watcher that was started in place of another: what is known of it stays known.
         known = self.runs.setdefault(run.id, run)
@@ -526,8 +586,11 @@ class Policy:
             known.posting = known.window = True
         if run.account in self._ready:
             return [record, Ack(seq)]
-        self._waiting[run.account].append(seq)
-        return [record]
+        if run.account in self._waiting:
+            self._waiting[run.account].append(seq)
+            return [record]
+        # The runs of a driver that tells them again may have jobs, whether its account can be used now or not.
+        return [record, Nack(seq, problem)]
 
     def _lease_taken(self, seq: int, answer: LeaseAnswer | None, problem: str) -> list[Action]:
         wanted = self._wanted.pop(seq)
@@ -557,6 +620,7 @@ class Policy:
         waiting = self._waiting.pop(account, [])
         # Without a token its runs stay guarded all the same: there may be one by the time that it is needed.
         if problem:
+            self._problems[account] = problem
             return [Nack(seq, problem) for seq in waiting]
         self._ready.add(account)
         return [Ack(seq) for seq in waiting]
@@ -575,10 +639,13 @@ class Policy:
 
     def _stand_down(self, run: GuardedRun) -> list[Action]:
         run.stood_down, run.doomed, run.waiting = True, False, False
+        if run.wished is not None and run.wished.outcome != "detached":
+            for job in sorted(run.held - run.charged):
+                self._charges.leave_to_driver(run.id, run.account, job)
         # It stays for one thing only: the duplicates of a retried POST, beside the job that the driver holds.
         if not run.held or (run.is_resolved() and not run.unresolved):
             del self.runs[run.id]
-            return [RecordRun(run.id, "done", lease=run.lease)]
+            return [RecordRun(run.id, "done", lease=run.lease, end=run.wished)]
         # Should this watcher die too, whoever reads the ledger then must spare what the driver holds.
         actions: list[Action] = [RecordJob(run.id, job, "kept") for job in sorted(run.held)]
         # A run that is over sends no more POST, whether its driver said so or not.
@@ -674,6 +741,7 @@ class Policy:
         if job in self._cancelled:
             return []
         self._cancelled.add(job)
+        self._cancels += 1
         run.cancels[job] = None
         return [StartCancel(run.id, run.account, job, run.driver_tag, run.cancelling and job in run.held)]
 
@@ -688,16 +756,28 @@ class Policy:
 
     # Answers
 
-    def _cancel_ended(self, run_id: str, job: str, outcome: Outcome, detail: str) -> list[Action]:
+    def _cancel_ended(self, run_id: str, job: str, outcome: Outcome, detail: str, end: End | None) -> list[Action]:
+        self._cancels -= 1
         if outcome == "unconfirmed":
             self._given_up.add(job)
         run = self.runs.get(run_id)
         if run is None:
             return []
+        if outcome in ("cancelled", "finished"):
+            self._charges.expect(run_id, run.account, job)
         run.cancels[job] = outcome
+        run.ended = end or run.ended
         if outcome == "unconfirmed":
             run.unresolved = detail or "a cancel could not be confirmed"
         return [RecordJob(run_id, job, outcome), Report(outcome, run_id, job, detail)]
+
+    def _figures_read(self, run_id: str, job: str, figures: Figures | None) -> list[Action]:
+        actions: list[Action] = [] if figures is None else [RecordFigures(run_id, job, figures)]
+        if figures is not None and figures.charged is not None:
+            self._charges.known(job)
+        elif (pause := self._charges.pending(job)) is not None:
+            actions.append(SetTimer(Timer("charge", job=job), pause))
+        return actions
 
     def _sweep_ended(self, run_id: str, found: tuple[str, ...] | None, detail: str) -> list[Action]:
         began_for = self._sweeps.pop(run_id, "")
@@ -753,6 +833,9 @@ class Policy:
         if timer.kind == "leave":
             self._hung_up = True
             return []
+        if timer.kind == "charge":
+            self._charges.paused(timer.job)
+            return []
         if timer.kind == "window":
             self._windows -= Counter({timer.run: 1})  # drops those that are 0
         run = self.runs.get(timer.run)
@@ -786,9 +869,21 @@ class Policy:
             # Of a run that was stood down, a duplicate may be left that could not be found or cancelled.
             over: Literal["cancelled", "done"] = "cancelled" if run.doomed else "done"
             state: Literal["pending", "cancelled", "done"] = "pending" if run.unresolved else over
-            actions.append(RecordRun(run.id, state, detail=run.unresolved, lease=run.lease))
+            end = _end(run) if run.doomed and not run.unresolved else run.wished if run.stood_down else None
+            actions.append(RecordRun(run.id, state, detail=run.unresolved, lease=run.lease, end=end))
             if run.doomed:
                 actions.append(Report(state, run.id, detail=run.unresolved))
-        if not self.runs and not self._wanted and (not self.driver_alive or self._hung_up):
+        if not self._cancels:
+            actions += [ReadFigures(each.run, each.account, each.job) for each in self._charges.due()]
+        is_left = not self.driver_alive or self._hung_up
+        if is_left and not self.runs and not self._wanted and not self._charges.is_reading:
             actions.append(Exit())
         return actions
+
+
+def _end(run: GuardedRun) -> End:
+    """How a run has ended whose jobs were to be cancelled."""
+    is_cancelled = "cancelled" in run.cancels.values() or not run.cancels
+    if run.ended is not None and (not is_cancelled or run.ended.outcome == "cancelled"):
+        return run.ended
+    return run.wished or End("cancelled", "watcher")

@@ -18,11 +18,15 @@ from dataclasses import asdict, dataclass, field, fields
 from types import NoneType
 from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict, TypeVar
 
-VERSION = 2
+from .facts import NOTHING, About, By, End, Figures, RunOutcome
+
+VERSION = 3
 """The version of this protocol. Raise it with every message or field that is added, removed or changes its meaning."""
 
 OLDEST_VERSION = 1
-"""The oldest version that is still spoken. Version 1 names no version, and is otherwise the same."""
+"""The oldest version that is still spoken. Version 1 names no version, and is otherwise as 2 is. Version 3 has added
+`Notify`, and what is told to those who read the ledger: `about`, `end` and `JobFigures`, of which who speaks an earlier
+one is not told; and `Reserve`, without which no budget is kept."""
 
 SWEEP_WINDOW = 120.0
 """The sweep window: seconds after the last moment at which a POST could have left, in which it may still make a job.
@@ -66,8 +70,17 @@ class VersionError(ProtocolError):
 # What a driver tells when it starts a watcher ----------------------------------------------------------------------
 
 
+class Door(TypedDict):
+    """Where drivers come to a watcher that they share."""
+
+    listener: int  # the descriptor of the socket
+    socket: str  # its path
+    lock: str  # the path of the lock under which it is made and removed
+    linger: float  # seconds that the watcher stays without a driver
+
+
 class Order(TypedDict):
-    """The argument of `boot.py`: a JSON object."""
+    """The start order, a JSON object: `sys.argv[1]` of `boot.py`. It stands in no command line (`launch`)."""
 
     protocol: NotRequired[int]  # version 1 names none
     pid: int  # the driver's
@@ -76,10 +89,40 @@ class Order(TypedDict):
     state: str  # the state directory, or ""
     sweep_window: float
     lease_seconds: float
+    title: NotRequired[str]  # its command line, as `ps` shows it
     # Of a watcher that the driver itself starts: the descriptors that it inherits.
     connection: NotRequired[int]
     pidfd: NotRequired[int | None]
+    lock: NotRequired[int | None]  # the memory of its `RobustLock`
+    door: NotRequired[Door]  # of one that drivers share: the driver above has only started it
     address: NotRequired[str]  # of one that systemd starts: the socket at which the driver waits
+
+
+class CallerOrder(TypedDict):
+    """What a driver says first to such a watcher, with some descriptors."""
+
+    protocol: int
+    pid: int
+    start_ticks: int
+    sweep_window: float
+    word: str  # for all connections of one process: a later one replaces an earlier one that broke
+    passed: tuple[str, ...]  # which descriptors come along: "pidfd", "lock"
+
+
+def decode_caller_order(data: bytes) -> CallerOrder:
+    """What a driver says first.
+
+    Raises:
+        ProtocolError: If it is something else.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ProtocolError("not JSON") from None
+    if not isinstance(content, dict):
+        raise ProtocolError("not an object")
+    found: CallerOrder = _read_fields("order", content, CallerOrder.__annotations__)
+    return found
 
 
 @dataclass(frozen=True)
@@ -183,6 +226,17 @@ class UseLedger(NamedTuple):
         return "UseLedger()"  # the URL may hold a password
 
 
+class Notify(NamedTuple):
+    """Who is to be told how runs end. It comes before any run, where anybody is to be told."""
+
+    targets: tuple[str, ...]  # webhooks' URLs, "mailto:" with an address, "exec:" with a command's path
+    after: float  # seconds that a run must have lasted for its end to be told
+    sendmail: str  # the path of sendmail, or ""
+
+    def __repr__(self) -> str:
+        return "Notify()"  # whoever knows a webhook's URL can write there
+
+
 class Arm(NamedTuple):
     """The credentials of an account. Acknowledged when the watcher has a token."""
 
@@ -198,6 +252,7 @@ class Intent(NamedTuple):
     tag: str
     driver: str  # the tag of all jobs of this driver, or ""
     lease: Lease | None
+    about: About = NOTHING
 
 
 class TakeLease(NamedTuple):
@@ -209,6 +264,7 @@ class TakeLease(NamedTuple):
     driver: str
     lease: Lease
     instances: tuple[str, ...]  # that this driver can use, by CRN
+    about: About = NOTHING
 
 
 class GuardSession(NamedTuple):
@@ -219,6 +275,7 @@ class GuardSession(NamedTuple):
     tag: str
     session: str
     owner: bool
+    about: About = NOTHING
 
 
 class OpenedSession(NamedTuple):
@@ -231,6 +288,7 @@ class OpenedSession(NamedTuple):
     account: str
     tag: str
     session: str
+    about: About = NOTHING
 
 
 class JobKnown(NamedTuple):
@@ -238,6 +296,18 @@ class JobKnown(NamedTuple):
 
     run: str
     job: str
+
+
+class Reserve(NamedTuple):
+    """Reserve QPU time for a POST of a run, if any budget is for it. Answered with a `ReserveAnswer`."""
+
+    run: str
+    account: str
+    label: str
+    post: str  # a word for the POST: asked again, it is not reserved twice
+    most: int  # the seconds that its job would have otherwise
+    least: int
+    budgets: dict[str, float]  # the program's own: the seconds of each, by its name
 
 
 class Posted(NamedTuple):
@@ -261,21 +331,32 @@ class LetGo(NamedTuple):
 
 
 class Cancelling(NamedTuple):
-    """The driver is about to request the cancel itself."""
+    """The driver is about to request the cancel itself. The end that it then has: why it is cancelled."""
 
     run: str
+    end: End | None = None
 
 
 class HandOver(NamedTuple):
-    """The driver leaves the cancel to the watcher."""
+    """The driver leaves the cancel to the watcher. The end that it then has: why it is cancelled."""
 
     run: str
+    end: End | None = None
 
 
 class StandDown(NamedTuple):
     """The run is over: forget it."""
 
     run: str
+    end: End | None = None
+
+
+class JobFigures(NamedTuple):
+    """What the driver has read of a job's cost and times. The run may be over."""
+
+    run: str
+    job: str
+    figures: Figures
 
 
 class Bye(NamedTuple):
@@ -289,7 +370,20 @@ class Inspect(NamedTuple):
 RunMessage = JobKnown | Posted | Resubmit | LetGo | Cancelling | HandOver | StandDown
 """About a run that is guarded already."""
 
-FromDriver = UseLedger | Arm | Intent | TakeLease | GuardSession | OpenedSession | RunMessage | Bye | Inspect
+FromDriver = (
+    UseLedger
+    | Notify
+    | Arm
+    | Intent
+    | TakeLease
+    | GuardSession
+    | OpenedSession
+    | Reserve
+    | RunMessage
+    | JobFigures
+    | Bye
+    | Inspect
+)
 
 # From the watcher ---------------------------------------------------------------------------------------------------
 
@@ -371,6 +465,22 @@ class LeaseAnswer(TypedDict):
     host: str
 
 
+class ReserveAnswer(TypedDict):
+    """How much QPU time a job may take, or which budget has not enough left for it."""
+
+    seconds: int | None  # None: no budget is for the run, or it is refused, or this is not known
+    trouble: str  # why the ledger can't say
+    is_limited: bool  # with trouble: there are standing budgets, as far as is known
+    is_refused: bool
+    words: str  # what a message calls the budget that has the least left, or ""; its figures were so before
+    limit: float
+    spent: float
+    reserved: float
+    pending: float  # the part of that which waits for nothing but its charge
+    ends_in: float | None  # seconds until its next period begins
+    largest: dict[str, float]  # the labels, or programs, whose runs count the most
+
+
 class Inspection(TypedDict):
     """What a watcher knows of itself: its own user can't look into a process that is not dumpable."""
 
@@ -382,7 +492,7 @@ class Inspection(TypedDict):
     modules: list[str]
     environment: list[str]  # the names
     pss_kb: int
-    dumpable: int
+    dumpable: int | None  # as prctl(2) says; None where it is not asked
     runs: dict[str, list[str]]  # run → its jobs
 
 
@@ -391,11 +501,13 @@ class Inspection(TypedDict):
 # The names on the wire never change, whatever becomes of the names of classes. Those of fields are the same in both.
 _FROM_DRIVER: dict[str, type[FromDriver]] = {
     "ledger": UseLedger,
+    "notify": Notify,
     "arm": Arm,
     "intent": Intent,
     "claim": TakeLease,
     "session": GuardSession,
     "opened": OpenedSession,
+    "reserve": Reserve,
     "job": JobKnown,
     "posted": Posted,
     "anew": Resubmit,
@@ -403,13 +515,22 @@ _FROM_DRIVER: dict[str, type[FromDriver]] = {
     "cancelling": Cancelling,
     "cancel": HandOver,
     "done": StandDown,
+    "figures": JobFigures,
     "bye": Bye,
     "inspect": Inspect,
 }
 _FROM_WATCHER: dict[str, type[Nack | Report]] = {"nack": Nack, "report": Report}
 _KINDS = {each: kind for kind, each in (*_FROM_DRIVER.items(), *_FROM_WATCHER.items(), ("ack", Ack))}
 
+# What version 3 has added to messages, as it is where an earlier one is spoken.
+_ADDED: dict[str, object] = {"about": NOTHING, "end": None}
+
 T = TypeVar("T")
+
+
+def is_understood(message: FromDriver, version: int) -> bool:
+    """Whether a message exists in a version of the protocol."""
+    return version >= 3 or not isinstance(message, Notify | JobFigures | Reserve)
 
 
 def encode(message: FromDriver | FromWatcher, seq: int, version: int = VERSION) -> bytes:
@@ -422,7 +543,7 @@ def encode(message: FromDriver | FromWatcher, seq: int, version: int = VERSION) 
     """
     if isinstance(message, Ack):
         return _dump("ack", seq, version, message.content)
-    content = {name: _to_json(value) for name, value in message._asdict().items()}
+    content = {name: _to_json(value) for name, value in message._asdict().items() if version >= 3 or name not in _ADDED}
     return _dump(_KINDS[type(message)], seq, version, content)
 
 
@@ -474,6 +595,16 @@ def lease_answer(ack: Ack) -> LeaseAnswer:
     return found
 
 
+def reserve_answer(ack: Ack) -> ReserveAnswer:
+    """What the answer to a `Reserve` says.
+
+    Raises:
+        ProtocolError: If it says something else.
+    """
+    found: ReserveAnswer = _read_fields("reserve", ack.content, ReserveAnswer.__annotations__)
+    return found
+
+
 def version_to_speak(asked: object) -> int:
     """The version to speak with a driver that asked for this one.
 
@@ -502,7 +633,9 @@ def _dump(kind: str, seq: int, version: int, content: Mapping[str, object]) -> b
 def _to_json(value: object) -> object:
     if isinstance(value, Credentials | Lease):
         return value.to_json()
-    return {} if value is None else value  # None: no lease
+    if isinstance(value, About | End | Figures):
+        return value._asdict()
+    return {} if value is None else value  # None: no lease, no end
 
 
 def _load(data: bytes) -> _Raw:
@@ -524,12 +657,15 @@ def _load(data: bytes) -> _Raw:
 
 def _read(raw: _Raw, kinds: Mapping[str, type[T]]) -> T:
     made = kinds.get(raw.kind)
-    if made is None:
+    if made is None or (made in (Notify, JobFigures, Reserve) and raw.version < 3):
         raise ProtocolError("unknown kind", raw.seq)
-    if not raw.content.keys() <= made.__annotations__.keys():
+    fields = made.__annotations__
+    added = {name: value for name, value in _ADDED.items() if name in fields and raw.version < 3}
+    wanted = {name: of for name, of in fields.items() if name not in added}
+    if not raw.content.keys() <= wanted.keys():
         raise ProtocolError(f"{raw.kind}: it has an unknown field", raw.seq)
     try:
-        return made(**_read_fields(raw.kind, raw.content, made.__annotations__))
+        return made(**_read_fields(raw.kind, raw.content, wanted), **added)
     except ProtocolError as error:
         error.seq = raw.seq
         raise
@@ -566,6 +702,21 @@ def _table(what: str, value: object) -> dict[str, str]:
     return value
 
 
+def _seconds(what: str, value: object) -> dict[str, float]:
+    if not isinstance(value, dict) or not all(
+        type(each) in (float, int) and 0 <= each < float("inf") for each in value.values()
+    ):
+        raise ProtocolError(f"{what} is not a table of seconds")
+    return value
+
+
+def _facts(what: str, value: object, kind: type[About | End | Figures]) -> Any:
+    wanted = kind.__annotations__
+    if not isinstance(value, dict) or not value.keys() <= wanted.keys():
+        raise ProtocolError(f"{what} is not an object with the agreed fields")
+    return kind(**_read_fields(what, value, wanted))
+
+
 def _made_by(make: Callable[[object], T]) -> Callable[[str, object], T]:
     def read(what: str, value: object) -> T:
         try:
@@ -587,7 +738,13 @@ _READERS: dict[Any, Callable[[str, Any], object]] = {
     Event: _is(str),
     tuple[str, ...]: lambda what, value: tuple(_strings(what, value)),
     dict[str, str]: _table,
+    dict[str, float]: _seconds,
     Credentials: _made_by(Credentials.from_json),
     Lease: _made_by(Lease.from_json),
     Lease | None: _made_by(lambda value: None if value == {} else Lease.from_json(value)),
+    About: lambda what, value: _facts(what, value, About),
+    End | None: lambda what, value: None if value == {} else _facts(what, value, End),
+    Figures: lambda what, value: _facts(what, value, Figures),
+    RunOutcome: _is(str),
+    By: _is(str),
 }

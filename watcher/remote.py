@@ -15,7 +15,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import service_messages
+from . import connections, service_messages
+from .connections import Connections
+from .facts import End
 from .protocol import Credentials
 
 if TYPE_CHECKING:
@@ -24,13 +26,17 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 """An object in an answer of the service."""
 
-Query = Mapping[str, str | int]
+Query = Mapping[str, str | int | list[str]]
 
-CONNECT_TIMEOUT = 5.0
-READ_TIMEOUT = 30.0  # the official client has none: a server that stops answering would block it for ever
 PAGE = 200  # the most jobs that the service lists at once
 EXTRA_PAGES = 2  # read beyond the fewest that could list all jobs that are asked for
-CONNECTIONS = 4  # to one service, at most
+API_VERSION = "2026-04-15"  # that of the official client, 0.51
+WORKLOADS_PAGE = 50  # the most workloads that the service lists at once
+MOST_WORKLOAD_PAGES = 20  # of sessions that are open at the same time; a cursor that leads in a circle ends there
+CONNECTIONS = connections.SIZE
+CONNECT_TIMEOUT = connections.CONNECT_TIMEOUT
+READ_TIMEOUT = 30.0  # the official client has none: a server that stops answering would block it for ever
+TOKEN_PATH = "/identity/token"  # noqa: S105 - https://cloud.ibm.com/apidocs/iam-identity-token-api
 LONGEST_CLOSED = 60.0  # for which one `Retry-After` holds back all other requests
 LONGEST_RETRY_AFTER = 3600.0  # a longer one is taken for a mistake; "inf" is a number too
 RAN_TOO_LONG = 1305  # reason code of a job that the service cancelled at its maximum execution time
@@ -53,11 +59,16 @@ class Transient(RemoteError):
 
     Attributes:
         retry_after: Seconds that the service asks to wait, or None.
+        was_closed: Whether the connection was closed when an answer was due, as happens to one that was idle for a
+            minute.
     """
 
-    def __init__(self, message: str, status: int = 0, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, status: int = 0, retry_after: float | None = None, *, was_closed: bool = False
+    ) -> None:
         super().__init__(message, status)
         self.retry_after = retry_after
+        self.was_closed = was_closed
 
 
 class Refused(RemoteError):
@@ -117,16 +128,27 @@ class JobState:
         """Whether its state will not change any more."""
         return self.is_cancelled or self.is_completed or self.status.lower() == "failed"
 
+    @property
+    def end(self) -> End:
+        """How it ended, where nobody here has cancelled it."""
+        if self.is_completed:
+            return End("finished")
+        if self.is_cancelled and not self.ran_too_long:
+            return End("cancelled", "someone else", reason=self.reason)
+        return End("cancelled" if self.is_cancelled else "failed", "IBM", reason=self.reason or self.status)
+
 
 class Token:
-    """A bearer token, which IBM's own token library renews when it has expired.
+    """A bearer token, which is renewed when it has expired.
 
     Args:
         credentials: Whose token it is. The token in them is used first.
+        way: The connections to the token service; None for some of its own.
     """
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, way: Connections | None = None) -> None:
         self._credentials = credentials
+        self._connections = way or Connections(credentials)
         self._lock = threading.Lock()
         self._token = credentials.token
         self._expires = credentials.token_expires
@@ -146,6 +168,12 @@ class Token:
                 self._fetch()
             return f"Bearer {self._token}"
 
+    def offer(self, credentials: Credentials) -> None:
+        """Use the token in some credentials, which are the same but for it, if it is valid for longer."""
+        with self._lock:
+            if credentials.token and credentials.token_expires > (self._expires if self._token else 0.0):
+                self._token, self._expires = credentials.token, credentials.token_expires
+
     def seconds_left(self) -> float:
         """How long the token is still valid."""
         return self._expires - time.time() if self._token else 0.0
@@ -161,22 +189,27 @@ class Token:
             self._fetch()
 
     def _fetch(self) -> None:
-        import ibm_cloud_sdk_core
-
+        # By a request of our own, not IBM's library: that would read the certificates' file for each.
         how = self._credentials
-        manager = ibm_cloud_sdk_core.IAMTokenManager(
-            how.api_key, url=how.iam_url, disable_ssl_verification=not how.verify, proxies=how.proxies
-        )
-        manager.http_config = {"timeout": (CONNECT_TIMEOUT, READ_TIMEOUT)}
+        asked = {"grant_type": "urn:ibm:params:oauth:grant-type:apikey", "response_type": "cloud_iam"}
+        asked["apikey"] = how.api_key
+        url = how.iam_url.rstrip("/").removesuffix(TOKEN_PATH) + TOKEN_PATH
         try:
-            reply = manager.request_token()
-        except ibm_cloud_sdk_core.ApiException as error:
-            message = token_service(error)
-            if error.status_code is not None and 400 <= error.status_code < 500 and error.status_code not in (408, 429):
-                raise Refused(message, error.status_code) from None
-            raise Transient(message, error.status_code or 0) from None
-        except Exception as error:  # noqa: BLE001 - IBM's library fails at answers of another form, too
+            answer = self._connections.request(
+                "POST", url, READ_TIMEOUT, data=asked, headers={"Accept": "application/json"}
+            )
+        except Exception as error:  # noqa: BLE001 - its text may quote a proxy's password
             raise Transient(f"the token service could not be asked ({type(error).__name__})") from None
+        status = answer.status_code
+        if not 200 <= status < 300:
+            message = token_service(status, answer.text)
+            if 400 <= status < 500 and status not in (408, 429):
+                raise Refused(message, status)
+            raise Transient(message, status)
+        try:
+            reply = answer.json()
+        except (ValueError, RecursionError):
+            reply = None
         if not isinstance(reply, dict):
             raise Transient("the token service's answer was no JSON object")
         token, lifetime = reply.get("access_token"), reply.get("expires_in")
@@ -196,22 +229,26 @@ class Remote:
         credentials: How it is reached. Only `Token` uses the key in them.
         authorization: Returns the `Authorization` header, or raises `RemoteError`.
         renew: Called after the service refused the header, before another try.
+        way: The connections to the service; None for some of its own.
 
     Attributes:
         renewals: How often the token was renewed.
     """
 
-    def __init__(self, credentials: Credentials, authorization: Callable[[], str], renew: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        authorization: Callable[[], str],
+        renew: Callable[[], None],
+        way: Connections | None = None,
+    ) -> None:
         self._endpoint = credentials.endpoint.rstrip("/")
         self._instance = credentials.instance
-        self._verify = credentials.verify
-        self._proxies = credentials.proxies
+        self._connections = way or Connections(credentials)
         self._authorization = authorization
         self._renew = renew
         self._renewing = threading.Lock()
         self.renewals = 0
-        self._lock = threading.Lock()
-        self._session: requests.Session | None = None
         self._closed_until = 0.0
 
     def __repr__(self) -> str:
@@ -258,6 +295,17 @@ class Remote:
         """Fetch the results of a completed job, as the service encodes them."""
         return self._request("GET", f"/jobs/{job}/results").text
 
+    def backends(self) -> list[Json]:
+        """Read the backends of the instance: their names, sizes, queues and states."""
+        devices = self._versioned("/backends").get("devices")
+        if not isinstance(devices, list):
+            raise Transient("the service's answer was no list of backends", 200)
+        return [device for device in devices if isinstance(device, dict) and isinstance(device.get("name"), str)]
+
+    def backend_properties(self, backend: str) -> Json:
+        """Read what was measured of a backend at its last calibration."""
+        return self._versioned(f"/backends/{backend}/properties")
+
     def backend_status(self, backend: str) -> Json:
         """Read whether a backend runs the jobs in its queue."""
         return self._object(self._request("GET", f"/backends/{backend}/status"))
@@ -282,6 +330,56 @@ class Remote:
     def end_session(self, session: str) -> None:
         """Have a session take no more jobs: it ends with those that are in it. One that has ended refuses."""
         self._request("PATCH", f"/sessions/{session}", accept=(400, 404, 409), body={"accepting_jobs": False})
+
+    def session(self, session: str) -> Json:
+        """Read a session or batch."""
+        return self._versioned(f"/sessions/{session}")
+
+    def open_workloads(self, mode: str, *, mine: bool = False) -> list[Json]:
+        """List the sessions or batches of the instance that are not over.
+
+        Args:
+            mode: "session" or "batch".
+            mine: Only those of the user.
+        """
+        asked: dict[str, str | int | list[str]] = {
+            "mode": mode,
+            "status": ["pending", "in_progress"],
+            "sort": "-createdAt",
+            "limit": WORKLOADS_PAGE,
+        }
+        if mine:
+            asked["user"] = "me"
+        found: dict[str, Json] = {}
+        for _ in range(MOST_WORKLOAD_PAGES):
+            reply = self._versioned("/workloads", asked)
+            page = reply.get("workloads")
+            if not isinstance(page, list) or not all(_is_job(item) for item in page):
+                raise Transient("the service's answer was no list of workloads", 200)
+            # Whether a service heeds the filters is seen in what it lists.
+            found.update((item["id"], item) for item in page if item.get("mode") == mode and not item.get("ended"))
+            following = reply.get("next")
+            cursor = _cursor(following.get("href")) if isinstance(following, dict) else ""
+            if not cursor:
+                break
+            asked["next"] = cursor
+        return list(found.values())
+
+    def recent_jobs(self, created_after: str) -> list[Json]:
+        """List the jobs that were submitted since a moment, the newest first; of a great many, the newest only.
+
+        Args:
+            created_after: The moment, as in 2026-01-31T12:00:00Z.
+        """
+        pages = itertools.islice(self._pages({"created_after": created_after}), EXTRA_PAGES)
+        return [item for page in pages for item in page]
+
+    def unfinished_jobs(self, *, tag: str = "", session: str = "") -> dict[str, JobState]:
+        """The states of the jobs that are not final, of the whole instance if neither tag nor session is named.
+
+        For people to choose from: a program that cancels by a list names what it means (`unfinished`).
+        """
+        return {job: JobState.from_reply(item) for job, item in self._listed(tag, session).items()}
 
     def unfinished(self, *, tag: str = "", session: str = "") -> tuple[str, ...]:
         """The ids of the jobs under a tag, or in a session, that are not final.
@@ -327,6 +425,9 @@ class Remote:
     def _unfinished(self, tag: str, session: str) -> dict[str, Json]:
         if not tag and not session:
             raise ValueError("neither a tag nor a session is named")
+        return self._listed(tag, session)
+
+    def _listed(self, tag: str, session: str) -> dict[str, Json]:
         query = {"pending": "true"} | ({"tags": tag} if tag else {}) | ({"session_id": session} if session else {})
         seen: dict[str, Json | None] = {}  # None: not one that was asked for
         for page in self._pages(query):
@@ -352,30 +453,34 @@ class Remote:
             if len(page) < PAGE:
                 return
 
+    def _versioned(self, path: str, query: Query | None = None) -> Json:
+        """Read what has another form in another version of the API: without one, a list of backends is one of names."""
+        return self._object(self._request("GET", path, query, version=API_VERSION))
+
     def _request(
         self,
         method: str,
         path: str,
         query: Query | None = None,
         accept: tuple[int, ...] = (),
+        *,
         body: dict[str, bool] | None = None,
+        version: str = "",
     ) -> requests.Response:
         import requests
+        import urllib3
 
         headers = {"Authorization": self._authorization(), "Service-CRN": self._instance, "Accept": "application/json"}
+        if version:
+            headers["IBM-API-Version"] = version
         try:
-            reply = self.open().request(
-                method,
-                self._endpoint + path,
-                params=query,
-                json=body,
-                headers=headers,
-                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-                allow_redirects=False,
+            reply = self._connections.request(
+                method, self._endpoint + path, READ_TIMEOUT, params=query, json=body, headers=headers
             )
         except (requests.RequestException, OSError, ValueError) as error:
             # Its text may quote a proxy's password.
-            raise Transient(f"{method} {_shape(path)}: {type(error).__name__}") from None
+            was_closed = bool(error.args) and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
+            raise Transient(f"{method} {_shape(path)}: {type(error).__name__}", was_closed=was_closed) from None
         status = reply.status_code
         if status < 300 or status in accept:
             return reply
@@ -400,34 +505,31 @@ class Remote:
         return value
 
     def open(self) -> requests.Session:
-        """Get ready for the first request."""
-        with self._lock:
-            if self._session is None:
-                import requests
-                from requests.adapters import HTTPAdapter
+        """Get ready for the first request, with all that requests will ever need of files.
 
-                session = requests.Session()
-                adapter = HTTPAdapter(pool_connections=2, pool_maxsize=CONNECTIONS, pool_block=True, max_retries=0)
-                session.mount("http://", adapter)
-                session.mount("https://", adapter)
-                session.verify = self._verify
-                session.proxies = dict(self._proxies or {})
-                session.auth = _keep_header  # else requests reads .netrc for every request
-                self._session = session
-            return self._session
+        Raises:
+            Transient: If the CA certificates can't be read.
+        """
+        try:
+            return self._connections.open()
+        except OSError as error:
+            raise Transient(f"the CA certificates can't be read: {error.filename} ({type(error).__name__})") from None
+
+    def keep_warm(self) -> None:
+        """Keep a connection to the service open from now on, so that the next request takes half a round trip."""
+        self._connections.keep_warm()
 
 
-def watcher_remote(credentials: Credentials) -> tuple[Remote, Token]:
-    """A `Remote` that fetches its tokens itself."""
-    token = Token(credentials)
-    return Remote(credentials, token.header, token.renew), token
+def watcher_remote(credentials: Credentials, size: int = CONNECTIONS) -> tuple[Remote, Token]:
+    """A `Remote` that fetches its tokens itself, with so many connections at most."""
+    way = Connections(credentials, size)
+    token = Token(credentials, way)
+    return Remote(credentials, token.header, token.renew, way), token
 
 
-def token_service(error: Any) -> str:
-    """What the token service answered, from an `ApiException` of IBM's library."""
-    answer = getattr(error, "http_response", None)
-    text = answer.text if answer is not None else ""
-    return f"the token service answered {service_messages.status_and_words(error.status_code or 0, text)}"
+def token_service(status: int, text: str) -> str:
+    """What the token service answered, in words."""
+    return f"the token service answered {service_messages.status_and_words(status, text)}"
 
 
 def retry_after(value: str | None) -> float | None:
@@ -444,6 +546,13 @@ def retry_after(value: str | None) -> float | None:
         except (ValueError, OverflowError):
             return None
     return max(0.0, min(LONGEST_RETRY_AFTER, seconds))
+
+
+def _cursor(address: object) -> str:
+    """The cursor in the address of the next page, or ""."""
+    from urllib.parse import parse_qs, urlsplit
+
+    return parse_qs(urlsplit(address).query).get("next", [""])[0] if isinstance(address, str) else ""
 
 
 def _is_job(item: object) -> bool:
@@ -463,7 +572,3 @@ def _is_wanted(item: Json, tag: str, session: str) -> bool:
 
 def _shape(path: str) -> str:
     return "/".join(path.split("/")[:4])
-
-
-def _keep_header(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request

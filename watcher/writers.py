@@ -3,6 +3,8 @@
 It keeps the state that each run is to have, and not a list of writes: so after an hour without the database the same
 few statements bring it up to date. Whatever fails costs that ledger's protection only, and is tried again. A run that
 another process has by then is dropped here, for the ledger refuses what would be written of it.
+
+All drivers of a watcher share it: their rows are written together, over one connection, and each hears of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from .facts import Figures
 from .host_identity import Process
 
 if TYPE_CHECKING:
@@ -38,12 +41,26 @@ def let_go(row: Row) -> Row:
     return replace(row, let_go_at=time.time() if row.let_go_at is None else row.let_go_at)
 
 
+@dataclass(frozen=True, eq=False)
+class Owner:
+    """Whose runs are written, and how it hears of them: in the writer's thread.
+
+    Attributes:
+        tell: Called with "away" and why, or with "back".
+        lost: Called with a run that is another's now, the word of who held it, if it has a key, and who has it.
+    """
+
+    tell: Callable[[str, str], None]
+    lost: Callable[[str, str, str], None] = lambda *_: None
+
+
 @dataclass
 class DesiredRun:
     """The state that a run is to have in one ledger.
 
     Attributes:
         row: The run as it is to be.
+        owner: Whose it is.
         enters: Whether it has a key that was granted elsewhere, so that this ledger must be asked whose it is here.
         is_durable: Whether what has changed must survive a power failure at once.
         version: How often it was changed.
@@ -52,6 +69,7 @@ class DesiredRun:
     """
 
     row: Row
+    owner: Owner
     enters: bool = False
     is_durable: bool = True
     version: int = 1
@@ -76,18 +94,15 @@ Question = tuple[Callable[[S], Any], Future[Any]]
 
 
 class Writer(ABC, Generic[S]):
-    """The thread that keeps one ledger up to date.
-
-    Args:
-        tell: Called, in this thread, with "away" and why, or "back".
-    """
+    """The thread that keeps one ledger up to date."""
 
     is_shared: ClassVar[bool]
 
-    def __init__(self, tell: Callable[[str, str], None]) -> None:
-        self._tell = tell
+    def __init__(self) -> None:
+        self._owners: set[Owner] = set()
         self._ledger: S | None = None
         self._runs: dict[str, DesiredRun] = {}
+        self._figures: dict[tuple[str, str], Figures] = {}  # by run and job, that are not written
         self._questions: list[Question[S]] = []
         self._changed = threading.Condition()
         self._has_news = False  # since the ledger was tried last
@@ -98,22 +113,48 @@ class Writer(ABC, Generic[S]):
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
+    # Whose runs they are
+
+    def join(self, owner: Owner) -> None:
+        """Write an owner's runs from now on."""
+        with self._changed:
+            self._owners.add(owner)
+            trouble = self._trouble
+        if trouble:
+            owner.tell("away", trouble)
+
+    def leave(self, owner: Owner) -> bool:
+        """Tell an owner nothing more, and forget its runs as soon as they are written; returns whether any is left."""
+        with self._changed:
+            self._owners.discard(owner)
+            for run, desired in list(self._runs.items()):
+                if desired.owner is owner and not desired.is_dirty:
+                    del self._runs[run]
+            return bool(self._owners)
+
+    def _tell(self, event: str, detail: str) -> None:
+        with self._changed:
+            owners = list(self._owners)
+        for owner in owners:
+            owner.tell(event, detail)
+
     # The desired state
 
-    def guard(self, row: Row) -> Future[None]:
+    def guard(self, row: Row, owner: Owner) -> Future[None]:
         """Have a run guarded; the future is done when that is written, or can't be now."""
-        desired = DesiredRun(row, enters=self.is_shared and row.key is not None)
+        desired = DesiredRun(row, owner, enters=self.is_shared and row.key is not None)
         with self._changed:
             known = self._runs.get(row.run)
             if known is not None:  # told again, or a run with a key whose POST may leave now: what is known of it stays
                 known.change(replace(row, jobs=known.row.jobs), is_durable=True)
+                known.owner = owner
                 desired = known
             return self._write(desired)
 
-    def enter(self, row: Row) -> Future[None]:
+    def enter(self, row: Row, owner: Owner) -> Future[None]:
         """Write a run with a key that the other ledger has granted; the future is done when it is, or can't be now."""
         with self._changed:
-            return self._write(DesiredRun(row, enters=True))
+            return self._write(DesiredRun(row, owner, enters=True))
 
     def _write(self, desired: DesiredRun) -> Future[None]:
         self._runs[desired.row.run] = desired
@@ -133,11 +174,17 @@ class Writer(ABC, Generic[S]):
                 desired.change(change(desired.row), is_durable=is_durable)
                 self._wake()
 
-    def let_all_go(self) -> None:
-        """The driver is dead: nobody waits for any of its runs any more."""
+    def write_figures(self, run: str, job: str, figures: Figures) -> None:
+        """Write what a job cost, whatever has become of its run."""
+        with self._changed:
+            self._figures[run, job] = self._figures.get((run, job), Figures()).updated(figures)
+            self._wake()
+
+    def let_all_go(self, owner: Owner) -> None:
+        """A driver is dead: nobody waits for any of its runs any more."""
         with self._changed:
             for desired in self._runs.values():
-                if not desired.row.is_over:
+                if desired.owner is owner and not desired.row.is_over:
                     desired.change(let_go(desired.row))
             self._wake()
 
@@ -161,17 +208,17 @@ class Writer(ABC, Generic[S]):
         answer.set_exception(LedgerError(trouble))
         return answer
 
-    def take(self, row: Row, instances: tuple[str, ...]) -> Future[Ruling]:
+    def take(self, row: Row, instances: tuple[str, ...], owner: Owner) -> Future[Ruling]:
         """Take the lease on a key, if it can be had."""
 
         def question(ledger: S) -> Ruling:
             from .ledger import Wish
 
-            wish = Wish(row=replace(row, place=ledger.place, answered=True), instances=instances)
+            wish = Wish(row=replace(row, host_identity=ledger.host_identity, answered=True), instances=instances)
             ruling = ledger.take(wish)
             if ruling.answer == "granted":
                 with self._changed:
-                    self._runs[ruling.row.run] = DesiredRun(ruling.row, written=1)
+                    self._runs[ruling.row.run] = DesiredRun(ruling.row, owner, written=1)
             return ruling
 
         return self.ask(question)
@@ -183,7 +230,7 @@ class Writer(ABC, Generic[S]):
             desired = self._runs.get(run)
             if desired is None or desired.row.holder != holder:
                 return False  # lost before
-            won = ledger.contest(run, holder, replace(watcher, place=ledger.place))
+            won = ledger.contest(run, holder, replace(watcher, host_identity=ledger.host_identity))
             with self._changed:
                 if won:
                     desired.row = replace(let_go(desired.row), state="pending")
@@ -255,7 +302,7 @@ class Writer(ABC, Generic[S]):
             while True:
                 now = time.monotonic()
                 is_dirty = any(desired.is_dirty for desired in self._runs.values())
-                has_work = is_dirty or bool(self._questions)
+                has_work = is_dirty or bool(self._figures) or bool(self._questions)
                 if self._is_ending and (not has_work or self._gives_up()):
                     return False
                 if self._trouble:
@@ -276,6 +323,7 @@ class Writer(ABC, Generic[S]):
             ledger = self._ledger or self._open()
             self._ledger = ledger
             self._bring_up_to_date(ledger)
+            self._write_figures(ledger)
             for question, answer in questions:
                 if not answer.done():
                     answer.set_result(question(ledger))
@@ -289,7 +337,7 @@ class Writer(ABC, Generic[S]):
         with self._changed:
             dirty = [(desired, desired.version, desired.row) for desired in self._runs.values() if desired.is_dirty]
             waiting = {future for desired, _, _ in dirty for future in desired.waiting}
-            rows = {row.run: replace(row, place=ledger.place) for _, _, row in dirty}
+            rows = {row.run: replace(row, host_identity=ledger.host_identity) for _, _, row in dirty}
             entering = {desired.row.run for desired, _, _ in dirty if desired.enters}
             durable = any(desired.is_durable for desired, _, _ in dirty)
         if not dirty:
@@ -302,13 +350,29 @@ class Writer(ABC, Generic[S]):
                 desired.waiting = [future for future in desired.waiting if future not in waiting]
                 desired.enters, desired.written = False, version
                 desired.is_durable &= desired.is_dirty
-                is_over = row.is_over and not desired.is_dirty
+                is_over = (row.is_over or desired.owner not in self._owners) and not desired.is_dirty
                 if (row.run not in written or is_over) and self._runs.get(row.run) is desired:
                     del self._runs[row.run]
-            lost = [row for _, _, row in dirty if row.run not in written]
+            lost = [(row, desired.owner) for desired, _, row in dirty if row.run not in written]
         self._report_lost(ledger, lost)  # before who waits: it would submit
         for future in waiting:
             future.set_result(None)
+
+    def _write_figures(self, ledger: S) -> None:
+        with self._changed:
+            figures, self._figures = self._figures, {}
+        if not figures:
+            return
+        try:
+            with ledger.batch(durable=False):
+                for (run, job), each in figures.items():
+                    ledger.job_figures(run, job, each)
+        except BaseException:
+            with self._changed:  # again, when the ledger is back
+                self._figures = {key: each.updated(self._figures.get(key, each)) for key, each in figures.items()} | {
+                    key: each for key, each in self._figures.items() if key not in figures
+                }
+            raise
 
     def _note(self, trouble: str) -> None:
         """Remember whether the ledger can be used, and say so when that changes."""
@@ -345,7 +409,7 @@ class Writer(ABC, Generic[S]):
     def _prepare(self) -> None:
         """Do what would take long when the first run waits for it."""
 
-    def _report_lost(self, ledger: S, lost: list[Row]) -> None:
+    def _report_lost(self, ledger: S, lost: list[tuple[Row, Owner]]) -> None:
         """Say that runs are another's."""
 
     def _shut(self) -> None:
@@ -363,15 +427,14 @@ class LocalWriter(Writer["Ledger"]):
     Args:
         directory: The state directory.
         lease_seconds: How long a lease lasts without being renewed.
-        tell: See `Writer`.
     """
 
     is_shared = False
 
-    def __init__(self, directory: str, lease_seconds: float, tell: Callable[[str, str], None]) -> None:
+    def __init__(self, directory: str, lease_seconds: float) -> None:
         self._directory = directory
         self._lease_seconds = lease_seconds
-        super().__init__(tell)
+        super().__init__()
 
     def _open(self) -> Ledger:
         from .ledger import KEPT_FOR, Ledger
@@ -393,35 +456,25 @@ class SharedWriter(Writer["SharedLedger"]):
     Args:
         url: The database; it holds a password.
         lease_seconds: How long a lease lasts without being renewed.
-        tell: See `Writer`.
-        lost: Called, in this thread, with a run that is another's now, its holder's word if it has a key, and who has
-            it.
     """
 
     is_shared = True
 
-    def __init__(
-        self,
-        url: str,
-        lease_seconds: float,
-        tell: Callable[[str, str], None],
-        lost: Callable[[str, str, str], None],
-    ) -> None:
+    def __init__(self, url: str, lease_seconds: float) -> None:
         self._url = url
         self._lease_seconds = lease_seconds
-        self._lost = lost
         self._earlier: SharedLedger | None = None
         self._pause = FIRST_RETRY
         self._busy_since: float | None = None
         self._is_told = False  # that it has been busy for so long that it counts as away
-        super().__init__(tell)
+        super().__init__()
 
     def __repr__(self) -> str:
         return "SharedWriter()"
 
-    def guard(self, row: Row) -> Future[None]:
+    def guard(self, row: Row, owner: Owner) -> Future[None]:
         """See `Writer.guard`; a database that does not answer is waited for no longer than `BUSY_SECONDS`."""
-        written = super().guard(row)
+        written = super().guard(row, owner)
         with self._changed:
             busy = self._busy_since
             if written.done() or busy is None or time.monotonic() - busy <= BUSY_SECONDS:
@@ -467,15 +520,15 @@ class SharedWriter(Writer["SharedLedger"]):
                 others = ledger.lost()
                 with self._changed:
                     lost = [self._runs.pop(run) for run in list(self._runs) if run in others]
-                self._report_lost(ledger, [desired.row for desired in lost])
+                self._report_lost(ledger, [(desired.row, desired.owner) for desired in lost])
                 for future in [future for desired in lost for future in desired.waiting]:
                     future.set_result(None)
         super()._bring_up_to_date(ledger)
 
-    def _report_lost(self, ledger: SharedLedger, lost: list[Row]) -> None:
+    def _report_lost(self, ledger: SharedLedger, lost: list[tuple[Row, Owner]]) -> None:
         from .ledger import LedgerError
 
-        for row in lost:
+        for row, owner in lost:
             if row.is_over:
                 continue
             holder, who = None, "another process has taken it"
@@ -484,7 +537,7 @@ class SharedWriter(Writer["SharedLedger"]):
             if holder is not None:
                 what = "a reaper" if holder.kind == "reaper" else "another driver"
                 who = f"{what} has taken it (its pid is {holder.pid} on {holder.host})"
-            self._lost(row.run, row.holder, f"its lease in the shared ledger ran out, and {who}")
+            owner.lost(row.run, row.holder, f"its lease in the shared ledger ran out, and {who}")
 
     def _tell_if_changed(self, *, was_away: bool, trouble: str) -> None:
         with self._changed:

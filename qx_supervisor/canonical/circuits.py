@@ -17,10 +17,8 @@ from typing import Any
 from qiskit.circuit import (
     AncillaRegister,
     AnnotatedOperation,
-    Annotation,
     Barrier,
     Bit,
-    BoxOp,
     CircuitInstruction,
     ClassicalRegister,
     Clbit,
@@ -43,7 +41,7 @@ from qiskit.circuit import (
 from qiskit.circuit.annotated_operation import ControlModifier, InverseModifier, PowerModifier
 from qiskit.circuit.classical import expr
 
-from . import expressions, quantum_info, values
+from . import expressions, newer, quantum_info, values
 
 GENERATED_NAME = re.compile(r"circuit-\d+(-\d+)?")
 """The name of an unnamed circuit: a count and, in a child of multiprocessing, the process id."""
@@ -158,11 +156,11 @@ class Circuits:
 
     def _body(self, circuit: QuantumCircuit, scope: Scope) -> bytes:
         """The global phase, the variables and the instructions of a circuit or block."""
-        local = (*circuit.iter_declared_vars(), *circuit.iter_declared_stretches())
+        local = (*circuit.iter_declared_vars(), *newer.stretches(circuit))
         return values.sequence(
             (
                 self.value(circuit.global_phase, scope),
-                expressions.declared(circuit.iter_captures(), scope.bound),
+                expressions.declared(newer.captures(circuit), scope.bound),
                 expressions.declared(local, scope.bound),
                 self._instructions(circuit, scope),
             )
@@ -171,8 +169,13 @@ class Circuits:
     def _instructions(self, circuit: QuantumCircuit, scope: Scope) -> bytes:
         pieces = []
         at = {bit: b"%d," % index for bit, index in (*scope.qubits.items(), *scope.clbits.items())}
+        has_conditions = newer.has_conditions()
+        if getattr(circuit, "_calibrations", None):  # of Qiskit 1
+            raise values.OpaqueError("a calibration of pulses")
         for instruction in circuit.data:
             qubits = instruction.qubits
+            if has_conditions and (condition := getattr(instruction.operation, "_condition", None)) is not None:
+                pieces.append(b"c" + self._condition(condition, scope))
             if instruction.is_standard_gate():
                 pieces.append(self._standard(instruction, scope))
                 pieces.extend([at[bit] for bit in qubits])
@@ -300,7 +303,7 @@ class Circuits:
                 kind = expressions.type_of(variable) if isinstance(variable, expr.Var) else b"P"
                 parts.append(kind + values.text(name))
                 bound = {**bound, variable: b"@%d;" % len(bound)}
-        elif isinstance(operation, BoxOp):
+        elif isinstance(operation, newer.BoxOp):
             parts.append(self.value((operation.duration, operation.unit), scope))
             parts.append(values.sequence(self.value(each, scope) for each in operation.annotations))
         inner = [(body, scope.block(instruction, body, bound)) for body in operation.blocks]
@@ -335,7 +338,7 @@ class Circuits:
             return self._loose(item)
         if isinstance(item, Bit | Register):
             return scope.resource(item)
-        if isinstance(item, Annotation):
+        if isinstance(item, newer.Annotation):
             return b"@" + values.text(item.namespace) + self.value((type(item).__name__, values.state_of(item)), scope)
         if (parts := quantum_info.parts(item)) is not None:
             return b"q" + values.text(type(item).__name__) + self.value(parts, scope)

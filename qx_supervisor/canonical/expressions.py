@@ -9,7 +9,7 @@ from typing import Any
 from qiskit.circuit import Parameter, ParameterExpression
 from qiskit.circuit.classical import expr
 
-from . import values
+from . import newer, values
 
 # Parameters ---------------------------------------------------------------------------------------------------------
 #
@@ -151,10 +151,10 @@ def classical(node: expr.Expr, resource: Callable[[Any], bytes], bound: Mapping[
         bound: Replacements for the variables of the enclosing loops.
     """
     parts: tuple[bytes, ...]
-    if isinstance(node, expr.Var | expr.Stretch):
+    if isinstance(node, expr.Var | newer.Stretch):
         if bound and node in bound:
             parts = (bound[node],)
-        elif isinstance(node, expr.Stretch) or node.standalone:
+        elif isinstance(node, newer.Stretch) or node.standalone:
             parts = (values.text(node.name),)
         else:
             parts = (resource(node.var),)

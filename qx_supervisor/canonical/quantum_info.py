@@ -7,17 +7,16 @@ from typing import Any
 from qiskit.quantum_info import (
     Clifford,
     Pauli,
-    PauliLindbladMap,
     PauliList,
-    SparseObservable,
     SparsePauliOp,
 )
 from qiskit.quantum_info.operators.base_operator import BaseOperator
 from qiskit.quantum_info.states.quantum_state import QuantumState
 from qiskit.synthesis import OneQubitEulerDecomposer
-from qiskit.synthesis.boolean.boolean_expression import BooleanExpression
 from qiskit.synthesis.evolution.evolution_synthesis import EvolutionSynthesis
 from qiskit.transpiler import CouplingMap
+
+from . import newer
 
 
 def parts(item: Any) -> Any:
@@ -28,7 +27,7 @@ def parts(item: Any) -> Any:
         return item.z, item.x, item.phase
     if isinstance(item, SparsePauliOp):
         return item.paulis.z, item.paulis.x, item.paulis.phase, item.coeffs
-    if isinstance(item, SparseObservable | PauliLindbladMap):
+    if isinstance(item, newer.SparseObservable | newer.PauliLindbladMap):
         return item.num_qubits, [tuple(term) for term in item.to_sparse_list()]
     if isinstance(item, BaseOperator | QuantumState) and hasattr(item, "data"):
         return item.dims() if isinstance(item, QuantumState) else (item.input_dims(), item.output_dims()), item.data
@@ -37,7 +36,7 @@ def parts(item: Any) -> Any:
             return item.settings
         except NotImplementedError:  # it was made with a function
             return None
-    if isinstance(item, BooleanExpression):
+    if isinstance(item, newer.BooleanExpression):
         return item.expression, list(item.args)
     if isinstance(item, OneQubitEulerDecomposer):
         return item.basis

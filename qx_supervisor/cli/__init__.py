@@ -1,13 +1,16 @@
 """The command `qx-supervisor`. Results go to stdout, messages to stderr.
 
-`group`    commands that are imported on demand
-`exits`    how a command ends: exit codes, errors as sentences, death by a signal
-`output`   lines and JSON objects on stdout, which may be closed at any time
-`account`  which account: the saved one, or the embedded service's
-`files`    circuits from OpenQASM and QPY files
-`results`  a job's result as a table or as JSON
-`jobs`     jobs that the user names by their ids
-`hosts`    the shared ledger
+`group`     commands that are imported on demand
+`exits`     how a command ends: exit codes, errors as sentences, death by a signal
+`output`    lines and JSON objects on stdout, which may be closed at any time
+`account`   which account: the saved one, or the embedded service's
+`files`     circuits from OpenQASM and QPY files
+`results`   a job's result as a table or as JSON
+`jobs`      jobs that the user names by their ids
+`chosen`    jobs that the user describes: all, or by label, tag or session
+`questions` questions on the terminal, before what can't be undone
+`waiting`   how `wait` shows a job
+`hosts`     the shared ledger
 
 Each other module is one command. None imports Qiskit before it is called, so that `--help` and completion are quick.
 """
@@ -33,11 +36,19 @@ class Commands(LazyGroup):
         "run": "run:run_command",
         "exec": "exec:exec_command",
         "ps": "ps:ps_command",
+        "top": "top:top_command",
+        "budget": "budget:budget_command",
+        "usage": "usage:usage_command",
+        "log": "log:log_command",
         "status": "status:status_command",
         "wait": "wait:wait_command",
         "cancel": "cancel:cancel_command",
+        "sessions": "sessions:sessions_command",
+        "backends": "backends:backends_command",
         "reap": "reap:reap_command",
         "reaper": "reaper:reaper_command",
+        "login": "login:login_command",
+        "page": "page:page_command",
         "doctor": "doctor:doctor_command",
         "demo": "demo:demo_command",
         "local": "local:local_command",
@@ -72,7 +83,7 @@ Exit codes:
   2  usage error: a bad file or option, no such backend or job
   3  the job was cancelled, though not by this command
   4  authentication: no account, or it is not accepted
-  5  the --timeout expired
+  5  the --timeout or --running-timeout expired
   6  a cancel could not be confirmed
 After Ctrl-C, SIGTERM and SIGHUP the command dies of that signal."""
 

@@ -50,8 +50,7 @@ def no_account() -> RunError:
     """The error for a missing account."""
     return RunError(
         "auth",
-        "no IBM Quantum account is saved; save one with QiskitRuntimeService.save_account(token=..., instance=...), or "
-        "use the embedded service with --local",
+        "no IBM Quantum account is saved; save one with qx-supervisor login, or use the embedded service with --local",
     )
 
 
@@ -70,6 +69,20 @@ def find() -> Service | None:
     from .. import local
 
     return local.find()
+
+
+def find_or_start() -> Service:
+    """Return the embedded service that the programs of this machine share.
+
+    Raises:
+        ConfigError: If there is none, and it can't be started.
+    """
+    from .. import local
+
+    try:
+        return local.find_or_start()
+    except (ImportError, local.ServiceError) as error:
+        raise ConfigError("config", str(error)) from None
 
 
 def start(*, lingers: bool = False, **settings: Any) -> Service:

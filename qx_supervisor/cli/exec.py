@@ -9,11 +9,12 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .. import settings
-from . import hosts
+from . import account, hosts
 from .group import debug_option
 
 INJECTED = Path(__file__).resolve().parent.parent / "injected"
@@ -54,18 +55,25 @@ could not be guarded."""
     show_default=True,
     help="If a submission can't be guarded: raise an error and submit nothing, or submit and warn.",
 )
+@click.option("--label", metavar="TEXT", help="Words for its jobs, which ps and the log show.")
+@click.option("--local", is_flag=True, help="Have it use this machine's embedded service, whatever account it names.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="[--] COMMAND...")
-def exec_command(keep_on_exit: bool, on_unprotected: str, ledger_url: str | None, command: tuple[str, ...]) -> None:
+def exec_command(
+    ledger_url: str | None, label: str | None, local: bool, command: tuple[str, ...], **options: Any
+) -> None:
     """Run a Qiskit program unchanged, and guard its jobs.
 
     \b
       qx-supervisor exec -- python driver.py --shots 4096
       qx-supervisor exec -- jupyter lab
+      qx-supervisor exec --local -- python driver.py
 
     The program replaces this process: it has the same pid, gets the signals, and sets the exit code. When a process
     ends, for whatever reason, the unfinished jobs that it submitted are cancelled. This includes child processes. A
     process that ends by itself names these jobs on stderr. Does not work with python -I, -E or -S.
     """  # noqa: D301 - click's mark for a paragraph that must not be wrapped
+    from ..about import check_label
+
     hosts.use(ledger_url)
     program = _find(command[0])
     option = unguardable(command) or _in_shebang(program)
@@ -78,9 +86,11 @@ def exec_command(keep_on_exit: bool, on_unprotected: str, ledger_url: str | None
         raise click.ClickException(
             f"PYTHONPATH can't hold {INJECTED}; install qx-supervisor in a folder without a colon"
         )
+    if local:
+        account.find_or_start()  # here, where what is missing for it ends the command with a sentence
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the program would inherit that
         signal.signal(number, signal.SIG_DFL)
-    its_environment = environment(os.environ, keep_on_exit=keep_on_exit, on_unprotected=on_unprotected)
+    its_environment = environment(os.environ, label=check_label(label), local=local, **options)
     try:
         os.execve(program, command, its_environment)  # noqa: S606 - the user's own command
     except OSError as error:
@@ -91,7 +101,14 @@ def exec_command(keep_on_exit: bool, on_unprotected: str, ledger_url: str | None
         raise NotExecutable(reason) from None
 
 
-def environment(base: os._Environ[str] | dict[str, str], *, keep_on_exit: bool, on_unprotected: str) -> dict[str, str]:
+def environment(
+    base: os._Environ[str] | dict[str, str],
+    *,
+    keep_on_exit: bool,
+    on_unprotected: str,
+    label: str = "",
+    local: bool = False,
+) -> dict[str, str]:
     """Return the program's environment, in which each Python finds our `sitecustomize` first."""
     made = {**base, settings.ON_UNPROTECTED: on_unprotected}
     others = [entry for entry in base.get("PYTHONPATH", "").split(os.pathsep) if entry != str(INJECTED)]
@@ -100,6 +117,10 @@ def environment(base: os._Environ[str] | dict[str, str], *, keep_on_exit: bool, 
     made.pop(settings.KEEP_ON_EXIT, None)  # it belongs to an outer `exec`
     if keep_on_exit:
         made[settings.KEEP_ON_EXIT] = "1"
+    if label:
+        made[settings.LABEL] = label
+    if local:
+        made[settings.LOCAL] = "1"
     made.setdefault(settings.LOG_LEVEL, "WARNING")  # the program does not configure our logger
     return made
 

@@ -52,7 +52,7 @@ def conclude(work: Callable[[], object]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except Interrupted as error:
-        _tell(error)
+        tell(error)
         die(error.signum)
     except (KeyboardInterrupt, click.Abort):
         die(signal.SIGINT)
@@ -60,7 +60,7 @@ def conclude(work: Callable[[], object]) -> int:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             output.close()  # the reader has closed the pipe
             return DONE
-        _tell(error)
+        tell(error)
         return code_of(error)
 
 
@@ -85,13 +85,16 @@ def die(number: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
-    signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    with contextlib.suppress(OSError):  # SIGKILL has no other
+        signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     os.kill(os.getpid(), number)
     os._exit(128 + number)  # the signal does not end process 1 of a container
 
 
-def _tell(error: BaseException) -> None:
+def tell(error: BaseException) -> None:
+    """Report an error as a sentence, with its traceback after `--debug`."""
     if tracebacks:
         traceback.print_exception(error)
     if isinstance(error, click.UsageError) and isinstance(error, _NO_ARGUMENTS):

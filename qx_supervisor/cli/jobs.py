@@ -20,16 +20,21 @@ UNKNOWN = (400, 404)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,127}")
 
 
-def check(job_id: str) -> None:
-    """Refuse what can't be a job's id, before it becomes part of a URL.
+def check(job_id: str, kind: str = "job") -> None:
+    """Refuse what can't be an id, before it becomes part of a URL.
+
+    Args:
+        job_id: What was given.
+        kind: What it is to be the id of: "job" or "session".
 
     Raises:
         UnknownJob: If it can't be one.
     """
+    listed = "ps lists the ids of this machine's jobs" if kind == "job" else "sessions lists the ids of those open"
     if job_id.startswith(("qxs-", "qxd-")):
-        raise UnknownJob(f"{job_id} is a tag and not a job's id; qx-supervisor ps lists ids beside tags")
+        raise UnknownJob(f"{job_id} is a tag and not a {kind}'s id; qx-supervisor ps lists ids beside tags")
     if not _ID.fullmatch(job_id):
-        raise UnknownJob(f"{job_id!r} can't be a job's id; qx-supervisor ps lists the ids of this machine's jobs")
+        raise UnknownJob(f"{job_id!r} can't be a {kind}'s id; qx-supervisor {listed}")
 
 
 def unknown(job_id: str) -> UnknownJob:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import errno
 import json
 import math
@@ -11,6 +10,10 @@ import sys
 from typing import Any
 
 import click
+
+from ..run_fields import time_of
+
+__all__ = ["close", "line", "note", "record", "say", "time_of"]
 
 
 def line(text: str = "") -> None:
@@ -40,11 +43,12 @@ def say(text: str) -> None:
         pass  # a terminal that has hung up, a closed pipe
 
 
-def time_of(seconds: float | None) -> str | None:
-    """Format a time in seconds since the epoch as all results have it: 2026-01-31T12:00:00Z."""
-    if seconds is None:
-        return None
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def note(text: str) -> None:
+    """Write a line to stderr that belongs to a question."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        pass
 
 
 def close() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from . import account, exits, hosts, output
+from . import account, exits, hosts, output, reap_timer
+from .durations import Duration
 from .group import debug_option, json_option
 
 EPILOG = """\b
@@ -23,24 +24,51 @@ EPILOG = """\b
 @account.account_options
 @click.option(
     "--wait",
-    type=click.FloatRange(0),
+    type=Duration(),
     default=0.0,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Wait so long for watchers of dead drivers that are at work: before a container or machine ends.",
 )
+@click.option("--install-timer", is_flag=True, help="Have this done every few minutes from now on, by a timer.")
+@click.option(
+    "--every", callback=reap_timer.minutes, metavar="PAUSE", help="How often the timer does it: 5min (the default), 2h."
+)
+@click.option("--remove-timer", is_flag=True, help="Remove the timer.")
 @hosts.ledger_option
 @json_option
 @debug_option
-def reap_command(local: bool, instance: str | None, wait: float, ledger_url: str | None, as_json: bool) -> int:
+def reap_command(
+    *,
+    local: bool,
+    instance: str | None,
+    wait: float,
+    install_timer: bool,
+    every: int | None,
+    remove_timer: bool,
+    ledger_url: str | None,
+    as_json: bool,
+) -> int:
     """Cancel what dead drivers left behind on this machine.
 
     Whose driver or watcher lives is never touched. The exit code is 6 if something could not be resolved: "pending", or
     "expired".
-    """
-    from ..reap import reap_with
 
+    The timer is one of the user's systemd, with the --local, --instance and --ledger that are given; it uses the saved
+    account. Without a user manager of systemd, a line for crontab is printed, and nothing is installed.
+    """
     account.check(local, instance)
     hosts.use(ledger_url)
+    if install_timer and remove_timer:
+        raise click.UsageError("give one of --install-timer and --remove-timer", click.get_current_context())
+    if every is not None and not install_timer:
+        raise click.UsageError("--every is for --install-timer", click.get_current_context())
+    if install_timer or remove_timer:
+        if wait or as_json:
+            raise click.UsageError("--wait and --json are not for a timer", click.get_current_context())
+        reap_timer.change(install=install_timer, every=every, local=local, instance=instance, ledger_url=ledger_url)
+        return exits.DONE
+    from ..reap import reap_with
+
     unresolved = False
     found = reap_with(lambda: account.connect(local, instance), wait)
     for reaped in found:

@@ -18,6 +18,8 @@ FIELDS = """\b
   index        number of the circuit in the job, from 0
   name         the circuit's name, or null if unknown
   qpu_seconds  QPU time charged, or null while unknown
+  qpu_seconds_estimated
+               QPU time that was expected, or null
   shots, counts
                for a sampler: the number of executions, and
                {bit string: count}
@@ -48,18 +50,19 @@ def show(result: RunResult, names: Sequence[str | None], *, as_json: bool) -> No
     for index, (values, name) in enumerate(zip(found, names, strict=True)):
         if as_json:
             output.record(
-                job_id=result.job_id,
+                job_id=result.job_id_of(index),
                 backend=result.backend,
                 state="done",
                 index=index,
                 name=name,
                 qpu_seconds=result.qpu_seconds,
+                qpu_seconds_estimated=result.qpu_seconds_estimated,
                 **values,
             )
             continue
         if index:
             output.line()
-        parts = [f"job {result.job_id}", result.backend]
+        parts = [f"job {result.job_id_of(index)}", result.backend]
         parts += [f"{values['shots']} shots"] if "shots" in values else []
         parts += [name] if name is not None and len(names) > 1 else []
         output.line("  ".join(parts))

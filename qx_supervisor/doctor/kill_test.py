@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
+from .. import local
+from ..distribution import extra, please_report
 from .finding import Finding
 
 
 def check() -> Iterator[Finding]:
     """Kill a driver on the embedded service, and check that its job is cancelled."""
-    if importlib.util.find_spec("localqpu") is None:
+    if not local.can_start():
         yield Finding(
             "kill -9 drill",
             "warning",
             "not done: the embedded service is not installed",
-            "pip install '.[local]' in a checkout of qx_supervisor",
+            extra("local"),
         )
         return
-    from .. import local
     from ..kill_test import KillTestError, kill_a_driver
 
     try:
@@ -29,7 +29,7 @@ def check() -> Iterator[Finding]:
         return
     if tested.status != "Cancelled" or tested.cancel_requests != 1:
         text = f"the killed driver's job is {tested.status}, after {tested.cancel_requests} cancel requests"
-        yield Finding("kill -9 drill", "fault", text, "please report it, with the output of this command")
+        yield Finding("kill -9 drill", "fault", text, f"{please_report()}, with the output of this command")
         return
     text = f"a driver was killed; {tested.milliseconds:.0f} ms later the service was asked to cancel its job, and did"
     yield Finding("kill -9 drill", "ok", text)

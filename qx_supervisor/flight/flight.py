@@ -7,31 +7,37 @@ known, and then in steps, by a few threads for all runs. Whoever waits (the loop
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Unpack
 
 from .. import service, threads
-from ..errors import CancelOutcome, JobCancelled, JobState, RunError, RunTimeout
+from ..errors import CancelOutcome, JobState, RunError
+from ..interrupts import WAIT_LIMIT
+from ..job_cost import JobCost
 from ..link import link
+from ..logs import RunLogger
 from ..request import Request
 from ..result import RunResult
 from ..status import Status
 from ..watcher import cancel, remote
 from . import machine as m
+from .attachment import attach
 from .conclusion import Conclusion
 from .core import Core, Stopped, state_of
-from .failures import failure
+from .cost import CostReader
+from .failures import failure, timed_out
+from .outcome import Ending, Then, cancelled_by_program, one_after_the_other, result_of, settle
 from .polling import Polling
 from .preparation import may_be_remote, prepare_and_submit
 from .submission import Submission
-
-logger = logging.getLogger("qx_supervisor")
+from .time_limits import TimeLimits
+from .together import Together
 
 CANCEL_SECONDS = 10.0
 """How long the driver tries by itself to cancel and confirm, before it hands over to the watcher."""
@@ -49,24 +55,30 @@ class Flight:
         then: Is given what the run came to, and what sets `outcome`, to be called when every `Status` so far has been
             received.
         asks_details: Whether the job's place in the queue and its cost are asked for, because somebody looks at them.
+        together: What it shares with the other parts of a split run; None: it is none.
+        is_part: Whether it is a part or a try of another run.
     """
 
     def __init__(
         self,
         request: Request,
         tell: Callable[[Status], None],
-        then: Callable[[RunResult | RunError, Callable[[], None]], None] = lambda _, work: work(),
+        then: Then = lambda _, work: work(),
         *,
         asks_details: bool = False,
+        together: Together | None = None,
+        is_part: bool = False,
     ) -> None:
         self.outcome: Future[RunResult] = Future()
+        self.is_part = is_part
         self._then = then
         self._process = os.getpid()
-        core = self.core = Core(request, tell, asks_details=asks_details)
+        core = self.core = Core(request, tell, asks_details=asks_details, together=together)
         self._submission = Submission(core, self._cancel_late)
-        self._polling = Polling(core, self._conclude, self._fail)
-        self._conclusion = Conclusion(core, self._step, self._polling.wait_for_cost, self._complete)
-        self._time_limit: threads.Timer | None = None
+        self._cost = CostReader(core)
+        self._time_limits = TimeLimits(core, self._time_out)
+        self._polling = Polling(core, self._cost, self._time_limits.runs, self._conclude, self._fail)
+        self._conclusion = Conclusion(core, self._step, self._complete)
         self._error: Callable[[CancelOutcome], RunError] | None = None  # makes what a wished end ends it in
 
     @property
@@ -74,10 +86,36 @@ class Flight:
         """The job's id, once it is known."""
         return self.core.job_id
 
+    def wait_for_job(self, seconds: float) -> bool:
+        """Wait until its job has an id, or there will be none; returns whether that is so."""
+        machine = self.core.machine
+        with self.core.changed:
+            return self.core.changed.wait_for(lambda: machine.job is not None or machine.is_over, seconds)
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """The same, as of a run of several jobs."""
+        return () if self.job_id is None else (self.job_id,)
+
+    @property
+    def failed_job_ids(self) -> tuple[str, ...]:
+        """None: it is one job."""
+        return ()
+
+    @property
+    def log(self) -> RunLogger:
+        """The logger, for what is about this run."""
+        return self.core.log
+
     @property
     def status(self) -> Status:
         """The latest status."""
         return self.core.status
+
+    @property
+    def cost(self) -> JobCost:
+        """What its job cost."""
+        return self.core.cost
 
     @property
     def since(self) -> float:
@@ -90,9 +128,22 @@ class Flight:
         return self.core.machine.is_over
 
     @property
+    def is_running(self) -> bool:
+        """Whether its job is executed, as far as is known, or its results are being fetched."""
+        machine, target = self.core.machine, self.core.target
+        is_local = target is not None and target.is_local
+        return not machine.is_over and (is_local or machine.phase == "final" or self._polling.sees_it_run)
+
+    @property
     def job_state(self) -> JobState | None:
         """How the job ended, where that is known."""
         return self.core.machine.state
+
+    @property
+    def cancel_outcome(self) -> CancelOutcome | None:
+        """What became of its cancel, where one was wished and that is known."""
+        outcome = self.core.cancel_outcome
+        return outcome.result() if outcome.done() else None
 
     @property
     def is_detached(self) -> bool:
@@ -105,10 +156,7 @@ class Flight:
         Raises:
             RunError: As from here: the way that it took through our threads helps nobody, its cause may.
         """
-        error = self.outcome.exception()
-        if error is not None:
-            raise error.with_traceback(None)
-        return self.outcome.result()
+        return result_of(self.outcome)
 
     def start(self, begin: Callable[[Callable[[], object]], object]) -> None:
         """Begin.
@@ -119,12 +167,32 @@ class Flight:
         """
         request = self.core.request
         threads.begin_run(self)
-        if request.timeout is not None:
-            self._time_limit = threads.ending.after(min(request.timeout, threading.TIMEOUT_MAX), self._time_out)
-        if may_be_remote(request):
+        self._time_limits.begin()
+        if may_be_remote(request) and not request.attached:  # a job that is final needs no watcher
             link.prepare()  # its start overlaps what follows
         # In a copy of the program's context: what it holds decides, such as the session of a `with Session(...)`.
         begin(functools.partial(contextvars.copy_context().run, self._step(self._begin)))
+
+    def wait_until_attached(self) -> None:
+        """Wait until its job is known, and guarded unless it is final.
+
+        Raises:
+            RunError: It can't be attached.
+        """
+        core = self.core
+        while not (core.job_id is not None or self.outcome.done()):
+            with core.changed:
+                core.changed.wait_for(lambda: core.job_id is not None or core.machine.is_over, WAIT_LIMIT)
+            if core.job_id is None and core.machine.is_over:
+                with contextlib.suppress(TimeoutError):
+                    self.outcome.exception(WAIT_LIMIT)
+        if core.job_id is None:
+            self.result()
+
+    def listen(self, tell: Callable[[Status], None], then: Then) -> None:
+        """Have one more listener, from now on: its arguments are as those of `Flight`."""
+        self._then = one_after_the_other(self._then, then)
+        self.core.listen(tell)
 
     # The run's own work
 
@@ -142,7 +210,8 @@ class Flight:
         return done
 
     def _begin(self) -> None:
-        found = prepare_and_submit(self.core, self._submission)
+        prepare = attach if self.core.request.attached else prepare_and_submit
+        found = prepare(self.core, self._submission)
         if isinstance(found, RunResult):
             self._complete(found)
         else:
@@ -158,6 +227,7 @@ class Flight:
     def _fail(self, error: BaseException) -> None:
         core = self.core
         is_ambiguous = core.machine.phase == "posting" and service.is_ambiguous(error)
+        core.trouble = error.reason if isinstance(error, RunError) else service.describe(error)
         for action in core.handle(m.Failed(is_ambiguous)):
             assert isinstance(action, m.GiveUp)
             ends_in = failure(core, error, action.why)
@@ -167,17 +237,12 @@ class Flight:
                 self._give_up(ends_in)
 
     def _give_up(self, error: RunError) -> None:
-        self.abandon(lambda _: error, is_failure=True)
+        self.abandon(lambda _: error, is_failure=True, reason=error.reason)
 
     # The end
 
     def abandon(
-        self,
-        error: Callable[[CancelOutcome], RunError] | None = None,
-        *,
-        keep: bool = False,
-        wants_result: bool = False,
-        is_failure: bool = False,
+        self, error: Callable[[CancelOutcome], RunError] | None = None, **ending: Unpack[Ending]
     ) -> CancelOutcome:
         """End the run: cancel its job, confirm that, and stand down; or hand the cancel over to the watcher.
 
@@ -185,14 +250,12 @@ class Flight:
 
         Args:
             error: Makes what the run then ends in; by default a `JobCancelled`.
-            keep: Leave the job to its grace period instead of cancelling it.
-            wants_result: Whether the run goes on to its result where the job has completed all the same.
-            is_failure: Whether the run ends because it failed.
+            **ending: How it is to end, where that is another way than cancelled, without a result.
         """
         if os.getpid() != self._process:
             return "unconfirmed"  # a forked child leaves its parent's `run`; the job is the parent's
         core = self.core
-        wish = m.CancelWished(keep, wants_result, is_failure)
+        wish = m.CancelWished(**ending)
         with core.changed:
             actions = core.handle(wish)
             is_first = wish is core.machine.ending
@@ -225,8 +288,7 @@ class Flight:
     def detach(self) -> None:
         """Let the watcher forget the run, while its job goes on: it may outlive this process."""
         self.core.handle(m.Detached())
-        if self._time_limit is not None:
-            self._time_limit.cancel()
+        self._time_limits.lift()
 
     def _carry_out(self, actions: list[m.Action], deadline: float) -> None:
         """Do what ends the run."""
@@ -263,9 +325,10 @@ class Flight:
         outcome, trouble = cancel.cancel(core.job_id, core.there, time.monotonic, wait, ended=final.append)
         if not final:
             if trouble:
-                logger.warning("job %s: its cancel is not confirmed yet: %s", core.job_id, trouble)
+                core.log.warning("job %s: its cancel is not confirmed yet: %s", core.job_id, trouble)
             return core.handle(m.CancelEnded(None))
         actions = core.finished(m.CancelEnded(state_of(final[0])), final[0])
+        self._cost.read(final[0])
         core.say("job", "finished before it could be cancelled" if outcome == "finished" else "cancelled")
         return actions
 
@@ -273,48 +336,31 @@ class Flight:
         self._carry_out([m.CancelJob()], time.monotonic() + cancel.GIVE_UP)
 
     def _hand_over(self) -> bool:
-        return link.hand_over(self.core.run_id, HAND_OVER_SECONDS)
+        return link.hand_over(self.core.run_id, HAND_OVER_SECONDS, self.core.wished_end)
 
     def _end_wished(self, outcome: CancelOutcome) -> None:
         core = self.core
-        if outcome == "kept" and not core.machine.has_lost_its_key:
+        if outcome == "kept" and core.request.key is not None and not core.machine.has_lost_its_key:
             core.say("job", "kept", f"for {core.request.grace:g} s; the same key takes it up again")
         if self._error is not None:
             self._end(self._error(outcome))
         else:
-            how = "left to its grace by this program" if outcome == "kept" else "cancelled by this program"
-            self._end(JobCancelled("job", how, core.job_id), quietly=True)
+            self._end(cancelled_by_program(outcome, core.job_id), quietly=True)
 
     def _end(self, outcome: RunResult | RunError, *, quietly: bool = False) -> None:
         threads.end_run(self)
-        if self._time_limit is not None:
-            self._time_limit.cancel()
+        self._time_limits.lift()
         self._polling.leave()
         if isinstance(outcome, RunError):
             if outcome.raw is None:
                 outcome.raw = self._conclusion.raw  # the time was up while they came corrupt
             if not quietly:
                 self.core.say(outcome.stage, "failed", outcome.reason)
-            self._then(outcome, functools.partial(self.outcome.set_exception, outcome))
-        else:
-            self._then(outcome, functools.partial(self.outcome.set_result, outcome))
+        if self.core.spans is not None:
+            with self.core.telling:
+                self.core.spans.end(outcome if isinstance(outcome, RunError) else None)
+        settle(self.outcome, outcome, self.core.status, self._then)
 
-    def _time_out(self) -> None:
-        said: dict[CancelOutcome, str] = {
-            "confirmed": "so the job was cancelled",
-            "handed over": "so the watcher is cancelling the job",
-            "unconfirmed": "and the cancel of the job could not be confirmed",
-            "nothing to cancel": "and nothing had been submitted",
-            "kept": "and its job is another driver's by now",
-        }
-
-        def error(outcome: CancelOutcome) -> RunTimeout:
-            how = said[outcome]
-            if self.job_state == "completed":
-                how = f"but the job had finished by then; see service.job({self.job_id!r})"
-            elif self.job_state == "failed":
-                how = f"but the job had failed by then; see service.job({self.job_id!r})"
-            limit = self.core.request.timeout
-            return RunTimeout("timeout", f"no result within {limit:g} s, {how}", self.job_id)
-
-        self.abandon(error)
+    def _time_out(self, why: str, next_step: str) -> None:
+        attached = self.core.request.attached
+        self.abandon(lambda outcome: timed_out(self, why, next_step, outcome, attached=attached), reason=why)

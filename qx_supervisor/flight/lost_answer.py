@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ..backoff import Backoff
+from ..backoff import LOST_ANSWER, Backoff, look_until
 from ..poller import ask
 from ..settings import sweep_window
 from ..watcher import remote
@@ -18,8 +18,6 @@ from ..watcher import remote
 LOOK_SECONDS = 30.0
 """How long the job is looked for before the POST is sent again. One that turns up later is a duplicate, which the
 watcher cancels: it goes on sweeping."""
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0  # between two looks
 
 
 def find_job(
@@ -42,22 +40,14 @@ def find_job(
         The job's id, or "".
     """
     backoff = Backoff("submit", None, say)
-    until = time.monotonic() + min(LOOK_SECONDS, sweep_window())
-    pause = _FIRST_PAUSE
-    is_last = False
 
     def look() -> dict[str, remote.JobState]:
-        nonlocal is_last
-        is_last = time.monotonic() >= until
-        return ask(there, lambda: there.tagged(tag))
+        # However long an answer takes: only a list says that there is none.
+        found = backoff.until_answered(lambda: ask(there, lambda: there.tagged(tag)), sleep)
+        return {job: state for job, state in found.items() if job not in earlier}
 
-    while True:
-        found = backoff.until_answered(look, sleep)  # however long that takes: only a list says that there is none
-        made = {job: state for job, state in found.items() if job not in earlier}
-        if made or is_last:
-            return _best_of(made)
-        sleep(max(0.0, min(pause, until - time.monotonic())))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+    end = time.monotonic() + min(LOOK_SECONDS, sweep_window())
+    return _best_of(look_until(end, look, LOST_ANSWER, sleep))
 
 
 def _best_of(jobs: Mapping[str, remote.JobState]) -> str:

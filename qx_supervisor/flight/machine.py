@@ -17,6 +17,7 @@ The phases of a run::
       │    │ NoneLeft            ▼  │                │ TakenUp
       └────┴──── Granted ────▶ doubtful ─────────────┘
 
+A run that is attached to a job goes from *preparing* to *submitted* at once (`Attached`), and posts nothing.
 In *doubtful*, a POST that nobody answered may have made a job: this run's own, or with a key an earlier driver's.
 Whoever wishes the end of the run first decides how it ends: everyone else who wishes it waits for that outcome.
 """
@@ -56,11 +57,18 @@ class SearchFailed(Value):
 
 
 class Announcing(Value):
-    """The watcher is about to be told of a POST."""
+    """The watcher is about to be told of a POST, or of a job that is there already."""
 
 
 class Acknowledged(Value):
     """The watcher knows of the POST that is about to leave; or it does not, and the program submits all the same."""
+
+
+class Attached(Value):
+    """A job that is there already is the run's from now on. Guarded: it is not final, so the watcher was told of it."""
+
+    job: str
+    is_guarded: bool
 
 
 class AboutToPost(Value):
@@ -141,11 +149,15 @@ class CancelWished(Value):
         keep: The job is left to its grace period.
         wants_result: A job that completes all the same is gone on with.
         is_failure: The run failed, and ends for that.
+        signum: The signal that it ends for, or 0.
+        reason: Why, in words, for those who read the ledger.
     """
 
     keep: bool = False
     wants_result: bool = False
     is_failure: bool = False
+    signum: int = 0
+    reason: str = ""
 
 
 class Hurried(Value):
@@ -175,6 +187,7 @@ Event = (
     | SearchFailed
     | Announcing
     | Acknowledged
+    | Attached
     | AboutToPost
     | Resending
     | PutOff
@@ -379,6 +392,11 @@ class Machine:
                 return self._key(event)
             case Announcing() | Acknowledged() | AboutToPost() | Resending() | PutOff() | Unanswered() | NotFound():
                 return self._submission(event)
+            case Attached(job, is_guarded):
+                if self.is_stopping:
+                    return [Stop()]
+                self._is_guarded = is_guarded
+                return self._submitted(job, clean=True)
             case Posted(job, is_guarded):
                 actions = self._submitted(job, clean=not self._several)
                 # It was handed over, and there is no watcher to cancel it.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import logging
 import uuid
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from .. import resume, service, threads
-from ..backoff import Backoff
-from ..errors import Stage, SubmitError, WatcherError
+from ..errors import Stage, SubmitError
 from ..link import CredentialsSource, Guarded, link
 from ..reap import reap_in_background
 from ..request import Request, check_tags
@@ -21,11 +20,8 @@ from ..tags import driver_of, driver_tag, key_tag, run_tag
 from ..watcher import protocol
 from . import machine as m
 from .core import Core, Stopped
+from .outages import despite_outages
 from .submission import Submission
-
-logger = logging.getLogger("qx_supervisor")
-
-T = TypeVar("T")
 
 
 def prepare_and_submit(core: Core, submission: Submission) -> RunResult | str:
@@ -38,13 +34,9 @@ def prepare_and_submit(core: Core, submission: Submission) -> RunResult | str:
     core.stop_if_wished()
     core.say("backend", "connecting")
 
-    def despite_outages(stage: Stage, work: Callable[[], T]) -> T:
-        return _despite_outages(core, submission, stage, work)
-
-    target = core.target = despite_outages(
-        "backend", lambda: service.find_target(request.backend, request.service, request.primitive, request.width)
-    )
-    core.say("backend", "chosen", target.name)
+    patiently = functools.partial(despite_outages, core, submission)
+    target = core.target = patiently("backend", core.find_target)
+    core.say("backend", "chosen", f"{target.name} of the embedded service" if target.is_embedded else target.name)
     if not target.is_local:
         account = service.account_name(target.client)
         source = functools.partial(service.credentials, target.client)
@@ -54,20 +46,16 @@ def prepare_and_submit(core: Core, submission: Submission) -> RunResult | str:
             earlier = _take_up(core, submission, request.key, account, source)
             if earlier is not None:
                 return earlier
-    pubs = request.pubs
-    foreign = despite_outages("backend", lambda: service.not_isa(pubs, target))
-    if foreign:
-        core.say("transpile", "transpiling", f"for {target.name}")
-        level, seed = request.optimization_level, request.seed_transpiler
-        pubs = despite_outages(
-            "transpile", lambda: service.to_isa(request.pubs, foreign, target, request.kind, level=level, seed=seed)
-        )
-    if not target.is_local:
+    pubs = _transpiled(core, patiently)
+    if not target.is_local and request.has_pubs:
         service.check_angles(pubs, target)
+        if core.together is not None:
+            target = core.target = patiently("submit", functools.partial(core.together.in_batch, target))
+            core.stop_if_wished()
     primitive = request.primitive
     if primitive is None:
         primitive = service.make_primitive(request.kind, target, request.options, request.shots)
-    check_tags((*service.tags_of(primitive), *request.tags))
+    core.user_tags = check_tags((*service.tags_of(primitive), *request.tags))
     core.stop_if_wished()
     if target.is_local:
         return _run_locally(core, primitive, pubs)
@@ -75,7 +63,7 @@ def prepare_and_submit(core: Core, submission: Submission) -> RunResult | str:
     submission.announce(account, source)  # while the client prepares
     core.stop_if_wished()  # the end may have been wished just before
     try:
-        job = despite_outages(
+        job = patiently(
             "submit",
             lambda: service.submit(primitive, pubs, request.kind, request.shots, submission, backend=target.backend),
         )
@@ -84,7 +72,7 @@ def prepare_and_submit(core: Core, submission: Submission) -> RunResult | str:
     except Exception:
         if core.job_id is None:
             raise
-        logger.debug("the job %s is submitted, and the client failed then", core.job_id, exc_info=True)
+        core.log.debug("the job %s is submitted, and the client failed then", core.job_id, exc_info=True)
     finally:
         reap_in_background(target.client)  # not before: it would compete for the interpreter
     if core.job_id is None:
@@ -97,35 +85,48 @@ def prepare_and_submit(core: Core, submission: Submission) -> RunResult | str:
     return driver_tag()
 
 
-def _despite_outages(core: Core, submission: Submission, stage: Stage, work: Callable[[], T]) -> T:
-    """Do what comes before the POST, again and again while nobody answers: nothing is lost by that."""
-    noticed: list[Exception] = []
-
-    def once() -> T:
-        nonlocal noticed
-        with service.noticing() as noticed:
-            return work()
-
-    def passing(error: Exception) -> Exception:
-        if core.machine.phase != "preparing" or core.job_id is not None or isinstance(error, WatcherError):
-            return error
-        return service.outage(error, noticed) or error
-
-    backoff = submission.backoff = Backoff(stage, None, core.say)
-    return backoff.until_answered(once, core.sleep, passing)
+def _transpiled(core: Core, patiently: Callable[[Stage, Callable[[], Any]], Any]) -> list[Any]:
+    """The PUBs as the target can execute them."""
+    request, target = core.request, core.place
+    if not request.has_pubs:
+        return request.pubs
+    how = service.Transpiling(
+        request.optimization_level,
+        request.seed_transpiler,
+        request.initial_layout,
+        request.pass_manager,
+        service.takes_few_rotations(target, request.kind, request.primitive, request.options),
+        service.isa_circuits_of(request.primitive),
+    )
+    foreign: list[int] = patiently(
+        "backend", lambda: service.not_isa(request.pubs, target, few_rotations=how.few_rotations)
+    )
+    if how.is_wanted:
+        foreign = list(range(len(request.pubs)))
+    if not foreign:
+        return request.pubs
+    core.say("transpile", "transpiling", f"for {target.name}")
+    found: list[Any] = patiently("transpile", lambda: service.to_isa(request.pubs, foreign, target, request.kind, how))
+    return found
 
 
 def _run_locally(core: Core, primitive: Any, pubs: list[Any]) -> RunResult:
     core.say("submit", "simulating", "on this machine, unguarded")
-    job = service.run_local(primitive, pubs, core.request.kind, core.request.shots)
-    result = RunResult(job.result(), job.job_id(), core.place.name, is_list=core.request.is_list)
+    # Parts take turns: a simulator of the user's need not be safe to use from several threads.
+    with contextlib.nullcontext() if core.together is None else core.together.turn:
+        core.stop_if_wished()
+        job = service.programs.call(primitive, pubs, core.request.kind, core.request.shots)
+        found = job.result()
     core.say("results", "done")
-    return result
+    seen = core.stopwatch.timeline
+    return RunResult(found, job.job_id(), core.place.name, is_list=core.request.is_list, seen=seen)
 
 
 def _forget_circuits(core: Core) -> None:
     """Let go of the circuits: a thousand jobs in flight don't need them."""
-    core.request = dataclasses.replace(core.request, pubs=[], primitive=None, options=None, backend=None, service=None)
+    core.request = dataclasses.replace(
+        core.request, pubs=[], primitive=None, options=None, backend=None, service=None, pass_manager=None
+    )
 
 
 def _take_up(core: Core, submission: Submission, key: str, account: str, source: CredentialsSource) -> str | None:
@@ -140,7 +141,7 @@ def _take_up(core: Core, submission: Submission, key: str, account: str, source:
     mark = fingerprint(core.request)
     lease = protocol.Lease(key, mark, core.request.grace, uuid.uuid4().hex)
     tag = run_tag(core.run_id, mark)
-    guarded = Guarded(core.run_id, account, tag, submission.hear, driver_tag(), lease=lease)
+    guarded = Guarded(core.run_id, account, tag, submission.hear, driver_tag(), lease=lease, about=core.about())
     near = service.instances_near(core.place)
 
     def claim() -> protocol.LeaseAnswer:
@@ -177,9 +178,9 @@ def _take_up(core: Core, submission: Submission, key: str, account: str, source:
 
 def may_be_remote(request: Request) -> bool:
     """Whether the target may be IBM Quantum's: a first guess, before `qiskit_ibm_runtime` is imported."""
-    where = getattr(request.primitive, "_mode", None) or getattr(request.primitive, "_backend", None) or request.backend
-    if type(where).__module__ in ("qiskit_ibm_runtime.session", "qiskit_ibm_runtime.batch"):
-        where = where._backend  # noqa: SLF001 - no public name gives the object
+    where = service.mode_of(request.primitive) or request.backend
+    if service.is_a(where, "Session", "Batch"):
+        where = service.backend_of(where)
     if where is None or isinstance(where, str):
         return not getattr(request.service, "is_local", False)
     module = type(where).__module__

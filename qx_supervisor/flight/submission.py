@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import logging
+import math
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,13 +15,14 @@ from .. import service, threads
 from ..backoff import Backoff
 from ..errors import SubmitError, WatcherError
 from ..link import CredentialsSource, Guarded, link
+from ..reservation import LONGEST_JOB, Reservation
 from ..tags import driver_tag
+from ..uncharged import look_for_charges
 from ..watcher import protocol
+from ..watcher.facts import End
 from . import machine as m
 from .core import Core, Stopped
 from .lost_answer import find_job
-
-logger = logging.getLogger("qx_supervisor")
 
 RATE_LIMIT_PAUSE = 12.0
 """Seconds until the next POST where the answer does not say: 5 jobs a minute are allowed."""
@@ -40,11 +41,12 @@ class Submission(service.PatientSubmission):
         self._cancel_late = cancel_late
         self.armed: Future[None] | None = None
         self.backoff: Backoff | None = None  # that of the work before the POST
-        self._connecting = Backoff("submit", None, core.say)
+        self._connecting = Backoff("submit", None, core.say, log=core.log)
         self._acknowledged: Callable[[], object] = lambda: None
         self._announcement: Callable[[], None] = lambda: None
+        self._guarded: Guarded | None = None
+        self._reservation: Reservation | None = None
         self._is_found = False  # the job was found by its tag
-        self.max_execution_time = core.request.max_execution_time
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -58,7 +60,11 @@ class Submission(service.PatientSubmission):
         core = self._core
         self._act(m.Announcing())
         self._announcement = functools.partial(self.announce, account, source)
-        guarded = core.keyed or Guarded(core.run_id, account, core.tag, self.hear, driver_tag())
+        # A job that is attached is another driver's, and not found by this one's tag.
+        own_tag = "" if core.request.attached else driver_tag()
+        guarded = core.keyed or Guarded(core.run_id, account, core.tag, self.hear, own_tag)
+        guarded.about = core.about()
+        self._guarded = guarded
         waits = link.announce_early(guarded, source)
         if waits is not None:
             self._acknowledged = waits
@@ -84,6 +90,30 @@ class Submission(service.PatientSubmission):
         if job and job != core.job_id and report.event == "cancelled":
             core.say("submit", "duplicate cancelled", f"a retried submission had made {job} too")
 
+    def await_acknowledgement(self) -> None:
+        """Wait until the watcher has acknowledged the intent.
+
+        Raises:
+            WatcherError: There is none that can protect the run, which is not to go on without.
+        """
+        core = self._core
+        try:
+            core.despite_token_outages(self._wait_for_acknowledgement)
+            core.is_protected = True
+        except WatcherError as error:
+            if core.request.on_unprotected == "raise":
+                if core.request.attached:
+                    why = f"the job was not attached, because the watcher can't protect this run: {error.reason}; "
+                    raise WatcherError("submit", f'{why}on_unprotected="warn" attaches it all the same') from None
+                raise WatcherError(
+                    "submit",
+                    f"nothing was submitted, because the watcher can't protect this run: {error.reason}; "
+                    'on_unprotected="warn" submits all the same',
+                ) from None
+            core.log.warning("this run is not protected: %s", error.reason)
+            core.say("submit", "not protected", error.reason)
+        core.handle(m.Acknowledged())
+
     def _wait_for_acknowledgement(self) -> None:
         try:
             self._acknowledged()
@@ -108,7 +138,7 @@ class Submission(service.PatientSubmission):
             )
         with contextlib.suppress(WatcherError):
             self._acknowledged()
-        link.stand_down(core.run_id)
+        link.stand_down(core.run_id, end=End("cancelled", "program", reason="it is submitted to another instance"))
         core.run_id = uuid.uuid4().hex  # the watcher has heard of the other one; the tag is the same
         core.announced = None
         core.target = dataclasses.replace(core.place, client=client)
@@ -116,30 +146,70 @@ class Submission(service.PatientSubmission):
 
     def advised(self, message: str) -> None:
         """Tell what the client warns of before the POST: that the job may have to wait for a paused backend, say."""
-        logger.warning("%s", message, extra={"in_panel": True})
+        self._core.log.warning("%s", message, extra={"in_panel": True})
         self._core.say("submit", self._core.status.state, message)
 
-    def before_post(self) -> None:
-        """Wait until the watcher has acknowledged the intent."""
+    def before_post(self, asked: int | None) -> int | None:
+        """Wait until the watcher has acknowledged the intent, and reserve QPU time for the job."""
         core = self._core
         core.stop_if_wished()
         if self.backoff is not None:
             self.backoff.answered()  # else it would be told after what follows
-        try:
-            core.despite_token_outages(self._wait_for_acknowledgement)
-            core.is_protected = True
-        except WatcherError as error:
-            if core.request.on_unprotected == "raise":
-                raise WatcherError(
-                    "submit",
-                    f"nothing was submitted, because the watcher can't protect this run: {error.reason}; "
-                    'on_unprotected="warn" submits all the same',
-                ) from None
-            logger.warning("this run is not protected: %s", error.reason)
-            core.say("submit", "not protected", error.reason)
-        core.handle(m.Acknowledged())
-        core.say("submit", "submitting", f"to {core.place.name}")
+        self.await_acknowledgement()
+        bound = self._reserve(self._wanted(asked))
+        pubs = len(core.request.pubs)
+        what = f"{pubs} PUBs " if pubs > 1 else ""
+        core.say("submit", "submitting", f"{what}to {core.place.name}{self._left}")
         self.begin_post()
+        return bound
+
+    @property
+    def _left(self) -> str:
+        """What is left of the budget that has the least, in words, where any is for this run."""
+        answer = self._reservation.answer if self._reservation is not None else None
+        if answer is None or answer["seconds"] is None:
+            return ""
+        left = answer["limit"] - answer["spent"] - answer["reserved"]
+        return f", for {answer['seconds']} s at most: {left:.1f} s are left of its budget"
+
+    def _reserve(self, wanted: int | None) -> int | None:
+        """Reserve QPU time, where any budget is for this run; returns what the job may take."""
+        core = self._core
+        assert self._guarded is not None
+        if self._reservation is None:  # else it has come here before, and no POST has left
+            self._reservation = Reservation(
+                self._guarded,
+                core.request.budgets,
+                lambda: look_for_charges(core.place.client),
+                core.sleep,
+                is_protected=core.is_protected,
+            )
+        bound = self._reservation.take(wanted, lambda why: core.say("submit", "waiting for charges", why))
+        if bound is not None and (wanted is None or bound < wanted):
+            core.budget_bound, core.is_bound_by_timeout = bound, False
+            core.budget = self._reservation.answer
+            if core.place.is_dedicated:
+                core.log.warning(
+                    "a budget holds jobs to what is left of it, but IBM Quantum charges a session for all the time "
+                    "that it is open: close it early, or use a batch"
+                )
+        return bound
+
+    def _wanted(self, asked: int | None) -> int | None:
+        """What the call asks for, or else its primitive, and no more than the run's `running_timeout`.
+
+        QPU time is a part of the time for which a job runs. So IBM Quantum ends the job, too, if nobody is left here
+        who would.
+        """
+        request = self._core.request
+        wanted = asked if request.max_execution_time is None else request.max_execution_time
+        if request.running_timeout is None or request.running_timeout > LONGEST_JOB:
+            return wanted
+        most = math.ceil(request.running_timeout)
+        if wanted is not None and wanted < most:
+            return wanted
+        self._core.is_bound_by_timeout = True
+        return most
 
     def begin_post(self) -> None:
         """Let the POST leave, if it still may."""
@@ -150,6 +220,12 @@ class Submission(service.PatientSubmission):
         actions = self._core.handle(m.Resending())
         self._core.say("submit", "submission failed, retrying")
         self._obey(actions)
+        self._reserve_again()
+
+    def _reserve_again(self) -> None:
+        """Reserve as much for another POST: the one before may have made a job, or may still."""
+        if self._reservation is not None:
+            self._reservation.take_again()
 
     def put_off(self, status: int, seconds: float | None) -> None:
         """Wait after a 423 or 429: this POST made no job."""
@@ -184,6 +260,7 @@ class Submission(service.PatientSubmission):
             return found
         if m.Raise() in core.handle(m.NotFound()):
             raise error
+        self._reserve_again()
         self.begin_post()
         core.say("submit", "submitting", "once more: no job was made")
         return None

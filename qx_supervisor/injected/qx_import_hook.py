@@ -17,18 +17,24 @@ if TYPE_CHECKING:
     from typing import Any
 
 PACKAGE = "qiskit_ibm_runtime"
-CLIENT = "qiskit_ibm_runtime.api.client"
+CLASS = "RuntimeClient"
+"""What sends the client's requests. Its releases have it in one module or another."""
 
 _adopt: "Any" = None  # the module `qx_supervisor.adopt`, once it is needed
 _refused = False
 
 
+def is_of_client(name: str) -> bool:
+    """Whether a module may be the one that has the class."""
+    return name.startswith(f"{PACKAGE}.api.")
+
+
 class Finder:
-    """Finds two modules as the other finders do, and follows their execution."""
+    """Finds the client's modules as the other finders do, and follows their execution."""
 
     def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
-        """The spec of one of the two modules; None for any other module."""
-        if name not in (PACKAGE, CLIENT):
+        """The spec of one of the client's modules; None for any other module."""
+        if name != PACKAGE and not is_of_client(name):
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
@@ -41,26 +47,34 @@ class Finder:
 
 def _follow(loader: "Any", name: str) -> None:
     # Only this loader object is patched, which was made for this import: it still gives access to source and resources.
-    execute = loader.exec_module
+    execute = getattr(loader, "exec_module", None)
+    if execute is None:  # of a folder without an `__init__.py`, in which nothing is executed
+        return
 
     def exec_module(module: "Any") -> None:
         execute(module)
         if module.__name__ == name:
-            _executed(name)
+            _executed(module)
 
     loader.exec_module = exec_module
 
 
-def _executed(name: str) -> None:
+def _executed(module: "Any") -> None:
     global _adopt  # noqa: PLW0603 - the import system holds the module's lock
     try:
-        if name == CLIENT:
-            from qx_supervisor import adopt
+        if module.__name__ == PACKAGE:
+            if _adopt is not None:
+                _adopt.imported()
+            elif not _refused:
+                _refuse("this version of qiskit-ibm-runtime is not known; `qx-supervisor doctor` says which is")
+            return
+        kind = getattr(module, CLASS, None)
+        if kind is None or kind.__module__ != module.__name__:
+            return
+        from qx_supervisor import adopt
 
-            adopt.install()
-            _adopt = adopt
-        elif _adopt is None and not _refused:
-            _refuse("this version of qiskit-ibm-runtime is not known; `qx-supervisor doctor` says which is")
+        adopt.install()
+        _adopt = adopt
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "qx_supervisor":
             reason = f"qx_supervisor is not installed there; run {sys.executable} -m pip install qx-supervisor"
@@ -76,18 +90,20 @@ def _refuse(reason: str) -> None:
     global _refused  # noqa: PLW0603 - as above
     _refused = True
     text = f"jobs of {sys.executable} can't be guarded: {reason}"
-    if os.environ.get("QX_ON_UNPROTECTED") == "warn":
+    # The embedded service takes the account's place by the same code, so without it they would go to IBM Quantum.
+    if os.environ.get("QX_ON_UNPROTECTED") == "warn" and os.environ.get("QX_LOCAL", "0") in ("", "0"):
         _say(f"{text}. They are submitted all the same")
         return
 
     def program_run(*_: object, **__: object) -> object:
         raise RuntimeError(f"nothing was submitted: {text}; `qx-supervisor exec --on-unprotected warn` submits")
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith(f"{PACKAGE}.api."):
-            client = getattr(module, "RuntimeClient", None)
-            if client is not None:
-                client.program_run = program_run
+    kinds = [getattr(module, CLASS, None) for name, module in list(sys.modules.items()) if name.startswith(PACKAGE)]
+    for kind in kinds:
+        if kind is not None:
+            kind.program_run = program_run
+    if not any(kinds):
+        raise ImportError(f"{PACKAGE} is not imported: {text}")  # there is nothing else to refuse
     _say(f"{text}. None is submitted")
 
 

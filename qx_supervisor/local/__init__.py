@@ -10,11 +10,23 @@ sees what Qiskit's client sees: tokens, backends, jobs, sessions, results of an 
         service = ibm.service()              # a QiskitRuntimeService
         backend = service.backend("ibm_brisbane")
 
-The simulation, the backends and the format of the API are localqpu's (the extra ``local``).
+The simulation, the backends and the format of the API are localqpu's (the extra ``local``). It may be installed in an
+environment of its own: ``start(python=...)`` and ``QX_LOCAL_PYTHON`` name the Python to run the service with.
 """
 
 from .handle import Service, ServiceError
-from .process import LINGER, find, start
+from .process import LINGER, can_start, find, start
 from .records import Job, JournalEntry
+from .shared import find_or_start
 
-__all__ = ["LINGER", "Job", "JournalEntry", "Service", "ServiceError", "find", "start"]
+__all__ = [
+    "LINGER",
+    "Job",
+    "JournalEntry",
+    "Service",
+    "ServiceError",
+    "can_start",
+    "find",
+    "find_or_start",
+    "start",
+]

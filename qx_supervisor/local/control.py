@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .charges import Rule
 from .journal import Pattern
 from .messages import Reply, json_reply, problem
 from .records import FINAL
@@ -65,6 +66,10 @@ def _scenario(state: State, *, scenario: object) -> None:
         raise Refused(problems)
 
 
+def _charge(state: State, **rule: Any) -> None:
+    state.engine.jobs.set_rule(Rule(**rule))
+
+
 def _hold(state: State, *, where: Hold, cancel_lag: float | None) -> None:
     if where not in (None, "queued", "running"):
         raise ValueError(f"hold is null, 'queued' or 'running', not {where!r}")
@@ -81,6 +86,9 @@ _REQUESTS: dict[str, Callable[..., Any]] = {
     "wait-idle": _wait_idle,
     "scenario": _scenario,
     "hold": _hold,
+    "authority": lambda state: state.tls.authority(),
+    "charge": _charge,
+    "spend": lambda state, seconds, ids: state.engine.jobs.spend(seconds, ids),
     "tell": lambda state, **info: state.engine.tell(**info),
     "auth": lambda state, reject_tokens: state.tokens.reject(reject_tokens),
     "expire-tokens": lambda state: state.tokens.expire_all(),

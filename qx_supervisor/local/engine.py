@@ -20,18 +20,24 @@ from localqpu.ibm.session_routes import register_session_routes
 from localqpu.scenario import ScenarioError, UsageSettings, ensure_known_backends, parse_scenario
 from localqpu.server import Request, Response, Router
 
+from . import workloads
+from .bounds import Bounds
+from .charges import LONGEST, bound_of, shots_of
 from .english import english
-from .jobs import Jobs, QueueInfo, Record, current_instance
+from .jobs import Jobs, QueueInfo, Record, current_bound, current_instance
 from .messages import Call, Reply, problem
 from .pages import with_bodies
 from .records import crn
 from .tokens import Tokens
 
+TOO_MANY_SHOTS = 1103
+"""IBM's code of a job with more shots than its backend allows."""
+
 _PAGE = 20  # jobs a page where the client names no limit
 _LARGEST_PAGE = 200  # as at IBM
 _USAGE_PERIOD = datetime.timedelta(days=28)
 
-_INSTANCE_PATH = re.compile(r"/api/v1/(backends|instances|jobs|sessions)(?:/([^/]+)|$)")
+_INSTANCE_PATH = re.compile(r"/api/v1/(backends|instances|jobs|sessions|workloads)(?:/([^/]+)|$)")
 
 Params = dict[str, str]
 Query = dict[str, list[str]]
@@ -40,14 +46,15 @@ Query = dict[str, list[str]]
 class Engine:
     """The API behind the server."""
 
-    def __init__(self, backends: Sequence[str], tokens: Tokens, instances: Sequence[str]) -> None:
+    def __init__(self, backends: Sequence[str], tokens: Tokens, instances: Sequence[str], bounds: Bounds) -> None:
         self._context = build_context(ServerConfig(backends=tuple(backends)))
         self._tokens = tokens
         self._instances = tuple(instances)
         self._sessions: dict[str, str] = {}  # the instance of each
         self._began = datetime.datetime.now(datetime.UTC)
         self.backends: list[str] = self._context.catalog.names
-        self.jobs = Jobs(self._context.scenario_state, self._context.config.max_sim_qubits)
+        self._bounds = bounds
+        self.jobs = Jobs(self._context.scenario_state, bounds)
         self._context.jobs.shutdown()
         self._context.jobs = self.jobs
         self._router = self._routes()
@@ -83,7 +90,7 @@ class Engine:
         if path[2] and self._is_elsewhere(path[1], path[2], instance):
             return problem(404, f"{'Job' if path[1] == 'jobs' else 'Session'} {path[2]} not found.")
         if (call.method, call.path) == ("POST", "/api/v1/jobs"):
-            session = _session(call.body)
+            session = str(_object(call.body).get("session_id") or "")
             if session and self._is_elsewhere("sessions", session, instance):
                 return problem(400, f"Session {session} not found.")
         return None
@@ -125,6 +132,8 @@ class Engine:
         router.add("GET", "/api/v1/jobs/{job_id}", self._get_job)
         router.add("GET", "/api/v1/jobs/{job_id}/metrics", self._get_metrics)
         router.add("POST", "/api/v1/jobs/{job_id}/cancel", self._cancel_job)
+        router.add("GET", "/api/v1/workloads", self._list_workloads)
+        router.add("GET", "/api/v1/sessions/{session_id}", self._get_session)
         router.add("DELETE", "/api/v1/sessions/{session_id}/close", self._cancel_session)
         register_ibm_routes(router, self._context)
         register_job_routes(router, self._context)
@@ -157,18 +166,32 @@ class Engine:
     def _submit_job(self, request: Any, params: Params) -> Any:
         """Accept a job. As at IBM, an instance that has used up its time queues jobs; localqpu refuses them."""
         context = dataclasses.replace(self._context, scenario_state=_Unlimited(self._context.scenario_state))
-        return submit_job(context, request, params)
+        body = _object(request.body)
+        try:
+            bound = bound_of(body.get("cost"))
+        except ValueError as error:
+            return _refuse(400, f"Invalid job request body: {error}", code=1208)
+        if refusal := self._bounds.refusal_of_shots(shots_of(body.get("params"))):
+            return _refuse(400, refusal, code=TOO_MANY_SHOTS)
+        token = current_bound.set(bound)
+        try:
+            return submit_job(context, request, params)
+        finally:
+            current_bound.reset(token)
 
     def _get_usage(self, _request: Any, _params: Params) -> Any:
         """The instance's usage and its usage period."""
         usage = self._context.scenario_state.current().usage
+        instance = current_instance.get()
+        consumed = usage.consumed_seconds + self.jobs.used(instance)
         return Response(
             200,
             {
-                "usage_consumed_seconds": usage.consumed_seconds,
+                "instance_id": crn(instance),
+                "usage_consumed_seconds": consumed,
                 "usage_limit_seconds": usage.limit_seconds,
                 "usage_allocation_seconds": usage.limit_seconds,
-                "usage_limit_reached": usage.is_exhausted,
+                "usage_limit_reached": consumed >= usage.limit_seconds,
                 "usage_period": {"start_time": _iso(self._began), "end_time": _iso(self._began + _USAGE_PERIOD)},
             },
         )
@@ -199,17 +222,30 @@ class Engine:
         records, count = self.jobs.page(
             keep, tags=tags, ascending=_first(query, "sort") == "ASC", offset=offset, limit=min(limit, _LARGEST_PAGE)
         )
-        body = {"jobs": [job_to_api(record) for record in records], "count": count, "limit": limit, "offset": offset}
+        body = {
+            "jobs": [self._described(record) for record in records],
+            "count": count,
+            "limit": limit,
+            "offset": offset,
+        }
         return Response(200, body)
 
     def _get_job(self, _request: Any, params: Params) -> Any:
         record = self.jobs.get(params["job_id"])
         if record is None:
             return _refuse(404, f"Job {params['job_id']} not found.")
-        reply = job_to_api(record)
-        if self.jobs.queue_info.qpu_seconds_estimated is not None:
-            reply["estimated_running_time_seconds"] = self.jobs.queue_info.qpu_seconds_estimated
-        return Response(200, reply)
+        return Response(200, self._described(record))
+
+    def _described(self, record: Record) -> dict[str, Any]:
+        """A job in the form of IBM's API."""
+        described: dict[str, Any] = job_to_api(record)
+        if record.bound < LONGEST:
+            described["cost"] = int(record.bound)
+        told = self.jobs.queue_info.qpu_seconds_estimated
+        estimate = record.estimate if told is None else told
+        if estimate is not None:
+            described["estimated_running_time_seconds"] = estimate
+        return described
 
     def _get_metrics(self, _request: Any, params: Params) -> Any:
         """The job's place in the queue and its cost, as far as they are set."""
@@ -219,7 +255,7 @@ class Engine:
         info = self.jobs.queue_info
         reply: dict[str, Any] = {
             "timestamps": {"created": record.created, "running": record.running_at, "finished": record.ended_at},
-            "usage": {"status": "pending"},
+            "usage": {"status": "pending", "qpu_charge_time_seconds": record.used},
         }
         if record.status == "Queued":
             if info.queue_position is not None:
@@ -227,8 +263,8 @@ class Engine:
             if info.starts_in is not None:
                 start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=info.starts_in)
                 reply["estimated_start_time"] = start.isoformat().replace("+00:00", "Z")
-        elif record.is_final and info.qpu_seconds is not None:
-            charged = info.qpu_seconds if record.status == "Completed" else 0.0
+        charged = self.jobs.charge(record)
+        if charged is not None:
             reply["usage"] = {"status": "final", "quantum_seconds": charged, "qpu_charge_time_seconds": charged}
         return Response(200, reply)
 
@@ -240,6 +276,20 @@ class Engine:
         if outcome == "already_final":
             return _refuse(409, f"Job {job_id} is in a final state and can't be cancelled.")
         return Response(204)
+
+    def _list_workloads(self, request: Any, _params: Params) -> Any:
+        instance = current_instance.get()
+        found = {id_: self._context.sessions.get(id_) for id_, at in list(self._sessions.items()) if at == instance}
+        try:
+            return Response(200, workloads.page(found, instance, self.jobs.in_sessions(), request.query))
+        except ValueError as error:
+            return _refuse(400, f"The query can't be read: {error}")
+
+    def _get_session(self, _request: Any, params: Params) -> Any:
+        session = self._context.sessions.get(params["session_id"])
+        if session is None:
+            return _refuse(404, f"Session {params['session_id']} not found.")
+        return Response(200, workloads.described(session, self.jobs.in_sessions()))
 
     def _cancel_session(self, _request: Any, params: Params) -> Any:
         """Close a session and cancel its queued jobs. IBM lets running jobs finish; localqpu cancels them too."""
@@ -279,16 +329,17 @@ def _message(body: dict[str, Any]) -> str:
     return str(first.get("message") or first.get("errorMessage") or "")
 
 
-def _refuse(status: int, message: str) -> Any:
-    return Response(status, json.loads(problem(status, message).payload))
+def _refuse(status: int, message: str, *, code: int | None = None) -> Any:
+    return Response(status, json.loads(problem(status, message, code=code).payload))
 
 
-def _session(body: bytes) -> str:
-    """The session of a submission, or "". The route refuses a body that can't be read."""
+def _object(body: bytes) -> dict[str, Any]:
+    """A submission, or {}. The route refuses a body that can't be read."""
     try:
-        return str(json.loads(body).get("session_id") or "")
-    except (ValueError, AttributeError):
-        return ""
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _first(query: Query, name: str) -> str | None:

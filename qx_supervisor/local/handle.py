@@ -11,8 +11,8 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ..descriptors import is_readable
 from ..errors import QxError
+from ..watcher.process_handle import ProcessHandle
 from . import registry
 from .records import INSTANCE, Job, JournalEntry
 
@@ -31,8 +31,9 @@ class ServiceError(QxError):
 class Service:
     """A running embedded service. It may be used in any thread, and by any number of processes at once.
 
-    As a context manager it stops the service at the end of the block. Otherwise the service runs until ``stop()``, even
-    after the process that started it has ended.
+    As a context manager the handle that ``start()`` returned stops the service at the end of the block; one that was
+    found does not, as other programs may use the service. Otherwise the service runs until ``stop()``, even after the
+    process that started it has ended.
 
     Attributes:
         pid: Its process.
@@ -40,21 +41,22 @@ class Service:
         url: Its address.
     """
 
-    def __init__(self, pid: int, port: int, *, output: int | None = None) -> None:
+    def __init__(self, pid: int, port: int, *, output: int | None = None, stops: bool = False) -> None:
         """Connect to a service.
 
         Args:
             pid: Its process, which must be running.
             port: Its port.
             output: A descriptor on which the process writes why its engine could not be loaded. The handle closes it.
+            stops: Whether the end of a ``with`` block stops it.
         """
         self.pid = pid
         self.port = port
         self.url = f"http://{_HOST}:{port}"
-        # Signals are sent by this descriptor, so they never reach another process that has the same pid later.
-        self._pidfd = os.pidfd_open(pid)
+        self._process = ProcessHandle(pid)
         self._output = output
-        self._release = weakref.finalize(self, _close, self._pidfd, output)
+        self._stops = stops
+        self._release = weakref.finalize(self, _close, self._process, output)
 
     def __repr__(self) -> str:
         return f"<Service pid {self.pid} at {self.url}>"
@@ -65,12 +67,15 @@ class Service:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if self._stops:
+            self.stop()
 
     def service(
         self,
         token: str = "local-key",  # noqa: S107 - any key will do
         instance: str | None = INSTANCE,
+        *,
+        tls: bool = False,
     ) -> QiskitRuntimeService:
         """Connect Qiskit's client.
 
@@ -80,6 +85,7 @@ class Service:
         Args:
             token: The client's API key. Every key is accepted, unless ``auth`` says otherwise.
             instance: The name of the instance to use, one of those that the service was started with. None: all.
+            tls: Whether it connects over TLS. Then ``REQUESTS_CA_BUNDLE`` must name a file with ``authority()`` in it.
 
         Returns:
             The service object, which works like one of the real service.
@@ -87,7 +93,7 @@ class Service:
         from .client import connect
 
         self.health()
-        return connect(self.port, token, instance=instance)
+        return connect(self.port, token, instance=instance, tls=tls)
 
     def health(self) -> None:
         """Wait until the service has loaded its engine, and answers without delay.
@@ -96,6 +102,11 @@ class Service:
             ServiceError: The engine could not be loaded; the message has the reason.
         """
         self._call("health")
+
+    def authority(self) -> str:
+        """The certificate of its certificate authority, in PEM form. Its port speaks TLS as well as plain HTTP."""
+        made: str = self._call("authority")
+        return made
 
     # Requests
 
@@ -237,8 +248,10 @@ class Service:
         Args:
             queue_position: The place of a queued job, 1 for the next. None: not reported, as mostly at IBM.
             starts_in: Seconds until a queued job is expected to start, or None.
-            qpu_seconds_estimated: QPU seconds that a job is expected to take, or None.
-            qpu_seconds: QPU seconds that a completed job is charged. None: the charge stays pending.
+            qpu_seconds_estimated: QPU seconds that a job is expected to take, instead of those of the rule of
+                ``charge``, or None.
+            qpu_seconds: QPU seconds that a job which has run is charged, besides those of the rule. None: the charge
+                stays pending.
         """
         self._call(
             "tell",
@@ -247,6 +260,43 @@ class Service:
             qpu_seconds_estimated=qpu_seconds_estimated,
             qpu_seconds=qpu_seconds,
         )
+
+    def charge(
+        self,
+        *,
+        fixed: float = 0.0,
+        per_shot: float = 0.0,
+        estimate: float | None = 1.0,
+        speed: float | None = None,
+        pending: float | None = 0.0,
+    ) -> None:
+        """Set what jobs cost. A job is charged the QPU time that it has taken by its end, whatever ends it.
+
+        One that takes more than its maximum execution time is ended there, as at IBM: it is cancelled with the code
+        1305. The time of all jobs of an instance counts against its usage limit (``usage`` in ``scenario``), at which
+        queued jobs stay in the queue. Each call sets everything.
+
+        Args:
+            fixed: QPU seconds that each job takes that is submitted from now on.
+            per_shot: QPU seconds that it takes for each shot besides.
+            estimate: The service's estimate, as a multiple of that. None: it gives none.
+            speed: QPU seconds that pass per second in a running job. None: none pass until ``spend`` is called, and
+                those that the job still needs pass at its end, at once.
+            pending: Seconds after a job's end for which its charge is pending. None: for ever.
+
+        Raises:
+            ServiceError: One of them is below 0.
+        """
+        self._call("charge", fixed=fixed, per_shot=per_shot, estimate=estimate, speed=speed, pending=pending)
+
+    def spend(self, seconds: float, *ids: str) -> None:
+        """Let QPU time pass in running jobs, held ones too, which it ends at their maximum execution time.
+
+        Args:
+            seconds: How much.
+            ids: In which jobs; none given: in all that run.
+        """
+        self._call("spend", seconds=seconds, ids=ids)
 
     def auth(self, *, reject_tokens: bool) -> None:
         """Refuse to issue access tokens, as for a revoked API key, or issue them again."""
@@ -270,11 +320,10 @@ class Service:
             return
         for signum, timeout in ((signal.SIGTERM, _KILL_AFTER), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signum)
-            if is_readable(self._pidfd, timeout):
+                self._process.send(signum)
+            if self._process.ends_within(timeout):
                 break
-        with contextlib.suppress(ChildProcessError):  # another process's child, or reaped already
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        self._process.reap()
         registry.forget(self.pid)
         self._release()
 
@@ -297,7 +346,7 @@ class Service:
 
     def _last_words(self) -> str:
         """What the process wrote before it ended, or ""."""
-        if self._output is None or not self._release.alive or not is_readable(self._pidfd, 1.0):
+        if self._output is None or not self._release.alive or not self._process.ends_within(1.0):
             return ""
         return os.read(self._output, 65536).decode(errors="replace").strip()
 
@@ -306,7 +355,7 @@ def _entries(entries: list[dict[str, Any]]) -> list[JournalEntry]:
     return [JournalEntry(**entry) for entry in entries]
 
 
-def _close(*descriptors: int | None) -> None:
-    for descriptor in descriptors:
-        if descriptor is not None:
-            os.close(descriptor)
+def _close(process: ProcessHandle, output: int | None) -> None:
+    process.close()
+    if output is not None:
+        os.close(output)

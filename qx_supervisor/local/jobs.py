@@ -6,11 +6,15 @@ advances queued jobs whether or not they are read, and the end of a simulation m
 
 A held job needs no thread: its status is Running, but its simulation starts on release. So a thousand jobs can be held,
 and a cancel takes effect at once.
+
+A running job takes QPU time by the rule of `charges`, held or not, and is ended when it has taken all that it may.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import subprocess
 import threading
 import time
 import uuid
@@ -22,11 +26,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from localqpu.clock import utc_now_iso
-from localqpu.programs import find_program_runner
-from localqpu.programs.base import ExecutionSettings, ProgramInputError
 
-from .english import english
+from .bounds import Bounds
+from .charges import LONGEST, TOO_LONG, Rule
+from .demand import LARGE, demand_of, size_of
+from .noise_learner import runner_of
 from .records import FINAL, INSTANCE, Job
+from .simulation import Outcome, Task, compute, compute_apart
 
 Hold = Literal["queued", "running"] | None
 """The state in which all jobs are held; None: they are not held."""
@@ -34,8 +40,12 @@ Hold = Literal["queued", "running"] | None
 current_instance: ContextVar[str] = ContextVar("current_instance", default=INSTANCE)
 """The instance of the request that is being handled: localqpu's routes, which call `Jobs`, don't know instances."""
 
+current_bound: ContextVar[float] = ContextVar("current_bound", default=LONGEST)
+"""The QPU seconds that the job of the submission that is being handled may take; localqpu's routes don't know that."""
+
 _TICK = 0.02  # seconds; short compared to any poll interval, long compared to the work of a tick
-_WORKERS = 2  # concurrent simulations
+_WORKERS = 2  # concurrent simulations in this process
+_SIMULATORS = 1  # concurrent simulations in processes of their own, each of which takes a core and much memory
 _FAILED_CODE = 9000  # our own reason codes, distinct from IBM's 1305 ("ran too long")
 _CANCELLED_CODE = 9001
 
@@ -47,8 +57,8 @@ class QueueInfo:
     Attributes:
         queue_position: The place of a queued job.
         starts_in: Seconds until a queued job is expected to start.
-        qpu_seconds_estimated: QPU seconds that a job is expected to take.
-        qpu_seconds: QPU seconds that a completed job is charged.
+        qpu_seconds_estimated: QPU seconds that a job is expected to take, instead of the rule's.
+        qpu_seconds: QPU seconds that a job which has run is charged, besides the rule's; None: that is pending.
     """
 
     queue_position: int | None = None
@@ -76,13 +86,21 @@ class Record:
 
     params: dict[str, Any] = field(default_factory=dict, repr=False)
     planned: Any = None
-    settings: Any = None
+    seed: int | None = None
+    noise: str | None = None  # the backend whose noise is simulated
+    simulator: subprocess.Popen[str] | None = field(default=None, repr=False)
     ticks: int = 0
     submitted: int = field(default_factory=time.monotonic_ns)
     ended: int | None = None
     started: bool = False  # the pool has the simulation
+    simulated: bool = False  # the result is there
     cancel_due: float | None = None  # time.monotonic() at which an accepted cancel takes effect
     instance: str = INSTANCE
+    bound: float = LONGEST  # QPU seconds that it may take
+    need: float = 0.0  # those that it takes if nothing ends it before
+    used: float = 0.0  # those that it has taken
+    used_at: float = 0.0  # time.monotonic() of that
+    estimate: float | None = None
 
     @property
     def is_final(self) -> bool:
@@ -99,9 +117,9 @@ class Record:
 class Jobs:
     """All jobs. Thread-safe; it returns copies of records."""
 
-    def __init__(self, scenario_state: Any, max_sim_qubits: int) -> None:
+    def __init__(self, scenario_state: Any, bounds: Bounds) -> None:
         self._scenario_state = scenario_state
-        self._max_sim_qubits = max_sim_qubits
+        self._bounds = bounds
         self._changed = threading.Condition()
         self._jobs: dict[str, Record] = {}
         self._by_tag: defaultdict[str, set[str]] = defaultdict(set)
@@ -110,9 +128,16 @@ class Jobs:
         self._hold: Hold = None
         self._cancel_lag: float | None = 0.0  # None: a cancel has no effect
         self.queue_info = QueueInfo()
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="simulation")
+        self._rule = Rule()
+        self._used: defaultdict[str, float] = defaultdict(float)  # QPU seconds, by instance
+        self._pools()
         self._due = threading.Event()
         threading.Thread(target=self._tick_forever, name="ticker", daemon=True).start()
+
+    def _pools(self) -> None:
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="simulation")
+        # Of its own, so that short simulations need not wait for long ones.
+        self._heavy_pool = ThreadPoolExecutor(_SIMULATORS, thread_name_prefix="simulator")
 
     # What localqpu's routes call
 
@@ -126,10 +151,10 @@ class Jobs:
         metadata: dict[str, Any] | None = None,
     ) -> Record:
         """Accept a job. Its outcome and seed are taken from the scenario now, in order of submission."""
-        find_program_runner(program_id)  # raises for an unknown program; the route answers 404
+        runner_of(program_id)  # raises for an unknown program; the route answers 404
         with self._changed:
             state = self._scenario_state
-            noise = backend_name if state.current().noise else None
+            need = self._rule.need(params)
             record = Record(
                 job_id=f"d{uuid.uuid4().hex[:19]}",
                 program_id=program_id,
@@ -139,8 +164,12 @@ class Jobs:
                 metadata=dict(metadata or {}),
                 params=params,
                 planned=state.next_outcome(),
-                settings=ExecutionSettings(self._max_sim_qubits, state.derive_seed(), noise),
+                seed=state.derive_seed(),
+                noise=backend_name if state.current().noise else None,
                 instance=current_instance.get(),
+                bound=current_bound.get(),
+                need=need,
+                estimate=None if self._rule.estimate is None else need * self._rule.estimate,
             )
             self._jobs[record.job_id] = self._live[record.job_id] = record
             self._index(record)
@@ -205,6 +234,11 @@ class Jobs:
                 found.reverse()
             return [copy.copy(record) for record in found[offset : offset + limit]], len(found)
 
+    def in_sessions(self) -> list[Record]:
+        """The jobs that belong to a session, by age."""
+        with self._changed:
+            return [copy.copy(record) for record in self._jobs.values() if record.session_id]
+
     def _tagged(self, tags: Set[str]) -> Iterable[Record]:
         """The jobs that have all tags, by age. Thousands of clients may look for tags that few jobs have."""
         if not tags:
@@ -232,7 +266,40 @@ class Jobs:
         with self._changed:
             self._cancel_requests[job_id] += 1
 
+    def charge(self, record: Record) -> float | None:
+        """The QPU seconds that a job is charged; None while that is pending."""
+        told, pending = self.queue_info.qpu_seconds, self._rule.pending
+        if record.ended is None or told is None or pending is None:
+            return None
+        if time.monotonic_ns() - record.ended < pending * 1e9:
+            return None
+        return record.used + (told if record.running_at else 0.0)  # a job that is cancelled has cost what it ran
+
+    def used(self, instance: str) -> float:
+        """The QPU seconds that the jobs of an instance have taken."""
+        with self._changed:
+            return self._used[instance]
+
     # What the control routes call
+
+    def set_rule(self, rule: Rule) -> None:
+        """Set what the jobs that are submitted from now on cost; speed and pending are for all jobs."""
+        with self._changed:
+            for record in list(self._live.values()):
+                self._pass_time(record)  # by the rule until now
+            self._rule = rule
+            self._due.set()
+
+    def spend(self, seconds: float, ids: Collection[str]) -> None:
+        """Let QPU time pass in running jobs: in those of the ids, or in all.
+
+        Raises:
+            KeyError: There is no such job.
+        """
+        with self._changed:
+            for record in [self._jobs[id_] for id_ in ids] or list(self._live.values()):
+                if record.status == "Running":
+                    self._use(record, seconds)
 
     def hold(self, where: Hold, cancel_lag: float | None) -> None:
         """Hold or release jobs, and set the seconds until a cancel takes effect; None: it never does."""
@@ -262,6 +329,10 @@ class Jobs:
             record = self._jobs.get(job_id)
             return reached, None if record is None else self._describe(record)
 
+    def has_unfinished(self) -> bool:
+        """Whether a job is not final."""
+        return bool(self._live)
+
     def wait_idle(self, timeout: float) -> bool:
         """Wait until every job is final; returns whether they are within ``timeout`` seconds."""
         with self._changed:
@@ -270,19 +341,23 @@ class Jobs:
     def reset(self) -> None:
         """Forget all jobs, holds and the scenario."""
         with self._changed:
+            for record in self._live.values():
+                self._end_simulator(record)
             self._jobs.clear()
             self._by_tag.clear()
             self._live.clear()
             self._cancel_requests.clear()
             self._hold, self._cancel_lag = None, 0.0
-            self.queue_info = QueueInfo()
+            self.queue_info, self._rule = QueueInfo(), Rule()
+            self._used.clear()
             self._scenario_state.reset()
-            # A running simulation can't be stopped. A new pool, so that the next jobs need not wait for it.
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="simulation")
+            # A simulation in this process can't be stopped. New pools, so that the next jobs need not wait for it.
+            for pool in (self._pool, self._heavy_pool):
+                pool.shutdown(wait=False, cancel_futures=True)
+            self._pools()
             self._changed.notify_all()
 
-    # How jobs advance. Everything below is called with the lock held, except the two thread bodies.
+    # How jobs advance. Everything below is called with the lock held, except the bodies of threads.
 
     def _tick_forever(self) -> None:
         """Thread body: tick while a job waits for time to pass."""
@@ -307,20 +382,21 @@ class Jobs:
             if self._hold == "queued":
                 return False
             record.ticks += 1
-            if not _may_leave_queue(record, scenario):
+            if not _may_leave_queue(record, scenario, self._used[record.instance]):
                 return True
             self._leave_queue(record)
         if record.status == "Running" and not record.started and self._hold is None:
             record.started = True
             params, record.params = record.params, {}
             self._pool.submit(self._simulate, record, params)
-        return False
+        self._pass_time(record)
+        return record.status == "Running" and self._rule.speed is not None
 
     def _leave_queue(self, record: Record) -> None:
         """Start the job, or end it as the scenario says."""
         planned = record.planned
         if planned.outcome == "completed":
-            record.status, record.running_at = "Running", utc_now_iso()
+            record.status, record.running_at, record.used_at = "Running", utc_now_iso(), time.monotonic()
             self._changed.notify_all()
             return
         # "" is a reason too: the service reports none.
@@ -328,33 +404,90 @@ class Jobs:
         self._end(record, planned.outcome.capitalize(), reason, planned.reason_code)
 
     def _simulate(self, record: Record, params: dict[str, Any]) -> None:
-        """Thread body of the pool: run the program and store its result."""
+        """Thread body of the pool: run the program and store its result, or leave that to a process of its own."""
         if record.is_final:  # cancelled while it was waiting for a thread
             return
-        payload: str | None = None
-        reason = ""
-        try:
-            payload = find_program_runner(record.program_id)(params, record.settings).payload
-        except ProgramInputError as error:
-            reason = english(str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a simulator raises is a failure of the job
-            reason = f"{type(error).__name__}: {english(str(error))}"
-        with self._changed:
-            if record.is_final or self._jobs.get(record.job_id) is not record:
+        task = Task(record.program_id, params, record.seed, record.noise)
+        if size_of(params) <= LARGE:
+            try:
+                demand = demand_of(record.program_id, params)
+            except Exception:  # noqa: BLE001 - then it can't be run either, and that says why
+                self._store(record, compute(task))
                 return
-            record.result_payload = payload
-            if payload is None:
-                self._end(record, "Failed", reason, _FAILED_CODE)
-            else:
-                self._end(record, "Completed", None, None)
+            if reason := self._bounds.refusal(demand):
+                self._store(record, Outcome(None, reason))
+                return
+            if not demand.is_heavy:
+                self._store(record, compute(task))
+                return
+        with self._changed:  # a reset makes new pools
+            if self._is_running(record):
+                self._heavy_pool.submit(self._simulate_apart, record, task)
+
+    def _simulate_apart(self, record: Record, task: Task) -> None:
+        """Thread body of the other pool: have a process run the program, and store its result."""
+
+        def began(process: subprocess.Popen[str]) -> None:
+            with self._changed:
+                record.simulator = process
+                if not self._is_running(record):
+                    process.kill()
+
+        if not record.is_final:
+            self._store(record, compute_apart(task, self._bounds, began))
+
+    def _is_running(self, record: Record) -> bool:
+        return not record.is_final and self._jobs.get(record.job_id) is record
+
+    def _store(self, record: Record, outcome: Outcome) -> None:
+        with self._changed:
+            record.simulator = None
+            if not self._is_running(record):
+                return
+            record.result_payload, record.simulated = outcome.payload, True
+            if outcome.payload is None:
+                self._end(record, "Failed", outcome.reason, _FAILED_CODE)
+                return
+            self._pass_time(record)
+
+    @staticmethod
+    def _end_simulator(record: Record) -> None:
+        if record.simulator is not None:
+            record.simulator.kill()
+
+    def _pass_time(self, record: Record) -> None:
+        """Let the QPU time pass that a running job has taken since that was done last."""
+        if record.status != "Running":
+            return
+        now, speed = time.monotonic(), self._rule.speed
+        passed, record.used_at = now - record.used_at, now
+        if speed is not None:
+            self._use(record, passed * speed)
+        elif record.simulated:
+            self._use(record, math.inf)
+
+    def _use(self, record: Record, seconds: float) -> None:
+        """Let QPU time pass in a running job; end it if it has all that it needs, or all that it may have."""
+        most = min(record.need, record.bound) if record.started else record.bound  # a held job runs on and on
+        used = max(record.used, min(record.used + seconds, most))
+        self._used[record.instance] += used - record.used
+        record.used = used
+        if used >= record.bound and (record.need > record.bound or not record.started):
+            reason = f"The job ran too long: it has taken the {record.bound:g} s of QPU time that it may take."
+            self._end(record, "Cancelled", reason, TOO_LONG)
+        elif record.simulated and used >= record.need:
+            self._end(record, "Completed", None, None)
 
     def _end_cancelled(self, record: Record) -> None:
-        self._end(record, "Cancelled", "The job was cancelled on request.", _CANCELLED_CODE)
+        self._pass_time(record)
+        if not record.is_final:  # not by the time that has passed
+            self._end(record, "Cancelled", "The job was cancelled on request.", _CANCELLED_CODE)
 
     def _end(self, record: Record, status: str, reason: str | None, reason_code: int | None) -> None:
         record.status, record.reason, record.reason_code = status, reason, reason_code
         record.ended_at, record.ended = utc_now_iso(), time.monotonic_ns()
         record.params = {}  # circuits are large, and records are kept
+        self._end_simulator(record)
         self._live.pop(record.job_id, None)
         self._changed.notify_all()
 
@@ -371,15 +504,17 @@ class Jobs:
             ended=record.ended,
             cancel_requests=self._cancel_requests[record.job_id],
             instance=record.instance,
+            max_execution_time=record.bound,
+            qpu_seconds=record.used,
         )
 
 
-def _may_leave_queue(record: Record, scenario: Any) -> bool:
+def _may_leave_queue(record: Record, scenario: Any, used: float) -> bool:
     """Whether the job may leave the scenario's queue. A tick counts as one of localqpu's polls."""
     waited = (time.monotonic_ns() - record.submitted) / 1e9
     return bool(
         record.ticks > scenario.queue.polls_before_running
         and waited >= scenario.queue.delay_seconds
         and scenario.backend_override(record.backend_name).status != "offline"
-        and not scenario.usage.is_exhausted
+        and scenario.usage.consumed_seconds + used < scenario.usage.limit_seconds
     )

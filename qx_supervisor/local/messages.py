@@ -44,8 +44,8 @@ def json_reply(status: int, body: object) -> Reply:
     return Reply(status, json.dumps(body, default=vars).encode())
 
 
-def problem(status: int, message: str, *, retry_after: int | None = None) -> Reply:
-    """An error in the form of IBM's API, from which Qiskit's client takes the message."""
+def problem(status: int, message: str, *, retry_after: int | None = None, code: int | None = None) -> Reply:
+    """An error in the form of IBM's API, from which Qiskit's client takes the message; its code, if not the status."""
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-    body = {"errors": [{"code": status, "message": message, "solution": "", "more_info": ""}]}
+    body = {"errors": [{"code": code or status, "message": message, "solution": "", "more_info": ""}]}
     return Reply(status, json.dumps(body).encode(), headers=headers)

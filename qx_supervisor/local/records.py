@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .charges import LONGEST
+
 FINAL = frozenset({"Completed", "Failed", "Cancelled"})
 """The final statuses, in IBM's spelling."""
 
+HOST = "localqpu.test"
+"""The invented host of the API, in whose domain the others are. It does not resolve."""
+
 INSTANCE = "localqpu"
 """The name of the default instance."""
+
+USER = "IBMid-local"
+"""The user to whom all belongs."""
 
 _CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/localqpu::"
 
@@ -76,6 +84,8 @@ class Job:
         ended: When it became final, in ns; None until then.
         cancel_requests: How many requests to cancel it have arrived, at any instance and with any answer.
         instance: The name of its instance.
+        max_execution_time: QPU seconds at which it is ended.
+        qpu_seconds: QPU seconds that it has taken by the rule of ``Service.charge``; once it is final, its charge.
     """
 
     id: str
@@ -89,6 +99,8 @@ class Job:
     ended: int | None
     cancel_requests: int
     instance: str = INSTANCE
+    max_execution_time: float = LONGEST
+    qpu_seconds: float = 0.0
 
     @property
     def is_final(self) -> bool:

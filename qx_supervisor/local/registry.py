@@ -1,7 +1,7 @@
 """The state file of the registered service, by which other programs on the machine find it.
 
-A process is identified by its pid and its start time in ticks since boot: a pid may be reused, and a start time by the
-wall clock changes when the clock is set.
+A process is identified by its pid and its start, as the watcher identifies a driver: a pid may be reused, and a start
+time by the wall clock changes when the clock is set.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..watcher import process_state
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,7 @@ class Registration:
     @property
     def is_alive(self) -> bool:
         """Whether this process is still running."""
-        return start_ticks(self.pid) == self.start_ticks
-
-
-def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if it is not running, or is a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The second field is the program's name in parentheses, which may contain spaces and parentheses.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+        return process_state.judge(self.pid, self.start_ticks) in ("alive", "unknown")
 
 
 def claim(pid: int, port: int) -> None:
@@ -47,7 +38,7 @@ def claim(pid: int, port: int) -> None:
     """
     path = _state_file()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ticks = start_ticks(pid)
+    ticks = process_state.start_ticks(pid)
     descriptor, draft = tempfile.mkstemp(dir=path.parent)  # mode 0600
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump({"pid": pid, "start_ticks": ticks, "port": port}, file)

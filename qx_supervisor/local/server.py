@@ -4,8 +4,9 @@ Python's ``http.server`` parses requests. The rest is tuned for measuring millis
 thousand may open at once, a small reply is sent in one segment at once, and the time of arrival is taken before the
 request is parsed.
 
-It listens on the loopback only. As the proxy of Qiskit's client (see ``client``) it handles all requests itself,
-forwards none, and refuses tunnels, so that client can't reach the real service.
+It listens on the loopback only, and speaks TLS with a client that begins with it. As the proxy of Qiskit's client (see
+``client``) it handles all requests itself and forwards none. It is itself the other end of a tunnel to the invented
+host, and refuses all others, so that client can't reach the real service.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ import itertools
 import json
 import os
 import re
-import select
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-from . import control, registry
+from ..watcher.process_handle import ProcessHandle
+from . import control, records, registry
+from .bounds import Bounds
 from .messages import Call, Reply, problem
 from .pages import page_of
 from .records import JournalEntry, instance_of
@@ -39,6 +42,8 @@ from .state import State
 HOST = "127.0.0.1"
 
 _SPARE = 16  # threads waiting for a connection
+
+_TLS_HANDSHAKE = b"\x16"  # the first byte of a ClientHello, and of no HTTP request
 
 _CANCEL = re.compile(r"/api/v1/jobs/([^/]+)/cancel")
 
@@ -83,8 +88,11 @@ class _Server:
                 self._add_thread()
             with connection:
                 # A client that goes away is no error: tests kill clients.
-                with contextlib.suppress(ConnectionError):
-                    _Handler(connection, address, self)  # type: ignore[arg-type]
+                with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    if connection.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
+                        self.serve_tls(connection, address, next(self.connections))
+                    else:
+                        _Handler(connection, address, self)
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             with self._lock:
@@ -93,23 +101,37 @@ class _Server:
                     return
                 self._waiting += 1
 
+    def serve_tls(self, connection: socket.socket, address: Any, number: int) -> None:
+        """Serve a connection whose client begins with TLS."""
+        with self.state.tls.context().wrap_socket(connection, server_side=True) as secured:
+            _Handler(secured, address, self, number)
+
     def _count(self, change: int) -> None:
         self._open += change
         self._changed = time.monotonic()
 
-    def wait_until_idle(self, seconds: float) -> None:
-        """Wait until there has been no connection for n seconds, counted from now on."""
+    def wait_until_idle(self, seconds: float, is_busy: Callable[[], bool] = lambda: False) -> None:
+        """Wait until there has been no connection for n seconds, counted from now on, and it is not busy otherwise."""
         began = time.monotonic()
         while True:
+            is_needed = is_busy()
             with self._lock:
-                remaining = seconds if self._open else max(self._changed, began) + seconds - time.monotonic()
+                is_needed = is_needed or self._open > 0
+                remaining = seconds if is_needed else max(self._changed, began) + seconds - time.monotonic()
             if remaining <= 0:
                 return
             time.sleep(remaining)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """One connection.
+
+    Args:
+        connection: The connection.
+        address: The client's.
+        server: The server.
+        number: The number of the TCP connection, which may have been in use before TLS.
+    """
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -118,11 +140,10 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize: ClassVar[int] = -1
     server: _Server  # type: ignore[assignment]
 
-    def setup(self) -> None:
-        """Number the connection."""
-        super().setup()
-        self._connection = next(self.server.connections)
+    def __init__(self, connection: socket.socket, address: Any, server: _Server, number: int = 0) -> None:
+        self._connection = number or next(server.connections)
         self._arrived = 0
+        super().__init__(connection, address, server)  # type: ignore[arg-type]
 
     def parse_request(self) -> bool:
         """Take the time of arrival: the request line has just been read."""
@@ -167,11 +188,20 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _serve  # noqa: N815
 
     def do_CONNECT(self) -> None:
-        """Refuse a tunnel, which would lead to the network."""
+        """Be the other end of a tunnel to the invented host, and refuse others, which would lead to the network."""
         journal = self.server.state.journal
         entry = journal.arrive(
             arrived=self._arrived, connection=self._connection, method="CONNECT", path=self.path, query={}
         )
+        host = self.path.rpartition(":")[0]
+        if f".{host}".endswith(f".{records.HOST}"):
+            journal.answer(entry, 200)
+            self.close_connection = True
+            self.send_response_only(200)
+            self.end_headers()
+            self.wfile.flush()
+            self.server.serve_tls(self.connection, self.client_address, self._connection)
+            return
         journal.add(entry, fault="tunnel refused")
         journal.answer(entry, 405)
         self.close_connection = True
@@ -218,7 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
         if raw.isdigit() and "Transfer-Encoding" not in self.headers:
             # Headers and body arrive in two segments, and urllib3 does not disable Nagle's algorithm for a proxy: the
             # body would wait for the acknowledgement of the headers, which the kernel delays by 40 ms.
-            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            if sys.platform.startswith("linux"):
+                self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             with contextlib.suppress(ConnectionError):
                 body = self.rfile.read(int(raw))
                 if len(body) == int(raw):
@@ -262,12 +293,14 @@ def main(
     register: bool,
     starter: int,
     linger: float | None,
+    idle: float | None,
+    bounds: dict[str, int],
 ) -> None:
     """Serve until the process is ended.
 
-    It writes ``port N`` to standard output when it accepts connections, long before the engine is loaded, so that the
-    starter can import Qiskit meanwhile. Then it closes standard output. If the engine can't be loaded, it writes the
-    reason and ends.
+    It writes ``pid N port N`` to standard output when it accepts connections, long before the engine is loaded, so that
+    the starter can import Qiskit meanwhile. Then it closes standard output. If the engine can't be loaded, it writes
+    the reason and ends.
 
     Args:
         port: Where to listen; 0 for a free port.
@@ -276,6 +309,8 @@ def main(
         register: Whether `find` finds it.
         starter: The process that starts it.
         linger: Seconds without a connection, after the starter's end, after which it ends; None: it does not.
+        idle: Seconds without a connection or an unfinished job after which it ends; None: it does not.
+        bounds: What a job may take, as in `Bounds`.
     """
     _restore_signals()
     _check_backends(backends)
@@ -287,11 +322,11 @@ def main(
     if register:
         registry.claim(os.getpid(), server.port)
     server.serve()
-    print(f"port {server.port}", flush=True)  # noqa: T201 - the handshake
+    print(f"pid {os.getpid()} port {server.port}", flush=True)  # noqa: T201 - the handshake
     try:
         from .engine import Engine
 
-        engine = Engine(backends, state.tokens, instances)
+        engine = Engine(backends, state.tokens, instances, Bounds(**bounds))
     except BaseException:  # noqa: BLE001 - the process ends here, and the starter reads the reason
         traceback.print_exc()
         if register:
@@ -304,25 +339,21 @@ def main(
     # A simulating thread may delay an arrival for this long. The default is 5 ms.
     sys.setswitchinterval(0.0005)
     state.install(engine)
-    if linger is None:
-        threading.Event().wait()
-    else:
+    if idle is not None:
+        server.wait_until_idle(idle, engine.jobs.has_unfinished)
+    elif linger is not None:
         _wait_for_end(starter)
         server.wait_until_idle(linger)
-        registry.forget(os.getpid())
+    else:
+        threading.Event().wait()
+    registry.forget(os.getpid())
 
 
 def _wait_for_end(starter: int) -> None:
     """Wait for the end of the starter."""
-    try:
-        pidfd = os.pidfd_open(starter)
-    except ProcessLookupError:
-        return
-    if os.getppid() == starter:  # else it has ended, and its pid may have been reused
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll()
-    os.close(pidfd)
+    with contextlib.suppress(ProcessLookupError), contextlib.closing(ProcessHandle(starter)) as process:
+        if os.getppid() == starter:  # else it has ended, and its pid may have been reused
+            process.ends_within(None)
 
 
 def _restore_signals() -> None:

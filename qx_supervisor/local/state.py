@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from .journal import Journal
+from .tls import Tls
 from .tokens import Tokens
 
 if TYPE_CHECKING:
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class State:
-    """Journal, tokens, and the engine once it is loaded."""
+    """Journal, tokens, certificates, and the engine once it is loaded."""
 
     def __init__(self) -> None:
         self.journal = Journal()
         self.tokens = Tokens()
+        self.tls = Tls()
         self._engine: Engine | None = None
         self._loaded = threading.Event()
         self._reset = threading.Event()
@@ -40,7 +42,7 @@ class State:
         return self._reset
 
     def reset(self) -> None:
-        """Forget everything except the tokens that were issued."""
+        """Forget everything except the certificates and the tokens that were issued."""
         # A delayed request must not create its job after the reset.
         before, self._reset = self._reset, threading.Event()
         before.set()

@@ -6,15 +6,19 @@ import os
 import sys
 from typing import Literal, Protocol, runtime_checkable
 
-from .. import interrupts
+from .. import cells, interrupts
 from ..errors import ConfigError
 from ..result import RunResult
 from ..status import Status
-from . import notices
+from ..watcher import system
+from . import batch, notices
 from .plain import Plain
 from .view import View
 
 PanelName = Literal["auto", "terminal", "notebook", "plain"] | None
+
+CANCELS = "Run.cancel() cancels the job"
+"""What the card of a submitted run says while its kernel lives."""
 
 
 @runtime_checkable
@@ -44,7 +48,14 @@ class Silent:
         """Show nothing."""
 
 
-def open_panel(name: PanelName | Panel, *, interruptible: bool = False, results: bool = True) -> Panel:
+def open_panel(
+    name: PanelName | Panel,
+    *,
+    interruptible: bool = False,
+    submitted: bool = False,
+    results: bool = True,
+    view: View | None = None,
+) -> Panel:
     """Make the panel that a name stands for.
 
     Args:
@@ -52,18 +63,29 @@ def open_panel(name: PanelName | Panel, *, interruptible: bool = False, results:
             plain lines. "terminal" or "notebook": that one if it can be shown, else plain lines. "plain": lines. None:
             nothing is shown. A `Panel` is returned as it is.
         interruptible: Whether a signal cancels the run; the panel says so.
-        results: Whether the summary shows the counts or expectation values.
+        submitted: Whether the program has a `Run`, by which it cancels; a notebook's card says so.
+        results: Whether the summary shows the counts or expectation values, or why there are none.
+        view: What is to be shown, instead of a view of a run of this process.
 
     Raises:
         ConfigError: The name is unknown.
     """
     if name is None:
         return Silent()
+    if isinstance(name, type):
+        raise ConfigError(
+            "config", f"panel must be a panel or a name, not the class {name.__name__}; pass an object of it"
+        )
     if isinstance(name, Panel):
         return name
     if name not in ("auto", "terminal", "notebook", "plain"):
         raise ConfigError("config", f'panel must be "auto", "terminal", "notebook", "plain" or None, not {name!r}')
-    panel = _open(name, interruptible=interruptible, results=results)
+    is_card = name in ("auto", "notebook") and cells.in_notebook()
+    if view is None:
+        in_a_cell = "interrupting it cancels the job" if interruptible else CANCELS if submitted else ""
+        view = View(in_a_cell if is_card else "Ctrl-C cancels" if interruptible else "", results)
+    batch.begin(view)
+    panel = _card(view) if is_card else _panel(name, view, interruptible=interruptible)
     notices.follow(panel)
     return panel
 
@@ -79,30 +101,28 @@ def close_panel(panel: Panel, outcome: RunResult | BaseException) -> None:
     notices.leave(panel)
 
 
-def _open(name: str, *, interruptible: bool, results: bool) -> Panel:
-    if name in ("auto", "notebook") and _in_notebook():
-        from .notebook import Notebook
+def _card(view: View) -> Panel:
+    from .notebook import Notebook
 
-        return Notebook(View("interrupting the kernel cancels" if interruptible else "", results))
-    view = View("Ctrl-C cancels" if interruptible else "", results)
+    panel = Notebook(view)
+    panel.live.show_here()  # by this thread, which executes the cell, and at once
+    return panel
+
+
+def _panel(name: str, view: View, *, interruptible: bool) -> Panel:
     # After `submit` at a prompt, the user types where the panel would be drawn.
     types = not interruptible and interrupts.is_interactive()
-    if name in ("auto", "terminal") and not types and _on_terminal():
+    if name in ("auto", "terminal") and not types and is_on_terminal():
         from .terminal import Terminal
 
         return Terminal(view)
     return Plain(view)
 
 
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    shell = getattr(ipython, "get_ipython", lambda: None)()  # absent while the module is being imported
-    return getattr(shell, "kernel", None) is not None
-
-
-def _on_terminal() -> bool:
-    # Several processes drawing on one terminal would overwrite each other.
-    if interrupts.is_worker():
+def is_on_terminal() -> bool:
+    """Whether stderr is a terminal that can show a panel."""
+    # Several processes drawing on one terminal would overwrite each other. Windows' can't be opened and locked.
+    if interrupts.is_worker() or system.IS_WINDOWS:
         return False
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
         return False

@@ -1,6 +1,7 @@
 """One timestamped line on stderr per change, and one a minute while nothing changes.
 
-For logs, for terminals that can't show a panel, and for users who set `NO_COLOR`.
+For logs, for terminals that can't show a panel, and for users who set `NO_COLOR`. Of several runs at the same time, the
+line a minute is about all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 
 from ..result import RunResult
 from ..status import Status
-from . import notices
+from . import batch, notices
 from .view import View, printable
 
 HEARTBEAT = 60.0
@@ -23,7 +24,8 @@ class Plain:
     def __init__(self, view: View) -> None:
         self._view = view
         self._watched: int | None = None
-        self._last = view.clock()
+        self._quota = self._job = ""
+        self._together = batch.of(view)
 
     def show(self, status: Status) -> None:
         """Write a line if the status has changed."""
@@ -32,18 +34,28 @@ class Plain:
         if not view.see(status) or status.state == "done":  # `close` writes that
             return
         parts = [printable(str(status))]
+        if view.job_id != self._job:
+            self._job = view.job_id
+            parts += filter(None, (f"key {view.key}" if view.key else "", view.pubs()))
         if status.watcher not in (None, self._watched):
             self._watched = status.watcher
             parts.append(f"watched by pid {status.watcher}")
+        if view.quota() != self._quota:
+            self._quota = view.quota()
+            parts += [f"quota: {self._quota}"] if self._quota else []
         self._write([*parts, *self._queue()])
 
     def tick(self) -> None:
-        """Write a heartbeat if nothing has been written for a while."""
+        """Write a heartbeat if nothing has been written for a while, about any run that is in progress too."""
         self._write_notices()
-        view = self._view
-        if view.status is None or view.outcome is not None or view.clock() - self._last < HEARTBEAT:
+        view, together = self._view, self._together
+        if view.status is None or view.outcome is not None or not together.may_speak(view.clock(), HEARTBEAT):
             return
-        self._write([f"still {printable(str(view.status))}", view.times(), *self._queue(), view.protection()])
+        if together.total > 1:
+            progress, *more = together.words()
+            self._write([f"still {progress}", *more, view.protection()])
+        else:
+            self._write([f"still {printable(str(view.status))}", view.times(), *self._queue(), view.protection()])
 
     def _queue(self) -> list[str]:
         status = self._view.status
@@ -57,12 +69,16 @@ class Plain:
     def close(self, outcome: RunResult | BaseException) -> None:
         """Write the summary."""
         self._view.end(outcome)
+        self._together.end(self._view)
         self._write_notices()
-        if isinstance(outcome, RunResult):
-            self._write([self._view.summary()])
+        parts = [self._view.summary()] if isinstance(outcome, RunResult) else []  # a failure was told as a status
+        if self._together.total > 1:
+            parts.append(self._together.progress())
+        if parts:
+            self._write(parts)
 
     def _write(self, parts: list[str]) -> None:
-        self._last = self._view.clock()
+        self._together.spoke(self._view.clock())
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         write(f"{stamp} qx: {' · '.join(parts)}\n")
 

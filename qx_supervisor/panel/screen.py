@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
+import errno
 import logging
 import os
 import re
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from .. import forks
 from ..descriptors import is_writable
+from ..watcher import system
 from .streams import Redirection, is_terminal, original
 
 if TYPE_CHECKING:
@@ -107,18 +108,19 @@ class Screen:
                 return True
             if self._is_over:
                 return False
-            if self._thread is None:
-                if not self._open():
-                    return False
+            is_new = self._thread is None
+            if is_new and not self._open():
+                return False
+            self._content, self._is_wanted = content, True  # before the thread looks
+            if is_new:
                 thread = threading.Thread(target=self._run, name="qx-panel", daemon=True)
                 try:
                     thread.start()
                 except RuntimeError:  # the interpreter is about to end
                     os.close(self._fd)
-                    self._fd = -1
+                    self._fd, self._is_wanted = -1, False
                     return False
                 self._thread = thread
-            self._content, self._is_wanted = content, True
             self._settled.clear()
             self._changed.notify_all()
             return True
@@ -158,15 +160,14 @@ class Screen:
     def _open(self) -> bool:
         """Open the terminal and lock it: only one process at a time draws on it."""
         try:
-            number = original(sys.stderr).fileno()
             flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(f"/proc/self/fd/{number}", flags)
+            descriptor = os.open(_path_of(original(sys.stderr).fileno()), flags)
         except (AttributeError, OSError, ValueError):
             return False
         try:
             if not _is_in_foreground(descriptor):
                 raise BlockingIOError
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except OSError:
             os.close(descriptor)
             return False
@@ -191,7 +192,7 @@ class Screen:
         with self._lock:
             if self._stream is None and self._is_wanted and not self._begin():
                 return self._go_on_if_wanted()
-            if self._was_stopped():
+            if self._stream is not None and self._was_stopped():
                 self._drawn, self._below_tail, self._tail = [], False, ""
                 self._write(self._fresh_line())
             self._print_all()
@@ -395,6 +396,27 @@ class Screen:
                 is_writable(self._fd, 1.0)
             except OSError:
                 self._pending = b""  # the terminal has hung up: the run goes on
+
+
+def _path_of(terminal: int) -> str:
+    """A path by which a terminal is opened anew, and not copied with its flags, which the program has too."""
+    # By its name only where there is no better way: a container may have a terminal without one.
+    return f"/proc/self/fd/{terminal}" if system.HAS_LINUX else os.ttyname(terminal)
+
+
+def _lock(terminal: int) -> None:
+    """Lock a terminal.
+
+    Raises:
+        OSError: If another process has the lock.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(terminal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP):  # a system on which terminals have no locks
+            raise
 
 
 def _is_in_foreground(terminal: int) -> bool:

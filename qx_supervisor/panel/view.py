@@ -7,20 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..errors import Interrupted, RunError
+from ..origin import place
 from ..result import RunResult
 from ..status import Status
 
-TROUBLES = ("lost", "limited", "reserved", "retrying", "cancelling", "not protected")
+TROUBLES = ("lost", "limited", "reserved", "retrying", "again", "cancelling", "not protected")
 """Words in the states that need attention."""
 
 
-@dataclass
+@dataclass(eq=False)
 class View:
     """What panels show of a run.
 
     Attributes:
         hint: How to cancel it, or "".
-        shows_results: Whether counts or expectation values are shown.
+        shows_results: Whether counts or expectation values are shown, or why there are none.
         clock: A monotonic clock, in seconds.
         status: The latest status; None before the first.
         outcome: The result or the error; None while the run is in progress.
@@ -80,9 +81,20 @@ class View:
         return "plain"
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the job goes on, though it is shown no more."""
+        return False
+
+    @property
     def job_id(self) -> str:
         """The job's id, or ""."""
         return printable((self.status and self.status.job_id) or "")
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The jobs of a run with a result that has several, for `split`; or ()."""
+        found = self.outcome.job_ids if isinstance(self.outcome, RunResult) else ()
+        return found if len(found) > 1 else ()
 
     @property
     def url(self) -> str:
@@ -91,8 +103,25 @@ class View:
 
     @property
     def backend(self) -> str:
-        """The backend's name, or ""."""
-        return printable(self.status.backend) if self.status else ""
+        """The backend's name, and that it is not IBM's own, or ""."""
+        if self.status is None:
+            return ""
+        return place(printable(self.status.backend), is_embedded=self.status.is_embedded)
+
+    @property
+    def label(self) -> str:
+        """The run's label, or ""."""
+        return printable(self.status.label) if self.status else ""
+
+    @property
+    def key(self) -> str:
+        """The run's key, or ""."""
+        return printable(self.status.key) if self.status else ""
+
+    @property
+    def name(self) -> str:
+        """The user's words for the run: its label, else its key, else ""."""
+        return self.label or self.key
 
     @property
     def detail(self) -> str:
@@ -120,16 +149,39 @@ class View:
         """The expected start, or "–"."""
         return when(self.status.estimated_start if self.status else None, time.time())
 
-    def cost(self) -> str:
-        """The QPU time, estimated or charged."""
-        status = self.status
-        estimated = status.qpu_seconds_estimated if status else None
-        charged = status.qpu_seconds if status else None
+    @property
+    def charged(self) -> float | None:
+        """The QPU time charged, in seconds; None while that is pending, or not known."""
+        charged = self.status.qpu_seconds if self.status else None
         if isinstance(self.outcome, RunResult) and self.outcome.qpu_seconds is not None:
             charged = self.outcome.qpu_seconds
+        return charged
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is simulated on this machine, and costs nothing."""
+        return self.status is not None and "unguarded" in self.status.detail
+
+    @property
+    def is_billed(self) -> bool:
+        """Whether there is something to say of its cost."""
+        if self.jobs:
+            return self.charged is not None
+        return bool(self.job_id) and not self.is_local
+
+    def cost(self) -> str:
+        """The QPU time, estimated or charged."""
+        estimated, charged = self.status.qpu_seconds_estimated if self.status else None, self.charged
         if charged is not None:
             return f"{seconds(charged)} charged"
         return "charge pending" if estimated is None else f"{seconds(estimated)} estimated, charge pending"
+
+    def quota(self) -> str:
+        """What the instance has left of its QPU time, if that is low; or ""."""
+        known = self.status.quota if self.status else None
+        if known is None or (known.is_used_up and self.detail):  # which says it already
+            return ""
+        return known.words()
 
     def protection(self) -> str:
         """Which watcher protects the run."""
@@ -138,7 +190,7 @@ class View:
             return "nothing submitted yet"
         if status.watcher is not None:
             return f"{'taken up again, ' if status.taken_up else ''}watched by pid {status.watcher}"
-        if "unguarded" in status.detail:
+        if self.is_local:
             return "simulated on this machine, nothing to guard"
         return "NOT WATCHED" if status.job_id else "nothing submitted yet"
 
@@ -147,25 +199,38 @@ class View:
         parts = [self.state]
         if self.job_id:
             parts.append(f"job {self.job_id}")
-        if self.backend:
-            parts.append(self.backend)
-        if self.shots():
-            parts.append(self.shots())
+        elif self.jobs:
+            parts.append(f"{len(self.jobs)} jobs")
+        parts += filter(None, (self.label, self.key, self.backend, self.size()))
         return " · ".join([*parts, self.bill()])
 
     def bill(self) -> str:
-        """The elapsed time and the QPU time."""
-        parts = [self.times()]
-        if self.job_id and not (self.status and "unguarded" in self.status.detail):
+        """The elapsed time, that of the run's parts, and the QPU time."""
+        parts = [self.times(), *filter(None, [self.timeline()])]
+        if self.is_billed:
             parts.append(f"QPU {self.cost()}")
         return " · ".join(parts)
+
+    def timeline(self) -> str:
+        """How long the parts of a run with a result took, or ""."""
+        return str(self.outcome.timeline) if isinstance(self.outcome, RunResult) else ""
+
+    def pubs(self) -> str:
+        """The number of PUBs if there are several, or ""."""
+        return f"{self.status.pubs} PUBs" if self.status and self.status.pubs and self.status.pubs > 1 else ""
+
+    def size(self) -> str:
+        """The numbers of PUBs and of shots, as "40 PUBs × 4096 shots", or ""."""
+        return " × ".join(filter(None, (self.pubs(), self.shots())))
 
     def shots(self) -> str:
         """The number of shots, or ""."""
         return f"{self.status.shots} shots" if self.status and self.status.shots else ""
 
     def reason(self) -> str:
-        """Why the run has no result, or ""."""
+        """Why the run has no result, or "", also where that is told elsewhere."""
+        if not self.shows_results:
+            return ""
         if isinstance(self.outcome, RunError):
             return printable(self.outcome.reason)
         return str(self.outcome) if isinstance(self.outcome, Interrupted) else ""
@@ -177,7 +242,7 @@ def printable(text: str) -> str:
 
 
 def _news(status: Status) -> tuple[object, ...]:
-    return (status.stage, status.state, status.detail, status.job_id, status.watcher)
+    return (status.stage, status.state, status.detail, status.job_id, status.watcher, status.quota)
 
 
 def duration(length: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ..distribution import extra
 from ..errors import ConfigError
 from .counts import Counts
 
@@ -27,7 +28,7 @@ def serve(counts: Counts, port: int) -> Callable[[], None]:
     except ImportError:
         raise ConfigError(
             "config",
-            "--metrics needs the package prometheus-client: pip install '.[postgres]' in a checkout of qx_supervisor",
+            f"--metrics needs the package prometheus-client: {extra('postgres')}",
         ) from None
 
     class Collector:

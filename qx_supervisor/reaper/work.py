@@ -19,7 +19,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..backoff import DATABASE
+from ..distribution import please_report
 from ..resolve import Resolved, resolve
+from ..uncharged import ASKED_FOR, read_charges
+from ..uncharged import AT_ONCE as CHARGES_AT_ONCE
 from ..watcher import ledger, remote
 from .counts import Counts
 
@@ -36,11 +40,11 @@ AT_ONCE = 64
 
 CENSUS_SECONDS = 5.0
 FORGET_SECONDS = 3600.0
+CHARGE_SECONDS = 60.0
+"""Between two looks for charges that nobody has learned; each is asked for less and less often."""
+
 DRAIN_SECONDS = 8.0
 """How long a reaper that stops waits for requests that are under way."""
-
-LONGEST_PAUSE = 15.0
-"""Seconds between two tries for a database that is away."""
 
 
 class _Stopped(Exception):
@@ -81,7 +85,7 @@ class Reaper:
         self._asked_at = 0.0  # when the database answered last, by its clock
         self._longest_gap = lease_seconds / 2  # between two answers; after a longer one the watch begins anew
         self._renew_at = self._census_at = self._forget_at = 0.0
-        self._pause = 1.0
+        self._pauses = iter(DATABASE)
         self._is_away = False
         self._warned_of: set[tuple[str, str]] = set()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -91,6 +95,7 @@ class Reaper:
         self._under_way = 0
         self._unresolved: set[str] = set()
         self._has_more = False  # more may be due than there was room for
+        self._charges_due: dict[str, tuple[float, float]] = {}  # run → when, and the pause before that
         self._changed = threading.Condition()
 
     def __repr__(self) -> str:
@@ -115,6 +120,7 @@ class Reaper:
         """
         for number in range(remote.CONNECTIONS * len(self._remotes)):
             threading.Thread(target=self._resolve_claims, name=f"qx-reaper-{number}", daemon=True).start()
+        threading.Thread(target=self._read_charges_forever, name="qx-reaper-charges", daemon=True).start()
         try:
             while not self._is_stopping:
                 try:
@@ -126,6 +132,8 @@ class Reaper:
                         raise
                     pause = self._note_outage(error)
                 self._sleep(pause)
+            if once:
+                self._read_charges()
         finally:
             self._end()
         return not self._unresolved
@@ -147,7 +155,7 @@ class Reaper:
             before = self._asked_at + self._longest_gap
             found = book.due(list(self._remotes), self._watching_since, before, room) if room else []
         for row in found:
-            logger.info("%s claimed: %s", _name(row), _why(row))
+            logger.info("%s claimed: %s", _name(row), _why(row), extra=_about("claimed", row))
             with self._changed:
                 self._under_way += 1
             self._unresolved.add(row.run)
@@ -193,7 +201,7 @@ class Reaper:
             if self._is_away:
                 logger.warning("the ledger is back; leases that ran out meanwhile get the time to be renewed")
             self._is_away = False
-            self._pause = 1.0
+            self._pauses = iter(DATABASE)
         if time.monotonic() >= self._renew_at:
             with self.counts.timing(self.counts.renew):
                 self._book.renew()
@@ -214,8 +222,7 @@ class Reaper:
             logger.warning("%s It is tried again", error)
             self._is_away = True
         self._shut()
-        pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
-        return min(pause, max(self._lease_seconds / 3, 0.1))
+        return min(next(self._pauses), max(self._lease_seconds / 3, 0.1))
 
     def _shut(self) -> None:
         book, self._book = self._book, None
@@ -256,10 +263,15 @@ class Reaper:
             try:
                 self._resolve(book, row)
             except ledger.LedgerError as error:
-                logger.warning("%s given up for now: %s", _name(row), error)
+                logger.warning("%s given up for now: %s", _name(row), error, extra=_about("given up", row))
                 _put_back(book, row)
             except Exception:
-                logger.exception("%s given up for now, by a fault in here; please report it", _name(row))
+                logger.exception(
+                    "%s given up for now, by a fault in here; %s",
+                    _name(row),
+                    please_report(),
+                    extra=_about("given up", row),
+                )
                 _put_back(book, row)
             finally:
                 with self._changed:
@@ -269,7 +281,7 @@ class Reaper:
 
     def _resolve(self, book: SharedLedger, row: ledger.Row) -> None:
         def tell(job: str, outcome: str) -> None:
-            logger.info("%s job %s: %s", _name(row), job, outcome)
+            logger.info("%s job %s: %s", _name(row), job, outcome, extra=_about(f"job {outcome}", row, job))
             if outcome == "cancelled":
                 with self.counts.lock:
                     self.counts.cancelled += 1
@@ -290,6 +302,7 @@ class Reaper:
                 row,
                 self._remotes[row.endpoint, row.instance],
                 book,
+                by="reaper",
                 window=self._window,
                 tell=tell,
                 before_cancel=check_claim,
@@ -298,7 +311,7 @@ class Reaper:
             )
         except _Stopped:
             book.release(row.run)
-            logger.info("%s released: this reaper stops", _name(row))
+            logger.info("%s released: this reaper stops", _name(row), extra=_about("released", row))
             return
         except _Lost:
             self._note_loss(row)
@@ -313,13 +326,37 @@ class Reaper:
             self.counts.outcomes[found.outcome] += 1
         if found.outcome in ("cancelled", "nothing left"):
             self._unresolved.discard(row.run)
-        logger.info("%s %s%s", _name(row), found.outcome, f": {found.detail}" if found.detail else "")
+        detail = f": {found.detail}" if found.detail else ""
+        logger.info("%s %s%s", _name(row), found.outcome, detail, extra=_about(f"run {found.outcome}", row))
 
     def _note_loss(self, row: ledger.Row) -> None:
         self._unresolved.discard(row.run)
         with self.counts.lock:
             self.counts.lost += 1
-        logger.info("%s left alone: another holder has it", _name(row))
+        logger.info("%s left alone: another holder has it", _name(row), extra=_about("left alone", row))
+
+    # Charges
+
+    def _read_charges_forever(self) -> None:
+        """Thread body: it waits for the service, which must not keep leases from being renewed."""
+        while not self._stopping.wait(CHARGE_SECONDS):
+            self._read_charges()
+
+    def _read_charges(self) -> None:
+        """Ask for the charges that nobody has learned, of runs on any host."""
+        book, now = self._book, time.monotonic()
+        if book is None:
+            return  # it is away
+        try:
+            rows = book.uncharged(ASKED_FOR, CHARGES_AT_ONCE)
+        except ledger.LedgerError:
+            return
+        due = [row for row in rows if self._charges_due.get(row.run, (0.0, 0.0))[0] <= now]
+        for row in due:
+            _, pause = self._charges_due.get(row.run, (0.0, CHARGE_SECONDS / 2))
+            self._charges_due[row.run] = now + 2 * pause, 2 * pause
+        self._charges_due = {row.run: self._charges_due[row.run] for row in rows}
+        read_charges(due, self._remotes, book)
 
     # The end
 
@@ -346,7 +383,12 @@ def _put_back(book: SharedLedger, row: ledger.Row) -> None:
 def _name(row: ledger.Row) -> str:
     """What a line of the log begins with."""
     key = f" (key {row.key!r})" if row.key is not None else ""
-    return f"run {row.run}{key} of {row.place.host}:{row.pid}:"
+    return f"run {row.run}{key} of {row.host_identity.host}:{row.pid}:"
+
+
+def _about(event: str, row: ledger.Row, job: str = "") -> dict[str, str]:
+    """What such a line is about, for programs."""
+    return {"event": event, "run": row.run, "job": job, "label": row.label}
 
 
 def _why(row: ledger.Row) -> str:

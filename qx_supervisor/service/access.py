@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import weakref
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 
 from .. import forks
 from ..watcher import ledger, protocol, remote
+from . import internals
 
 _remotes: weakref.WeakKeyDictionary[Any, remote.Remote] = weakref.WeakKeyDictionary()
 _accounts: dict[tuple[str, ...], str] = {}
@@ -18,7 +20,8 @@ _naming = forks.make_lock()
 
 def account_name(client: Any) -> str:
     """An anonymous name for the client's account and connection, the same for equal ones in this process."""
-    session, auth = client._session, client._session.auth
+    session = internals.session_of(client)
+    auth = session.auth
     connection = (auth.tm.url, repr(session.proxies), repr(session.verify))
     with _naming:
         return _accounts.setdefault((session.base_url, auth.crn or "", auth.api_key, *connection), f"a{len(_accounts)}")
@@ -26,18 +29,25 @@ def account_name(client: Any) -> str:
 
 def job_url(client: Any, job_id: str) -> str:
     """The URL of a job's web page; "" if the service is not IBM's own."""
-    host = urlsplit(client._session.base_url).hostname or ""
+    host = urlsplit(internals.session_of(client).base_url).hostname or ""
     return f"https://quantum.cloud.ibm.com/jobs/{job_id}" if host.endswith("cloud.ibm.com") else ""
 
 
 def clients_of(service: Any) -> list[Any]:
     """The official REST clients of a service, one per instance."""
-    return list(getattr(service, "_api_clients", {}).values())
+    return list(internals.clients_by_instance(service).values())
+
+
+def instance_names(service: Any) -> dict[str, str]:
+    """The names of the instances of a service, by their CRNs, as far as they are known."""
+    with contextlib.suppress(Exception):  # the client raises many kinds of errors
+        return {str(each["crn"]): str(each["name"]) for each in service.instances()}
+    return {}
 
 
 def address(client: Any) -> tuple[str, str]:
     """A client's endpoint, without secrets as in the ledger, and its instance."""
-    session = client._session
+    session = internals.session_of(client)
     return ledger.safe_endpoint(session.base_url), session.auth.crn or ""
 
 
@@ -48,7 +58,7 @@ def credentials(client: Any, *, fetch: bool = True) -> protocol.Credentials:
         client: The official REST client.
         fetch: Whether to fetch a token if there is no valid one, which may take a minute.
     """
-    session = client._session
+    session = internals.session_of(client)
     manager = session.auth.tm
     try:
         token = _token(manager) if fetch or _has_valid_token(manager) else ""
@@ -89,14 +99,15 @@ def remote_of(client: Any) -> remote.Remote:
     """A client's REST interface by `watcher.remote`, with the token of the user's service object."""
     known = _remotes.get(client)
     if known is None:
-        auth = client._session.auth
+        session = internals.session_of(client)
+        auth = session.auth
         settings = protocol.Credentials(
-            endpoint=client._session.base_url,
+            endpoint=session.base_url,
             instance=auth.crn or "",
             iam_url=auth.tm.url,
             api_key="",
-            verify=bool(client._session.verify),
-            proxies=dict(client._session.proxies) or None,
+            verify=bool(session.verify),
+            proxies=dict(session.proxies) or None,
         )
         known = remote.Remote(settings, functools.partial(_authorization, auth), functools.partial(_renew, auth))
         _remotes[client] = known
@@ -109,7 +120,7 @@ def server_clock(client: Any, seconds: float) -> float | None:
 
     import requests
 
-    session = client._session
+    session = internals.session_of(client)
     try:
         began = time.time()
         reply = requests.head(
@@ -149,7 +160,7 @@ def _authorization(auth: Any) -> str:
         return f"Bearer {_token(auth.tm)}"
     except ibm_cloud_sdk_core.ApiException as error:
         code = error.status_code or 0
-        message = remote.token_service(error)
+        message = remote.token_service(code, error.http_response.text if error.http_response is not None else "")
         if 400 <= code < 500 and code != 429:
             raise remote.Refused(message, code) from None
         raise remote.Transient(message, code) from None

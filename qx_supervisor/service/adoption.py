@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import forks
+from ..distribution import please_report
+from . import internals
 from .connections import own_connections
-from .post import HOOKED, Submission, hook_services, hooking, install_hooks, is_hooked, keep_all
+from .post import HOOKED, Posting, Submission, ask_about_all, hook_services, hooking, install_hooks, is_hooked
 
 logger = logging.getLogger("qx_supervisor")
 
@@ -18,8 +20,8 @@ logger = logging.getLogger("qx_supervisor")
 class Adopter(Protocol):
     """Guards what a driver does with Qiskit. A request is not sent if the call before it raises."""
 
-    def submission(self, client: Any, tags: int, session_id: str, keeper: Submission | None) -> Submission:
-        """Called for the POST of a job with n tags, to a session or "", which `guard` guards by `keeper`."""
+    def submission(self, client: Any, posting: Posting, session_guard: Submission | None) -> Submission:
+        """Called for the POST of a job, to a session that `guard` guards by `session_guard`, or to none."""
 
     def seen(self, job_id: str, reply: Any) -> None:
         """The driver has read the state of a job."""
@@ -51,36 +53,31 @@ def be_adopted(adopter: Adopter) -> None:
 
     The hooks make no requests: a job's state is known from the driver's own requests.
     """
-    from qiskit_ibm_runtime.api.client import RuntimeClient
-
+    kind = internals.find("RuntimeClient")
     install_hooks()
     with hooking:
-        keep_all(adopter.submission)
-        if is_hooked(RuntimeClient.job_get):
+        ask_about_all(adopter.submission)
+        if is_hooked(kind.job_get):
             return
         # So that `_own_all_connections` reaches clients whose driver calls no other hook.
-        _around(RuntimeClient, "__init__", after=lambda client, _, *__, **___: _made(client))
-        _around(RuntimeClient, "job_get", after=lambda _, reply, job_id, *__, **___: adopter.seen(job_id, reply))
-        _around(RuntimeClient, "jobs_get", after=lambda _, reply, *__, **___: _seen_all(adopter, reply))
+        _around(kind, "__init__", after=lambda client, _, *__, **___: _made(client))
+        _around(kind, "job_get", after=lambda _, reply, job_id, *__, **___: adopter.seen(job_id, reply))
+        _around(kind, "jobs_get", after=lambda _, reply, *__, **___: _seen_all(adopter, reply))
         _around(
-            RuntimeClient,
+            kind,
             "job_cancel",
             before=lambda _, job_id: adopter.cancelling(job_id),
             after=lambda _, __, job_id: adopter.cancelled(job_id),
         )
-        _around(RuntimeClient, "job_delete", after=lambda _, __, job_id: adopter.deleted(job_id))
+        _around(kind, "job_delete", after=lambda _, __, job_id: adopter.deleted(job_id))
         _around(
-            RuntimeClient,
+            kind,
             "create_session",
             before=lambda client, *_, **__: adopter.opening(client),
             after=lambda client, reply, *_, **__: adopter.opened(client, str(reply["id"])),
         )
-        _around(
-            RuntimeClient, "close_session", after=lambda _, __, session_id: adopter.closed(session_id, dropped=False)
-        )
-        _around(
-            RuntimeClient, "cancel_session", after=lambda _, __, session_id: adopter.closed(session_id, dropped=True)
-        )
+        _around(kind, "close_session", after=lambda _, __, session_id: adopter.closed(session_id, dropped=False))
+        _around(kind, "cancel_session", after=lambda _, __, session_id: adopter.closed(session_id, dropped=True))
 
 
 def _around(
@@ -98,7 +95,7 @@ def _around(
             try:
                 after(client, reply, *args, **kwargs)
             except Exception:  # the driver gets its reply all the same
-                logger.exception("a fault in qx_supervisor, which goes on; please report it")
+                logger.exception("a fault in qx_supervisor, which goes on; %s", please_report())
         return reply
 
     setattr(hooked, HOOKED, True)

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from . import internals
+
 
 class _Warnings:
     """Python's `warnings`, except that no warning ends a submission of ours."""
@@ -39,7 +41,6 @@ def keep_from_ending(report: Callable[[str], bool]) -> None:
     Args:
         report: Called with a warning; returns whether this thread is in a submission of ours.
     """
-    from qiskit_ibm_runtime import qiskit_runtime_service as client
-
-    if not isinstance(client.warnings, _Warnings):
-        client.warnings = _Warnings(report)
+    module = internals.loaded_service_module()
+    if module is not None and not isinstance(module.warnings, _Warnings):
+        module.warnings = _Warnings(report)

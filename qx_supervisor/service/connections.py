@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 from .. import forks
+from . import internals
 
 _forked = False
 _owned: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -19,7 +20,7 @@ def own_connections(clients: list[Any]) -> None:
     for client in clients:
         if _forked and client not in _owned:
             _owned.add(client)
-            for adapter in client._session.adapters.values():
+            for adapter in internals.session_of(client).adapters.values():
                 adapter.__setstate__(adapter.__getstate__())  # new pools, as `requests` makes them when it unpickles
 
 

@@ -9,17 +9,9 @@ import ssl
 from types import TracebackType
 
 from ..errors import ConfigError, RunError, RunTimeout, WatcherError
+from .internals import ASKING
 
-_CLIENT_MODULES = (
-    "qiskit_ibm_runtime.api",
-    "qiskit_ibm_runtime.decoders",
-    "qiskit_ibm_runtime.json",
-    "qiskit_ibm_runtime.qiskit_runtime_service",
-    "qiskit_ibm_runtime.runtime_job_v2",
-    "ibm_cloud_sdk_core",
-    "requests",
-    "urllib3",
-)
+_CLIENT_MODULES = (*ASKING, "ibm_cloud_sdk_core", "requests", "urllib3")
 """The modules that send requests to the service and read its answers."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..watcher import service_messages
+from . import internals
 from .access import NoToken
 
 
@@ -95,8 +96,7 @@ def _answer(error: BaseException | None) -> Any:
 
 def api_error(error: BaseException | None) -> Any:
     """The client's error for an answer of the service, from an error or its causes; None if there is none."""
-    from qiskit_ibm_runtime.api.exceptions import RequestsApiError
-
-    while error is not None and not isinstance(error, RequestsApiError):
+    kind = internals.find("RequestsApiError")
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from . import internals
 from .access import clients_of
 from .connections import own_connections
 
@@ -22,7 +23,7 @@ _chosen: ContextVar[Any] = ContextVar("qx_backend", default=None)
 _known: dict[str, str] = {}  # the instances of sessions and jobs, by id
 
 _MOST_KNOWN = 10_000
-_UNKNOWN = (400, 403, 404)
+UNKNOWN = (400, 403, 404)
 """HTTP statuses of an instance that does not have a job or session."""
 
 
@@ -38,9 +39,7 @@ def submitting_to(backend: Any) -> Iterator[None]:
 
 def private_copy(service: Any) -> Any:
     """A copy of a service with an active instance of its own; anything else is returned as it is."""
-    from qiskit_ibm_runtime.qiskit_runtime_service import QiskitRuntimeService
-
-    if not isinstance(service, QiskitRuntimeService):
+    if not isinstance(service, internals.find("QiskitRuntimeService")):
         return service
     private = copy.copy(service)
     kind: Any = type(service)
@@ -60,13 +59,13 @@ def _pinned(kind: Any) -> Any:
 
 def reassign(thing: Any, private: Any, service: Any) -> None:
     """Make an object that a copy of a service has created belong to the service."""
-    if getattr(thing, "_service", None) is private:
-        thing._service = service
+    if internals.service_of(thing) is private:
+        internals.give_to(thing, service)
 
 
 def client_at(service: Any, instance: str | None) -> Any:
     """The official REST client of an instance, or None."""
-    return getattr(service, "_api_clients", {}).get(instance)
+    return None if instance is None else internals.clients_by_instance(service).get(instance)
 
 
 def at_its_instance(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,14 +84,15 @@ def at_its_instance(run: Callable[..., Any]) -> Callable[..., Any]:
         if client is None or backend is None:
             return run(service, program_id, inputs, options, *args, **kwargs)  # the client refuses it
         private = private_copy(service)
-        private._active_api_client, private.at_instance = client, instance
+        internals.activate(private, client)
+        private.at_instance = instance
         pinned = _backend_at(private, backend, str(instance))
         reassign(pinned, private, service)
         job = run(private, program_id, inputs, _with_backend(options, pinned), *args, **kwargs)
         reassign(job, private, service)
-        reassign(getattr(job, "_backend", None), private, service)
+        reassign(internals.backend_of(job), private, service)
         if _chosen.get() is None:
-            service._active_api_client = client  # as the client itself does
+            internals.activate(service, client)  # as the client itself does
         return job
 
     return submit
@@ -104,32 +104,28 @@ def _asked_for(options: Any) -> tuple[Any, str | None]:
         backend, instance = options.get("backend"), options.get("instance")
     else:
         backend, instance = getattr(options, "backend", None), getattr(options, "instance", None)
-    return backend, getattr(backend, "_instance", None) or instance
+    return backend, internals.instance_of(backend) or instance
 
 
 def _backend_at(private: Any, requested: Any, instance: str) -> Any:
     """The backend object at an instance, for a backend's name or for an object of any instance."""
-    fractional: bool | None = False
-    calibration = None
+    like = None
     if isinstance(requested, str):
         chosen = _chosen.get()
-        if chosen is not None and chosen.name == requested and getattr(chosen, "_instance", None) == instance:
+        if chosen is not None and chosen.name == requested and internals.instance_of(chosen) == instance:
             return chosen
-    elif requested._instance == requested._api_client._instance == instance:
+    elif internals.is_consistent(requested, instance):
         return requested
     else:
-        fractional, calibration = getattr(requested.options, "use_fractional_gates", False), requested.calibration_id
-        requested = requested.name
-    return private._create_backend_obj(
-        requested, instance=instance, use_fractional_gates=fractional, calibration_id=calibration
-    )
+        like, requested = requested, requested.name
+    return internals.make_backend(private, requested, instance, like)
 
 
 def _with_backend(options: Any, backend: Any) -> Any:
     if isinstance(options, Mapping):
-        return {**options, "backend": backend, "instance": backend._instance}
+        return {**options, "backend": backend, "instance": internals.instance_of(backend)}
     same = copy.copy(options)
-    same.backend, same.instance = backend, backend._instance
+    same.backend, same.instance = backend, internals.instance_of(backend)
     return same
 
 
@@ -150,8 +146,9 @@ def noting(ask: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _note(client: Any, id_: str) -> None:
-    if client._instance is not None:
-        _known[id_] = client._instance
+    instance = internals.instance_of(client)
+    if instance is not None:
+        _known[id_] = instance
     if len(_known) > _MOST_KNOWN:
         with contextlib.suppress(RuntimeError):  # another thread changes the dict at this moment
             _known.pop(next(iter(_known)), None)
@@ -177,23 +174,22 @@ def instance_of_session(service: Any, session: str, requested: str | None) -> st
 
 def client_of_job(job: Any) -> Any:
     """The official REST client of the instance that has a job; the job's own may be another instance's."""
-    known = client_at(job._service, _known.get(job.job_id()))
-    clients = clients_of(job._service)
+    service, own = internals.service_of(job), internals.client_of(job)
+    known = client_at(service, _known.get(job.job_id()))
+    clients = clients_of(service)
     if known is not None or len(clients) < 2:
-        return known or job._api_client
-    return _who_has(clients, job._api_client, lambda client: client.job_get(job.job_id())) or job._api_client
+        return known or own
+    return _who_has(clients, own, lambda client: client.job_get(job.job_id())) or own
 
 
 def _who_has(clients: list[Any], first: Any, ask: Callable[[Any], object]) -> Any:
     """The first client for which `ask` succeeds; None if none does, or if a request fails otherwise."""
-    from qiskit_ibm_runtime.api.exceptions import RequestsApiError
-
     own_connections(clients)
     for client in sorted(clients, key=lambda each: each is not first):
         try:
             ask(client)
-        except RequestsApiError as error:
-            if error.status_code not in _UNKNOWN:
+        except internals.find("RequestsApiError") as error:
+            if error.status_code not in UNKNOWN:
                 return None
         except Exception:  # noqa: BLE001 - the client raises many kinds of errors
             return None

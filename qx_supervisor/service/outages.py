@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import RunError
 from ..watcher import remote
+from . import internals
 from .access import need_token
 from .failures import unsent
 from .post import HOOKED, hooking, is_hooked, noticed
@@ -41,11 +42,10 @@ def noticing() -> Iterator[list[Exception]]:
 
 
 def _install() -> None:
-    from qiskit_ibm_runtime.api.session import RetrySession
-
+    kind = internals.find("RetrySession")
     with hooking:
-        if not is_hooked(RetrySession.request):
-            RetrySession.request = _noticed_by(RetrySession.request)
+        if not is_hooked(kind.request):
+            kind.request = _noticed_by(kind.request)
 
 
 def _noticed_by(request: Callable[..., Any]) -> Callable[..., Any]:

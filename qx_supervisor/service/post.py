@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .. import forks
 from ..watcher import remote
-from . import client_warnings
+from . import client_warnings, internals, programs
 from .failures import api_error, is_ambiguous, is_late, unsent
 from .instances import at_its_instance, noting, submitting_to
 
 
 class Submission(Protocol):
     """What a run wants to know of, and say to, its own submission."""
-
-    max_execution_time: int | None
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -27,8 +24,15 @@ class Submission(Protocol):
     def posting_at(self, client: Any) -> None:
         """Called first, with the official REST client by which the POST will leave: its instance gets the job."""
 
-    def before_post(self) -> None:
-        """Called before the POST leaves; what it raises keeps the POST from leaving."""
+    def before_post(self, asked: int | None) -> int | None:
+        """Called before the POST leaves; what it raises keeps the POST from leaving.
+
+        Args:
+            asked: The maximum execution time that the primitive asks for, in seconds.
+
+        Returns:
+            The one that is posted.
+        """
 
     def before_retry(self) -> None:
         """Called before the client sends once more a POST that may have left; may raise likewise."""
@@ -66,6 +70,22 @@ class PatientSubmission(Submission):
         raise NotImplementedError
 
 
+class Posting(NamedTuple):
+    """A job that the client is about to submit.
+
+    Attributes:
+        backend: The backend's name, or "".
+        program: What it is to the service: "sampler", "estimator", "executor".
+        tags: Its own tags.
+        session_id: Its session, or "".
+    """
+
+    backend: str
+    program: str
+    tags: tuple[str, ...]
+    session_id: str
+
+
 PUT_OFF = (423, 425, 429)
 """Answers by which no job was made, nor refused for good: the backend is reserved for others, it is too early, or there
 were too many."""
@@ -78,7 +98,7 @@ noticed: ContextVar[list[Exception] | None] = ContextVar("qx_noticed", default=N
 
 _submission: ContextVar[Submission | None] = ContextVar("qx_submission", default=None)
 _sessions: dict[str, Submission] = {}
-_keeper_of_all: Callable[[Any, int, str, Submission | None], Submission] | None = None
+_submission_of_all: Callable[[Any, Posting, Submission | None], Submission] | None = None
 
 hooking = forks.make_lock()
 """Held while methods of the client's are replaced."""
@@ -88,7 +108,7 @@ HOOKED = "__qx_hooked__"
 
 
 def submit(
-    primitive: Any, pubs: list[Any], kind: str, shots: int | None, submission: Submission, *, backend: Any
+    primitive: Any, inputs: list[Any], kind: str, shots: int | None, submission: Submission, *, backend: Any
 ) -> Any:
     """Run a primitive on a backend of the service, with the submission's tags put on its POST.
 
@@ -99,15 +119,15 @@ def submit(
     token = _submission.set(submission)
     try:
         with submitting_to(backend):
-            return primitive.run(pubs, shots=shots) if kind == "sampler" else primitive.run(pubs)
+            return programs.call(primitive, inputs, kind, shots)
     finally:
         _submission.reset(token)
 
 
-def watch_session(session_id: str, keeper: Submission) -> None:
-    """Have the client ask `keeper` about every POST to a session that asks nobody else."""
+def watch_session(session_id: str, submission: Submission) -> None:
+    """Have the client ask `submission` about every POST to a session that asks nobody else."""
     install_hooks()
-    _sessions[session_id] = keeper
+    _sessions[session_id] = submission
 
 
 def unwatch_session(session_id: str) -> None:
@@ -115,14 +135,14 @@ def unwatch_session(session_id: str) -> None:
     _sessions.pop(session_id, None)
 
 
-def keep_all(keeper_of: Callable[[Any, int, str, Submission | None], Submission]) -> None:
-    """Have the client ask about every POST that has nobody to ask.
+def ask_about_all(submission_of: Callable[[Any, Posting, Submission | None], Submission]) -> None:
+    """Have the client ask about every POST that is none of `submit`'s.
 
     Args:
-        keeper_of: Says whom, for a client, a number of tags, a session or "", and whom `watch_session` named for that.
+        submission_of: Gives whom to ask, for a client, a job, and whom `watch_session` named for its session.
     """
-    global _keeper_of_all  # noqa: PLW0603 - one per process
-    _keeper_of_all = keeper_of
+    global _submission_of_all  # noqa: PLW0603 - one per process
+    _submission_of_all = submission_of
 
 
 def install_hooks() -> None:
@@ -131,30 +151,29 @@ def install_hooks() -> None:
     Tags are put on here and never written to the user's primitive, whose options may be shared by threads; and the
     job's id is known here before anything else of the client can fail.
     """
-    from qiskit_ibm_runtime.api.client import RuntimeClient
-    from qiskit_ibm_runtime.api.session import PostForcelistRetry
-
+    client, retry = internals.find("RuntimeClient"), internals.find("PostForcelistRetry")
     with hooking:  # once per class: `importlib.reload` makes new ones
-        if not is_hooked(RuntimeClient.program_run):
-            RuntimeClient.program_run = _asking(noting(RuntimeClient.program_run))
-        if not is_hooked(PostForcelistRetry.increment):
-            PostForcelistRetry.increment = _asking_before_retry(PostForcelistRetry.increment)
+        if not is_hooked(client.program_run):
+            client.program_run = _asking(noting(client.program_run))
+        if not is_hooked(retry.increment):
+            retry.increment = _asking_before_retry(retry.increment)
         for name in ("create_session", "session_details"):
-            if not is_hooked(getattr(RuntimeClient, name)):
-                setattr(RuntimeClient, name, _hooked(noting(getattr(RuntimeClient, name))))
-        client_warnings.keep_from_ending(_advised)
+            if not is_hooked(getattr(client, name)):
+                setattr(client, name, _hooked(noting(getattr(client, name))))
     hook_services()
 
 
 def hook_services() -> None:
-    """Have services submit to the instance that was asked for.
+    """Have services submit to the instance that was asked for, and no warning of theirs end a submission of ours.
 
     For a driver that is adopted the client's classes are hooked while they are being loaded. The service's may not be
     there yet then, but it is as soon as a service makes its first client.
     """
-    kind = getattr(sys.modules.get("qiskit_ibm_runtime.qiskit_runtime_service"), "QiskitRuntimeService", None)
-    if kind is not None:
+    module = internals.loaded_service_module()
+    if module is not None:
+        kind = module.QiskitRuntimeService
         with hooking:
+            client_warnings.keep_from_ending(_advised)
             if not is_hooked(kind._run):
                 kind._run = _hooked(at_its_instance(kind._run))
 
@@ -184,15 +203,22 @@ def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
         submission = _submission.get()
         if submission is not None:
             return _post(submission, client, functools.partial(program_run, client, *args), kwargs)
-        keeper = _sessions.get(kwargs.get("session_id") or "")
-        if _keeper_of_all is not None:
-            tags = len(kwargs.get("job_tags") or ())
-            keeper = _keeper_of_all(client, tags, kwargs.get("session_id") or "", keeper)
-        if keeper is None:
+        submission = _sessions.get(kwargs.get("session_id") or "")
+        if _submission_of_all is not None:
+            internals.check()  # not sooner: where that was installed, the client was being loaded
+            internals.check_connected(client)
+            posting = Posting(
+                backend=str(kwargs.get("backend_name") or ""),
+                program=str(kwargs.get("program_id") or ""),
+                tags=tuple(kwargs.get("job_tags") or ()),
+                session_id=kwargs.get("session_id") or "",
+            )
+            submission = _submission_of_all(client, posting, submission)
+        if submission is None:
             return program_run(client, *args, **kwargs)
-        token = _submission.set(keeper)
+        token = _submission.set(submission)
         try:
-            return _post(keeper, client, functools.partial(program_run, client, *args), kwargs)
+            return _post(submission, client, functools.partial(program_run, client, *args), kwargs)
         finally:
             _submission.reset(token)
 
@@ -204,9 +230,7 @@ def _post(submission: Submission, client: Any, program_run: Callable[..., Any], 
     tags = [*(kwargs.get("job_tags") or []), *submission.tags]
     if len(tags) <= TAGS:  # a job of plain Qiskit's may have all eight; it is known by its session, or its id
         kwargs["job_tags"] = tags
-    if submission.max_execution_time is not None:
-        kwargs["max_execution_time"] = submission.max_execution_time
-    submission.before_post()
+    kwargs["max_execution_time"] = submission.before_post(kwargs.get("max_execution_time"))
     ambiguous = True
     try:
         while True:
@@ -244,7 +268,12 @@ def _asking_before_retry(increment: Callable[..., Any]) -> Callable[..., Any]:
             raise error  # sent again without a look, it may make a second job
         more = increment(retry, method, url, *args, **kwargs)  # raises where there is to be no other try
         if submission is not None and may_have_left:
-            submission.before_retry()
+            try:
+                submission.before_retry()
+            except BaseException:
+                if (response := kwargs.get("response")) is not None:
+                    response.drain_conn()  # as urllib3 does where it gives up: the connection is of use to others
+                raise
         return more
 
     return _hooked(asking)

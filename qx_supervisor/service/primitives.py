@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..watcher.service_messages import one_line
+from . import internals
 from .failures import describe
 from .targets import Target
 
@@ -17,45 +19,48 @@ def make_primitive(kind: str, target: Target, options: Any, shots: int | None) -
         ConfigError: The options don't fit the primitive.
     """
     name = "Sampler" if kind == "sampler" else "Estimator"
-    if _is_deprecated(options):
-        import qiskit_ibm_runtime
-
-        cls = getattr(qiskit_ibm_runtime, f"{name}V2")
-    else:
-        module = __import__(f"qiskit_ibm_runtime.executor_{kind}", fromlist=[name])
-        cls = getattr(module, name)
+    cls = internals.primitive_class(kind, deprecated=internals.are_deprecated_options(options))
     try:
         primitive = cls(mode=target.mode or target.backend, options=options)
         if kind == "estimator" and shots is not None:
             primitive.options.default_shots = shots
     except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
-        raise ConfigError("config", f"the options do not fit {name}: {describe(error)}") from None
+        raise ConfigError("config", f"the options do not fit {name}: {_mistakes(error)}") from None
     return primitive
 
 
-def _is_deprecated(options: Any) -> bool:
-    return type(options).__module__.startswith("qiskit_ibm_runtime.options.")
+def _mistakes(error: Exception) -> str:
+    """What is wrong with options, in one line: pydantic's own message is four lines for each, one of them a URL."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return describe(error)
+    found = [(".".join(map(str, each["loc"])), each) for each in error.errors(include_url=False, include_input=False)]
+    return one_line(
+        "; ".join(
+            f"there is no option {where}" if each["type"] == "extra_forbidden" else f"{where}: {each['msg']}"
+            for where, each in found
+        )
+    )
 
 
 def class_of(kind: str, primitive: Any, options: Any) -> tuple[str, str]:
     """The package and class name of the primitive that a run will use, the user's or one made here."""
     if primitive is not None:
         return type(primitive).__module__.partition(".")[0], type(primitive).__name__
-    return "qiskit_ibm_runtime", kind.capitalize() + ("V2" if _is_deprecated(options) else "")
+    cls = internals.primitive_class(kind, deprecated=internals.are_deprecated_options(options))
+    return "qiskit_ibm_runtime", cls.__name__
 
 
 def parts_of(item: Any) -> Any:
     """The parts of a client object that may occur in a primitive's options; None for anything else."""
-    from qiskit_ibm_runtime.options.utils import UnsetType
-    from qiskit_ibm_runtime.results.noise_learner import LayerError, NoiseLearnerResult, PauliLindbladError
-
-    if isinstance(item, NoiseLearnerResult):
+    if isinstance(item, internals.find("NoiseLearnerResult")):
         return list(item.data)
-    if isinstance(item, LayerError):
+    if isinstance(item, internals.find("LayerError")):
         return item.circuit, list(item.qubits), item.error
-    if isinstance(item, PauliLindbladError):
+    if isinstance(item, internals.find("PauliLindbladError")):
         return item.generators, item.rates
-    return () if isinstance(item, UnsetType) else None
+    return () if isinstance(item, internals.find("UnsetType")) else None
 
 
 def tags_of(primitive: Any) -> list[str]:
@@ -65,33 +70,20 @@ def tags_of(primitive: Any) -> list[str]:
     return list(getattr(environment, "job_tags", None) or [])
 
 
-def run_local(primitive: Any, pubs: list[Any], kind: str, shots: int | None) -> Any:
-    """Run a primitive in Qiskit's local testing mode; returns Qiskit's job."""
-    return primitive.run(pubs, shots=shots) if kind == "sampler" else primitive.run(pubs)
-
-
 def decoders_of(job: Any) -> Sequence[Any]:
     """The decoders of `job.result()`. With them, the job object is no longer needed."""
-    decoders: Sequence[Any] = job._result_decoders
-    return decoders
+    return internals.decoders_of(job)
 
 
 def decoders_for(job: Mapping[str, Any]) -> Sequence[Any]:
     """The decoders for a job that was not submitted here, by the service's description of it."""
-    from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
-    from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
-
     program = job.get("program")
-    return DEFAULT_DECODERS.get(program.get("id", "") if isinstance(program, dict) else "") or [ResultDecoder]
+    return internals.decoders_for(program.get("id", "") if isinstance(program, dict) else "")
 
 
 def decode(decoders: Sequence[Any], text: str) -> Any:
     """Decode a job's results as `job.result()` does. That would fetch them without a read timeout."""
-    decoded: Any = text
-    for decoder in decoders:
-        if decoder.is_applicable(decoded):
-            decoded = decoder.decode(decoded)
-    return decoded
+    return internals.decode(decoders, text)
 
 
 def is_result(decoded: Any) -> bool:

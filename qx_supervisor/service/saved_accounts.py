@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from . import internals
+
 CHANNELS = ("ibm_quantum_platform", "ibm_cloud")
 """IBM's channels. `ibm_quantum`, the channel of most older accounts, was shut down in July 2025."""
 
@@ -17,9 +19,7 @@ _SAVE = (
 
 def file() -> Path:
     """The official client's file."""
-    from qiskit_ibm_runtime.accounts.management import _DEFAULT_ACCOUNT_CONFIG_JSON_FILE
-
-    return Path(_DEFAULT_ACCOUNT_CONFIG_JSON_FILE)
+    return Path(internals.find("_DEFAULT_ACCOUNT_CONFIG_JSON_FILE"))
 
 
 def fault() -> str:

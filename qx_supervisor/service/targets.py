@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .. import settings
 from ..errors import ConfigError, RunError
-from . import accounts
-from .access import account_name, address, clients_of
+from ..spelling import did_you_mean
+from ..watcher import remote
+from . import accounts, embedded, internals
+from .access import account_name, address, clients_of, remote_of
 from .connections import own_connections
 from .failures import describe
-from .instances import client_at, client_of_job, instance_of_session, private_copy, reassign
+from .instances import UNKNOWN, client_at, client_of_job, instance_of_session, private_copy, reassign
 from .post import install_hooks
 from .simulators import check_computes_here
+
+MOST_NAMES = 20
+"""How many backends are listed beside the one that was meant: the local service has sixty."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,24 @@ class Target:
         return self.client is None
 
     @property
+    def is_embedded(self) -> bool:
+        """Whether the embedded service has taken IBM's place, because `QX_LOCAL` asks for it."""
+        return embedded.is_its(self.client)
+
+    @property
     def in_session(self) -> bool:
         """Whether the job runs in a session or batch."""
         return self.mode is not None
 
+    @property
+    def is_dedicated(self) -> bool:
+        """Whether the job runs in a session that is charged for all the time that it is open, as no batch is."""
+        from qiskit_ibm_runtime import Batch
 
-def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Target:
+        return self.mode is not None and not isinstance(self.mode, Batch)
+
+
+def find_target(backend: Any, service: Any, primitive: Any, width: int, instance: str | None = None) -> Target:
     """Find the target of a run.
 
     Args:
@@ -53,18 +73,89 @@ def find_target(backend: Any, service: Any, primitive: Any, width: int) -> Targe
         service: A `QiskitRuntimeService`, or None for the saved account.
         primitive: A primitive object of the user's, or None.
         width: The number of qubits of the widest circuit.
+        instance: The instance of the saved account, by its CRN or name; None: the saved one.
 
     Raises:
-        RunError: There is no such target, or the arguments contradict each other.
+        RunError: There is no such target, or the arguments contradict each other; or Qiskit's client can't be used.
     """
+    settings.uses_local()  # so that a mistake in it is named, whatever it is not needed for here
+    _check_is_service(service)
+    internals.check()
+    target = _find(backend, service, primitive, width, instance)
+    what = "primitive" if primitive is not None else "backend" if target.mode is None else "session"
+    if service is not None:
+        _check_service(service, target, what)
+    is_saved_account = what == "backend" and service is None and (backend is None or isinstance(backend, str))
+    if instance is not None and not is_saved_account:
+        its = getattr(target.backend, "service", None)
+        accounts.check_instance(instance, its, target.client, "service" if service is not None else what)
+    return target
+
+
+def in_batch(target: Target) -> Target:
+    """Open a batch on a target's backend; returns the target inside."""
+    from qiskit_ibm_runtime import Batch
+
+    return Target(target.backend, Batch(backend=target.backend), target.client)
+
+
+def _check_is_service(service: Any) -> None:
     if service is not None and not hasattr(service, "least_busy"):
         hint = "; give its .service()" if hasattr(service, "service") else ""
         raise ConfigError("config", f"service must be a QiskitRuntimeService, not {type(service).__name__}{hint}")
-    target = _find(backend, service, primitive, width)
-    if service is not None:
-        what = "primitive" if primitive is not None else "backend" if target.mode is None else "session"
-        _check_service(service, target, what)
-    return target
+
+
+@dataclass(frozen=True)
+class NamedBackend:
+    """What is known of the backend of a job that was submitted elsewhere."""
+
+    name: str
+
+
+def find_job(
+    job: str,
+    service: Any,
+    instance: str | None,
+    ask: Callable[[remote.Remote, Callable[[], remote.JobState]], remote.JobState],
+) -> tuple[Target, remote.JobState]:
+    """Find a job that is there already.
+
+    Args:
+        job: Its id.
+        service: A `QiskitRuntimeService`, or None for the saved account.
+        instance: The instance of the saved account, by its CRN or name; None: the saved one.
+        ask: Asks an instance a question, as `poller.ask` does.
+
+    Returns:
+        Its target and its state.
+
+    Raises:
+        ConfigError: There is no such job.
+        RunError: There is no account, or it can't be used.
+        RemoteError: The service can't be asked.
+    """
+    _check_is_service(service)
+    internals.check()
+    found = accounts.default_service(instance) if service is None else service
+    clients = clients_of(found)
+    if service is not None and instance is not None:
+        accounts.check_instance(instance, found, clients[0] if len(clients) == 1 else None, "service")
+    own_connections(clients)
+    for client in clients:
+        there = remote_of(client)
+        try:
+            state = ask(there, functools.partial(there.job, job))
+        except remote.RemoteError as error:
+            if error.status not in UNKNOWN:
+                raise
+            continue
+        mode = state.reply.get("session_id") or None
+        return Target(NamedBackend(str(state.reply.get("backend") or "")), mode, client), state
+    whose = "the saved account" if service is None else "the given service"
+    where = ", ".join(address(client)[1] for client in clients)
+    asked = f"the instance {where}" if len(clients) == 1 else f"any of the {len(clients)} instances {where}"
+    step = "give the instance that it was submitted to, with instance= or service=" if clients else "give service="
+    raise ConfigError("config", f"there is no job {job} at {asked} of {whose}; check the id, or {step}")
 
 
 def _check_service(service: Any, target: Target, what: str) -> None:
@@ -82,24 +173,24 @@ def _check_service(service: Any, target: Target, what: str) -> None:
     )
 
 
-def _find(backend: Any, service: Any, primitive: Any, width: int) -> Target:
+def _find(backend: Any, service: Any, primitive: Any, width: int, instance: str | None) -> Target:
     from qiskit.providers import BackendV2
     from qiskit_ibm_runtime import IBMBackend, Session
-    from qiskit_ibm_runtime.utils.default_session import get_cm_session
 
     if primitive is not None:
         if backend is not None:
             raise ConfigError("config", "the primitive object already has its backend; omit backend=")
-        backend = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None)
+        backend = internals.mode_of(primitive)
         if backend is None:
             raise ConfigError("config", f"{type(primitive).__name__} has no backend; make it with mode=...")
-    session = get_cm_session() if primitive is None else None  # inside `with Session(...)`, as Qiskit's primitives do
+    # Inside `with Session(...)` it is the session, as for Qiskit's primitives.
+    session = internals.find("get_cm_session")() if primitive is None else None
     if backend is None:
         backend = session
     if isinstance(backend, Session):
-        if not getattr(backend, "_active", True):
+        if not internals.is_open(backend):
             raise ConfigError("config", f"the session {backend.session_id} is closed; open a new one")
-        return _on_service(backend._backend, backend, primitive)
+        return _on_service(internals.backend_of(backend), backend, primitive)
     if isinstance(backend, IBMBackend):
         return _inside(session, backend)
     if isinstance(backend, BackendV2):
@@ -109,12 +200,27 @@ def _find(backend: Any, service: Any, primitive: Any, width: int) -> Target:
     if backend == "":  # Qiskit would take any
         raise ConfigError("config", "the backend's name is empty; give a name, or None to have one chosen")
     if service is None:
-        service = accounts.default_service() if session is None else session.service
+        service = accounts.default_service(instance) if session is None else session.service
     own_connections(clients_of(service))
     private = private_copy(service)
     found = _by_name(private, backend) if backend is not None else _least_busy(private, width)
     reassign(found, private, service)
     return _inside(session, found, by_name=True)
+
+
+def target_of_primitive(mode: Any, name: str) -> Target:
+    """The target of a primitive that is made with a backend, session or batch, or in a `with` block.
+
+    Raises:
+        ConfigError: It is none of these, it is closed, or it is not known to compute here.
+    """
+    if mode is None and internals.find("get_cm_session")() is None:
+        raise ConfigError(
+            "config", f"{name} needs a backend object, an open Session or a Batch; give one of them as mode="
+        )
+    if isinstance(mode, str):
+        raise ConfigError("config", f"{name} needs a backend object, not its name; give service.backend({mode!r})")
+    return _find(mode, None, None, 0, None)
 
 
 def backend_asked_for(backend: Any, primitive: Any) -> tuple[Any, ...] | None:
@@ -127,17 +233,16 @@ def backend_asked_for(backend: Any, primitive: Any) -> tuple[Any, ...] | None:
     """
     from qiskit.providers import BackendV2
     from qiskit_ibm_runtime import IBMBackend, Session
-    from qiskit_ibm_runtime.utils.default_session import get_cm_session
 
     if primitive is not None:
-        backend = getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None)
+        backend = internals.mode_of(primitive)
     elif backend is None:
-        backend = get_cm_session()
+        backend = internals.find("get_cm_session")()
     if isinstance(backend, Session):
-        backend = backend._backend
+        backend = internals.backend_of(backend)
     if isinstance(backend, IBMBackend):
         fractional = getattr(backend.options, "use_fractional_gates", False)
-        more = (fractional, backend.calibration_id)
+        more = (fractional, internals.calibration_of(backend))
         return (backend.name,) if more == (False, None) else (backend.name, *more)
     if isinstance(backend, BackendV2):
         return (backend.name,)
@@ -157,7 +262,7 @@ def _inside(session: Any, backend: Any, *, by_name: bool = False) -> Target:
     outside = _on_service(backend, None)
     if session is None:
         return outside
-    inside = _on_service(session._backend, session)
+    inside = _on_service(internals.backend_of(session), session)
     where = ""
     if backend.name != session.backend():
         where = f"on {session.backend()}, and not on {backend.name}"
@@ -188,7 +293,7 @@ def _on_service(backend: Any, mode: Any, primitive: Any = None) -> Target:
     if not isinstance(backend, IBMBackend):
         check_computes_here(backend, primitive)
         return Target(backend, mode, None)
-    service, instance = backend.service, backend._instance
+    service, instance = backend.service, internals.instance_of(backend)
     if mode is not None and mode.session_id:
         instance = instance_of_session(service, mode.session_id, instance)
     client = client_at(service, instance)
@@ -197,6 +302,7 @@ def _on_service(backend: Any, mode: Any, primitive: Any = None) -> Target:
             "config",
             f"the service of the backend {backend.name} has no instance {instance}; get the backend again from it",
         )
+    internals.check_connected(client)
     own_connections([client])
     return Target(backend, mode, client)
 
@@ -207,34 +313,34 @@ def _by_name(service: Any, name: str) -> Any:
     try:
         return service.backend(name)
     except QiskitBackendNotFoundError:
-        known = _backend_names(service)
+        known = internals.backend_names(service)
         if name in known or not known:  # the client hides every failure to read it
             raise RunError(
                 "backend", f"the backend {name!r} could not be read; the log of qiskit_ibm_runtime says why"
             ) from None
-        import difflib
-
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
-        raise ConfigError("backend", f"there is no backend {name!r} for this account; {hint}") from None
+        there_are = ", ".join(sorted(known))
+        meant = did_you_mean(name, known)
+        if any(embedded.is_its(client) for client in clients_of(service)):
+            it_has, other = (f"{meant} It has", "NAME") if meant else ("it has", name)
+            raise ConfigError(
+                "backend",
+                f"the embedded service has no backend {name!r}; {it_has} only {there_are}; to have it offer others: "
+                f"qx-supervisor local stop, and then qx-supervisor local start --backend {other}",
+            ) from None
+        if meant and len(known) <= MOST_NAMES:
+            meant += f" There are: {there_are}"
+        raise ConfigError(
+            "backend", f"there is no backend {name!r} for this account; {meant or f'there are: {there_are}'}"
+        ) from None
     except Exception as error:  # noqa: BLE001 - the client raises many kinds of errors
         raise RunError("backend", f"the backend {name!r} could not be read: {describe(error)}") from None
-
-
-def _backend_names(service: Any) -> list[str]:
-    try:
-        return [name for _, found in service._resolve_cloud_instances(None) for name, mock in found if not mock]
-    except AttributeError:  # a local service
-        return [backend.name for backend in service.backends()]
 
 
 def _least_busy(service: Any, width: int) -> Any:
     from qiskit.providers.exceptions import QiskitBackendNotFoundError
 
     try:
-        # With a default instance the client would compare the queues as they were when it was created.
-        if getattr(service, "_default_instance", False):
-            service._discover_backends_from_instance(service._account.instance)
+        internals.refresh_queues(service)
         return service.least_busy(min_num_qubits=width)
     except QiskitBackendNotFoundError:
         raise ConfigError(
@@ -272,19 +378,19 @@ def what_to_guard(target: Any) -> Guardable | None:
         ConfigError: It can't be guarded.
     """
     from qiskit_ibm_runtime import RuntimeJobV2, Session
-    from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
 
+    internals.check()
     install_hooks()  # from now on the program's own jobs go to the requested instance
     if isinstance(target, Session):
-        if not target._active:
+        if not internals.is_open(target):
             raise ConfigError("config", f"the session {target.session_id} is closed; there is nothing to guard")
-        place = _on_service(target._backend, target)
+        place = _on_service(internals.backend_of(target), target)
         if place.is_local or not target.session_id:
             return None
         return Guardable(place.client, session_id=target.session_id)
     if isinstance(target, RuntimeJobV2):
         return Guardable(client_of_job(target), job_id=target.job_id())
-    if isinstance(target, LocalRuntimeJob):
+    if isinstance(target, internals.find("LocalRuntimeJob")):
         check_computes_here(target.backend())
         return None
     raise ConfigError("config", f"a job, a Session or a Batch can be guarded, not {type(target).__name__}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-import select
+import signal
 import time
 from pathlib import Path
 
@@ -23,6 +24,20 @@ try:
 except Interrupted as interrupted:
     print(time.monotonic_ns(), interrupted.cancel, flush=True)
 """
+
+HELD_OPEN = """
+import ctypes
+from qx_supervisor import run
+def tell(status):
+    if status.state == "submitted":
+        child = ctypes.CDLL(None).fork()  # not Python's, which would close the watcher's connection in the child
+        if child == 0:
+            ctypes.CDLL(None).sleep(600)
+            os._exit(0)
+        print(status.job_id, child, flush=True)
+run(circuit, "ibm_brisbane", service=service, panel=None, on_status=tell)
+"""
+"""Its child has the connection, which therefore stays open at its death."""
 
 BARE = """
 WATCH = '''
@@ -84,59 +99,71 @@ held.cancel()
 """
 
 
-def kill_to_cancel(ibm: local.Service, folder: Path, tries: int, chance: random.Random) -> list[Measure]:
-    """Milliseconds from the kill to the arrival of the cancel request, by the service's journal.
-
-    And from the moment at which anybody can know of it: first the kernel takes the driver's memory apart.
-    """
+def kill_to_cancel(ibm: local.Service, folder: Path, tries: int, chance: random.Random) -> Measure:
+    """Milliseconds from the kill to the arrival of the cancel request, by the service's journal."""
     ibm.hold("queued")
     programs = {"bare": (BARE, tries // 4), "textbook": (TEXTBOOK, tries // 16), OURS: (RUNS, tries)}
     values: dict[str, list[float]] = {whose: [] for whose in programs}
-    since_seen: dict[str, list[float]] = {whose: [] for whose in programs}
     # In turns: what else the machine does meets all of them.
     turns = [whose for whose, (_, count) in programs.items() for _ in range(max(1, count))]
     chance.shuffle(turns)
     for whose in turns:
-        whole, part = _kill(ibm, folder, programs[whose][0], chance, watched=whose == OURS)
-        values[whose].append(whole)
-        since_seen[whose].append(part)
+        values[whose].append(_kill(ibm, folder, programs[whose][0], chance, watched=whose == OURS))
         tick()
     ibm.hold(None)
-    made = Measure("kill -9 → cancel request", "ms", values, "≤ 2.5 × bare, 99 % ≤ 10 ×; ≥ 100 × faster than textbook")
+    made = Measure("kill -9 → cancel request", "ms", values, "sooner than bare; ≥ 100 × faster than textbook")
     median, tail = made.median() / made.median("bare"), made.tail() / made.tail("bare")
     faster = made.median("textbook") / made.median()
     within = sum(value <= 100 for value in values[OURS])
     made.notes.append(f"within 100 ms: {within} of {len(values[OURS])}; the worst {max(values[OURS]):.0f} ms")
-    made.judge(
+    return made.judge(
         f"{median:.2f} × bare, 99 %: {tail:.2f} ×; {faster:.0f} × faster than textbook",
-        is_met=median <= 2.5 and tail <= 10 and faster >= 100,
+        is_met=median < 1 and tail < 1 and faster >= 100,
     )
-    part_of_it = Measure("of these, since the kernel told of the death", "ms", since_seen)
-    part_of_it.verdict = (
-        f"{part_of_it.median('textbook') / part_of_it.median():.0f} × faster than textbook, "
-        f"{part_of_it.median() - part_of_it.median('bare'):+.1f} ms beside bare"
-    )
-    return [made, part_of_it]
 
 
-def _kill(ibm: local.Service, folder: Path, code: str, chance: random.Random, *, watched: bool) -> tuple[float, float]:
+def portable(ibm: local.Service, folder: Path, tries: int, chance: random.Random) -> Measure:
+    """Milliseconds from the kill to the arrival of the cancel request, without what only Linux has, as on a Mac.
+
+    There is no kqueue here, as a Mac has it. So half of the deaths are those that only the look once a second finds.
+    """
+    ibm.hold("queued")
+    closes = "qx_supervisor, the driver's connection closes"
+    programs = [(OURS, HELD_OPEN), (closes, RUNS)] * max(1, tries // 2)
+    values: dict[str, list[float]] = {OURS: [], closes: []}
+    for whose, code in programs:
+        values[whose].append(_kill(ibm, folder, code, chance, watched=True, variables={"QX_PORTABLE": "1"}))
+        tick()
+    ibm.hold(None)
+    made = Measure("kill -9 → cancel request, without what only Linux has", "ms", values, "≤ 1.5 s")
+    worst = max(max(each) for each in values.values())
+    return made.judge(f"the worst: {worst / 1000:.2f} s", is_met=worst <= 1500)
+
+
+def _kill(
+    ibm: local.Service,
+    folder: Path,
+    code: str,
+    chance: random.Random,
+    *,
+    watched: bool,
+    variables: dict[str, str] | None = None,
+) -> float:
     after = ibm.cursor()
-    with started(ibm, code, folder) as driver:
-        [job] = driver.line()
-        pidfd = os.pidfd_open(driver.process.pid)
+    with started(ibm, code, folder, variables=variables) as driver, contextlib.ExitStack() as children:
+        job, *pids = driver.line()
+        for pid in map(int, pids):
+            children.callback(os.kill, pid, signal.SIGKILL)
         time.sleep(chance.uniform(0, 0.3))  # at any time after its id is known
         killed = time.monotonic_ns()
         driver.process.kill()
-        select.select([pidfd], [], [])
-        seen = time.monotonic_ns()
-        os.close(pidfd)
         driver.process.wait()
         arrived, *more = ibm.wait_for("POST", f"/api/v1/jobs/{job}/cancel", after=after)
         assert not more, "cancelled twice"
         ibm.wait_job(job, "Cancelled")
         if watched:
             ibm.wait_for("GET", "/api/v1/jobs", after=after, answered=True)  # its watcher has nothing more
-    return (arrived.arrived - killed) / 1e6, (arrived.arrived - seen) / 1e6
+    return (arrived.arrived - killed) / 1e6
 
 
 def terminate_to_proof(ibm: local.Service, folder: Path, tries: int, chance: random.Random) -> Measure:

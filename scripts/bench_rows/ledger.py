@@ -81,7 +81,9 @@ def _fill(directory: Path, rows: int) -> None:
         here = host_identity.this_host()
         for number in range(rows):
             name = f"old-{number}"
-            book.write(ledger.Row(run=name, place=here, pid=1, start_ticks=1, tag=f"qxs-{name}", endpoint="https://x"))
+            book.write(
+                ledger.Row(run=name, host_identity=here, pid=1, start_ticks=1, tag=f"qxs-{name}", endpoint="https://x")
+            )
             book.job_outcome(name, f"job-{number}", "")
             book.finish(name, "done")
 

@@ -47,7 +47,7 @@ books = [SharedLedger.open(os.environ["QX_LEDGER"], lease_seconds=30.0) for _ in
 for book in books:
     book.renew()
     book.write(*(
-        ledger.Row(run=f"{book.id}-{number}", place=where, pid=1, start_ticks=1, tag="t", endpoint="https://x")
+        ledger.Row(run=f"{book.id}-{number}", host_identity=where, pid=1, start_ticks=1, tag="t", endpoint="https://x")
         for number in range(runs)
     ))
 print("ready", flush=True)
@@ -271,7 +271,7 @@ def _leave_behind(url: str, account: tuple[str, ...], jobs: list[str]) -> None:
             rows = [
                 ledger.Row(
                     run=f"bench-{number}",
-                    place=host_identity.this_host(),
+                    host_identity=host_identity.this_host(),
                     pid=1,
                     start_ticks=1,
                     tag=f"qxs-bench-{number}",

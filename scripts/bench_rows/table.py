@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 OURS = "qx_supervisor"
 
 
+class NotHere(Exception):
+    """This machine lacks what it takes to measure something; the text says what."""
+
+
 @dataclass
 class Measure:
     """One thing that was measured, ours and the baselines in the same run.

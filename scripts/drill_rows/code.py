@@ -10,7 +10,7 @@ from qiskit import qpy
 os.environ["QX_STATE_DIR"] = {state!r}
 os.environ["QX_SWEEP_WINDOW"] = {window!r}
 os.environ["QX_LEASE_SECONDS"] = "1"
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 TAGS = [{tag!r}]
 with open({circuit!r}, "rb") as _file:
     isa = qpy.load(_file)[0]

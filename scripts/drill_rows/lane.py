@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 from testkit.drivers import PRELUDE, Driver
 from testkit.postgres import Server
 from testkit.processes import DEADLINE, ends, open_pidfd
-from testkit.watchers import is_for, orders
+from testkit.spenders import UNLIMITED
+from testkit.watchers import titles
 from testkit.zygote import Zygote
 
 from qx_supervisor import local
@@ -71,6 +71,7 @@ class Lane:
         self._numbers = 0
         self.judged: dict[str, int] = {}
         self._drivers: list[Driver] = []
+        self._states: set[Path] = set()
         self._control: Driver | None = None
         self.at_row_end = contextlib.ExitStack()
         self.before_look = contextlib.ExitStack()
@@ -111,6 +112,7 @@ class Lane:
     def _fork(self, program: str, tag: str, state: Path, zygote: Zygote) -> Driver:
         if self.stopping.is_set():
             raise Stopped
+        self._states.add(state)
         script = self.folder / f"driver{self.next_number()}.py"
         head = code.HEAD.format(state=str(state), window=str(self.window), tag=tag, circuit=str(self.circuit))
         script.write_text(PRELUDE.format(pid=self.ibm.pid, port=self.ibm.port) + head + program)
@@ -157,13 +159,11 @@ class Lane:
     def watchers(self) -> list[psutil.Process]:
         """The watchers of what was tried here."""
         found = []
-        for process, order in orders():
-            if Path(order["state"]).is_relative_to(self.folder) and not self._is_controls(order):
+        for process, title in titles():
+            is_controls = self._control is not None and title.driver == self._control.identity
+            if title.is_in(*self._states) and not is_controls:
                 found.append(process)
         return found
-
-    def _is_controls(self, order: dict[str, Any]) -> bool:
-        return self._control is not None and is_for(order, self._control)
 
     def wait_for_watchers(self) -> str:
         """Wait until no watcher is left but the control's; returns what is wrong if one stays."""
@@ -174,9 +174,9 @@ class Lane:
                     if pidfd is None:
                         continue
                     if not ends(pidfd, end - time.monotonic(), self.stopping):
-                        order = next((order for each, order in orders() if each == process), {})
+                        command = " ".join(process.cmdline())
                         process.kill()
-                        return f"watcher {process.pid} of {order.get('pid')} in {order.get('state')} did not end"
+                        return f"watcher {process.pid} did not end: {command}"
         return ""
 
     # The end
@@ -185,7 +185,7 @@ class Lane:
         """End the control with the job that it has in flight, and see what became of all its jobs."""
         assert self._control is not None
         seen = TrySeen()
-        self.ibm.scenario({})
+        self.ibm.scenario(UNLIMITED)  # its last job must not wait for what the tries have used up
         self.ibm.hold(None)
         self._control.send(signal.SIGUSR1)
         returncode = self._control.end()
@@ -218,8 +218,8 @@ class Lane:
         """Leave nothing behind."""
         for driver in self._drivers:
             driver.send(signal.SIGKILL)
-        for process, order in orders():
-            if Path(order["state"]).is_relative_to(self.folder):
+        for process, title in titles():
+            if title.is_in(*self._states):
                 with open_pidfd(process) as pidfd, contextlib.suppress(psutil.Error):
                     # Without a service they would go on trying for a quarter of an hour.
                     if pidfd is not None and (self.stopping.is_set() or not ends(pidfd, 5.0)):

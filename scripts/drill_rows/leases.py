@@ -87,7 +87,7 @@ class Site:
         """Wait until a host's runs are as they should be. The database tells nobody; it is asked again and again."""
         end = time.monotonic() + DEADLINE
         while True:
-            found = [held for held in self._opened().held() if held.row.place.host == host]
+            found = [held for held in self._opened().held() if held.row.host_identity.host == host]
             if is_so(found):
                 return found
             assert time.monotonic() < end, f"the ledger has {found}"

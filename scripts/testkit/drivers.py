@@ -43,6 +43,9 @@ def backend():
     if warm is not None and warm.port == {port} and service is connected:
         return warm.backend
     return service().backend("ibm_brisbane")
+def Sampler(*mode, **more):  # Qiskit's, imported when it is needed
+    from qx_supervisor.service.internals import primitive_class
+    return primitive_class("sampler")(*mode, **more)
 def bell():
     circuit = QuantumCircuit(2)
     circuit.h(0)
@@ -110,13 +113,17 @@ class Driver:
         self.lines: list[str] = []
         made.add(self)
 
-    def line(self, start: str) -> list[str]:
+    def line(self, start: str, seconds: float = DEADLINE) -> list[str]:
         """Wait for a line on stdout that begins so and was not asked for before; the order of lines is free.
+
+        Args:
+            start: How it begins.
+            seconds: How long to wait.
 
         Returns:
             The words of the rest of the line.
         """
-        end = time.monotonic() + DEADLINE
+        end = time.monotonic() + seconds
         assert self.process.stdout is not None
         while True:
             while b"\n" in self._buffer:

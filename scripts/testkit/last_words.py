@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qx_supervisor import local
 from qx_supervisor.watcher.ledger import Ledger, LedgerError
 
-from .watchers import is_for, orders
+from .watchers import watchers_of
 
 if TYPE_CHECKING:
-    from qx_supervisor import local
-
     from .drivers import Driver
 
 ENTRIES = 60
@@ -24,7 +23,7 @@ def of_drivers(drivers: Iterable[Driver]) -> Iterator[tuple[str, str]]:
     for driver in drivers:
         driver.read_what_there_is()
         code = driver.process.returncode
-        watchers = [f"watched by {process}" for process, order in orders() if is_for(order, driver)]
+        watchers = [f"watched by {process}" for process in watchers_of(driver)]
         errors = driver.errors.decode(errors="replace")
         lines = [f"returncode {code}", *watchers, "stdout:", *driver.lines, "stderr:", errors]
         yield f"driver {driver.pid}", "\n".join(lines)
@@ -50,7 +49,7 @@ def of_service(ibm: local.Service) -> Iterator[tuple[str, str]]:
     """The requests that reached the embedded service, and its jobs."""
     try:
         entries, jobs = ibm.journal(), ibm.jobs()
-    except OSError as error:
+    except (local.ServiceError, OSError) as error:
         yield "service", f"does not answer: {error}"
         return
     first = entries[0].arrived if entries else 0

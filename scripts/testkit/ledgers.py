@@ -15,7 +15,7 @@ A_PLACE = HostIdentity("m" * 32, "host", "boot", 7)
 def make_row(run: str = "r1", **values: Any) -> Row:
     """A row of this process's."""
     given: dict[str, Any] = {
-        "place": this_host(),
+        "host_identity": this_host(),
         "pid": os.getpid(),
         "start_ticks": start_ticks(os.getpid()),
         **values,

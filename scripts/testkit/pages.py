@@ -1,8 +1,10 @@
-"""The documentation's pages: their blocks of code, how one is run as a program, and the command lines in them."""
+"""The documentation's pages: their blocks of code, how they are run as programs, and the command lines in them."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import inspect
 import os
 import re
 import shlex
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -49,35 +52,69 @@ def blocks(page: Path) -> Iterator[Block]:
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
-BEFORE = """\
-import qx_supervisor.service
-from qx_supervisor import local
-class Service(local.Service):
-    def stop(self): ...
-def start():
-    service = Service({pid}, {port})
-    service.reset()
-    return service
-local.start = start
-qx_supervisor.service.accounts.default_service = Service({pid}, {port}).service
-"""
-"""The same for a program, and for the processes that import it."""
 
-
-def assert_runs(program: Path, *starter: str, seconds: float = DEADLINE) -> None:
-    """Run a program in a session of its own, to its end: it must exit 0."""
+def assert_runs(program: Path, *starter: str, seconds: float = DEADLINE, **variables: str) -> str:
+    """Run a program in a session of its own, to its end: it must exit 0. Returns what it has written."""
     output = program.with_suffix(".txt")
     command = [*starter, sys.executable, str(program)]
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "cwd": program.parent, "env": {**os.environ, **variables}}
     with (
         output.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as running,
+        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, **streams) as running,
     ):
         try:
             code = running.wait(seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)  # and what it has started
-    assert code == 0, output.read_text()
+    written = output.read_text()
+    assert code == 0, written
+    return written
+
+
+BESIDE = ("mitiq", "pennylane", "qiskit_addon_cutting", "qiskit_algorithms", "qiskit_machine_learning")
+"""Libraries that examples need beside. Each has one example, which imports it first of all."""
+
+
+def library_of(block: Block) -> str:
+    """The library that an example needs beside, or ""."""
+    words = block.code.split() if block.language == "python" else []
+    first = words[1].partition(".")[0] if len(words) > 1 else ""  # "import x", "from x.y import z"
+    return first if first in BESIDE else ""
+
+
+def as_programs(page: Path) -> dict[str, str]:
+    """The programs that a page's Python is, by a name for each: what a reader would type one after the other is one.
+
+    A block that has a `__main__` part is a program of its own, and so is a file of tests. What needs a library beside
+    is left out. The lines have the numbers that they have on the page, so a traceback names them.
+    """
+    programs: dict[str, str] = {}
+    typed = ""
+    for block in blocks(page):
+        if block.language != "python" or library_of(block):
+            continue
+        is_alone = '__name__ == "__main__"' in block.code or is_tests(block.code)
+        before = "" if is_alone else typed
+        code = before + "\n" * (block.line - 1 - before.count("\n")) + block.code
+        if is_alone:
+            programs[f"{page.stem}_{block.line}"] = code
+        else:
+            typed = code
+    if typed:
+        programs[page.stem] = typed
+    return programs
+
+
+def is_tests(code: str) -> bool:
+    """Whether it is a file of tests."""
+    return re.search(r"^def test_", code, re.MULTILINE) is not None
+
+
+def awaits(code: str) -> bool:
+    """Whether it awaits at its top level, as only a notebook's cells may."""
+    compiled = compile(code, "page", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return bool(compiled.co_flags & inspect.CO_COROUTINE)
 
 
 COMMAND = "qx-supervisor"

@@ -18,6 +18,9 @@ from qx_supervisor.watcher.host_identity import start_ticks
 DEADLINE = 60.0
 """Seconds for anything to happen: generous, because the machine may be loaded."""
 
+A_LOOK = 0.005
+"""Seconds between two looks at what tells nobody: whom the look waits for needs the processor."""
+
 T = TypeVar("T")
 
 
@@ -79,4 +82,11 @@ def until(look: Callable[[], T], is_so: Callable[[T], object]) -> T:
     end = time.monotonic() + DEADLINE
     while not is_so(found := look()):
         assert time.monotonic() < end, found
+        time.sleep(A_LOOK)
     return found
+
+
+def wait_for_first_run() -> None:
+    """Wait for what this process's first run begins beside itself, at the ledger: it reaps, and looks around."""
+    begun = {"qx-reaper", "qx-placement"}
+    until(lambda: begun.intersection(thread.name for thread in threading.enumerate()), lambda names: not names)

@@ -48,6 +48,7 @@ UNSAID: dict[str, Any] = {
     "seed_transpiler": None,
     "on_status": None,
     "timeout": None,
+    "running_timeout": None,
     "poll_interval": None,
     "tags": (),
     "max_execution_time": None,

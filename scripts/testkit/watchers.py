@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import astuple
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
-from qx_supervisor.launch import BOOT as BOOT_FILE
+from qx_supervisor.launch import ledger_word
 from qx_supervisor.watcher.driver_process import DriverIdentity
 from qx_supervisor.watcher.ledger import Ledger, Row
 
 from .processes import Known, until, wait_for_end
 
-BOOT = str(BOOT_FILE)
+ALL_WHO_COME = DriverIdentity(0, 0)
+"""Whom a watcher watches that drivers share."""
 
 
-def orders() -> Iterator[tuple[psutil.Process, dict[str, Any]]]:
+class Title(NamedTuple):
+    """What a watcher's command line says.
+
+    Attributes:
+        driver: Whom it watches; `ALL_WHO_COME`.
+        ledger: A word for the ledger that it writes to.
+    """
+
+    driver: DriverIdentity
+    ledger: str
+
+    def is_in(self, *states: Path | str) -> bool:
+        """Whether it writes to the ledger of one of these state directories."""
+        return self.ledger in {ledger_word(str(state)) for state in states}
+
+
+def titles() -> Iterator[tuple[psutil.Process, Title]]:
     """Every watcher on this machine, with what it was started for."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            command = process.cmdline()
-            if command[-2:-1] == [BOOT]:
-                yield process, json.loads(command[-1])
-
-
-def is_for(order: dict[str, Any], whose: Known) -> bool:
-    """Whether a watcher was started for a process."""
-    return DriverIdentity(order["pid"], order["start_ticks"]) == whose.identity
+            match process.cmdline():
+                case [*_, "qx-watcher", "node", ledger]:  # it is the whole line only on Linux
+                    yield process, Title(ALL_WHO_COME, ledger)
+                case [*_, "qx-watcher", pid, start_ticks, ledger]:
+                    yield process, Title(DriverIdentity(int(pid), int(start_ticks)), ledger)
 
 
 def watchers_of(whose: Known) -> list[psutil.Process]:
     """The watchers of a process, which may have ended."""
     found = []
-    for process, order in orders():
+    for process, title in titles():
         with contextlib.suppress(psutil.NoSuchProcess):  # it may end at this very moment
-            if is_for(order, whose) and process.ppid() != whose.identity.pid:
+            if title.driver == whose.identity and process.ppid() != whose.identity.pid:
                 found.append(process)
     return found
 

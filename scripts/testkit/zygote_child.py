@@ -26,12 +26,13 @@ from typing import Any
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for who started it
 
 import qiskit  # noqa: E402, F401
-import qiskit_ibm_runtime.executor_estimator  # noqa: E402
-import qiskit_ibm_runtime.executor_sampler  # noqa: E402, F401
 
 import qx_supervisor.local.client  # noqa: E402
+from qx_supervisor.service import internals  # noqa: E402
 from qx_supervisor.watcher.host_identity import start_ticks  # noqa: E402
 
+for _kind in ("sampler", "estimator"):
+    internals.primitive_class(_kind)  # imported now
 faulthandler.enable()  # a driver that crashes says where
 _control = socket.socket(fileno=int(sys.argv[1]))
 

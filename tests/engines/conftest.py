@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 from testkit.leaks import children, descriptors, is_left
 from testkit.processes import wait_for_end
-from testkit.watchers import orders
+from testkit.watchers import titles
 
 from qx_supervisor import local
 from qx_supervisor.watcher.host_identity import is_running
@@ -41,9 +42,9 @@ def nothing_left_behind(request: pytest.FixtureRequest, state: Path) -> Iterator
     open_before = descriptors()
     before = children()
     yield
-    for watcher, order in list(orders()):
-        is_over = not is_running(order["pid"], order["start_ticks"])
-        if order["state"] == str(state) or (host and order["state"] == str(host.state) and is_over):
+    for watcher, title in list(titles()):
+        is_over = not is_running(*astuple(title.driver))
+        if title.is_in(state) or (host and title.is_in(host.state) and is_over):
             wait_for_end(watcher)
     # In this order: an engine may start a process at any moment, which is then among the host's a moment later.
     now = children()

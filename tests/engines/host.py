@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 from testkit.drivers import PRELUDE, Driver
-from testkit.processes import Process, wait_for_end
-from testkit.watchers import orders, watchers_of
+from testkit.processes import DEADLINE, Process, wait_for_end
+from testkit.watchers import titles, watchers_of
 
 from qx_supervisor import local
 
@@ -88,7 +88,7 @@ class Host:
         """A test begins: what was said to the one before is no answer to it."""
         number = next(self._numbers)
         self.do(f"say('begin {number}')")
-        self.line(f"begin {number}")
+        self.line(f"begin {number}", 4 * DEADLINE)  # before the first one an engine starts
         self._driver.forget_lines()
 
     def do(self, code: str) -> None:
@@ -113,7 +113,7 @@ class Host:
 
     def watchers(self) -> list[psutil.Process]:
         """Its watchers and its workers'."""
-        return [watcher for watcher, order in orders() if order["state"] == str(self.state)]
+        return [watcher for watcher, title in titles() if title.is_in(self.state)]
 
     def end(self) -> None:
         """Have it tear down its engine and end; it leaves no process."""

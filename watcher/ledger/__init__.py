@@ -10,8 +10,10 @@ without it, less safe but not stopped.
 
 `rules`     who may take a run, contest and claim it, and what can be said of it
 `row`       what is written of a run
+`budgets`   how much QPU time may be reserved, and by whom
 `columns`   the columns of a run, in both ledgers
 `store`     the contract of both ledgers, and what is the same in both
+`spending`  what is reserved and was charged against budgets, in both ledgers
 `file`      where the local ledger's file is, and that nobody else can write to it
 `schema`    its tables, and how an older file becomes a newer one
 `sqlite`    the local ledger
@@ -19,6 +21,7 @@ without it, less safe but not stopped.
 `errors`    `LedgerError`, and nothing else is raised
 """
 
+from .budgets import PERIODS, Balance, Budget, Period, ReservationWish, Reserved, standing
 from .errors import LedgerError
 from .file import state_directory
 from .row import FINAL, UNFINISHED, Row, RunState, safe_endpoint
@@ -30,11 +33,17 @@ __all__ = [
     "FINAL",
     "KEPT_FOR",
     "LEASE_SECONDS",
+    "PERIODS",
     "SWEPT_FOR",
     "UNFINISHED",
+    "Balance",
+    "Budget",
     "Ledger",
     "LedgerError",
     "Liveness",
+    "Period",
+    "ReservationWish",
+    "Reserved",
     "Row",
     "Ruling",
     "RunState",
@@ -43,5 +52,6 @@ __all__ = [
     "judge",
     "judge_by_lease",
     "safe_endpoint",
+    "standing",
     "state_directory",
 ]

@@ -1,15 +1,16 @@
 """The columns of a run: one table, from which both schemas, reading and writing follow.
 
-To add a column, add a line here, and a migration in each of the two `schema.py` that has it.
+To add a column, add a line here: it is added to the tables where it is missing (`Column.since`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..facts import Figures
 from ..host_identity import HostIdentity, Process
 from .row import Row, safe_detail, safe_endpoint
 
@@ -19,11 +20,11 @@ class Column:
     """One column.
 
     Attributes:
-        name: Its name, which is an attribute's of `Row` or of its `place`.
+        name: Its name, which is an attribute's of `Row` or of its `host_identity`.
         sqlite: Its type in the local ledger; "" if it has no such column.
         postgres: Its type in the shared ledger; "" if it has no such column.
         again: Its value when a row is written that is there already, as SQL of {new} and {old}; "" if it stays.
-        since: The migration of the local ledger that added it.
+        since: The migration of the local ledger that added it; `ADDED` for one that is added wherever it is missing.
         is_inserted: Whether a new row has a value for it.
     """
 
@@ -39,6 +40,10 @@ class Column:
         """Whether its values are moments."""
         return self.name.endswith(("_at", "_until"))
 
+
+ADDED = 3
+"""Columns that no migration adds. They are added where they are missing, and the version of the tables stays: a program
+of an earlier release refuses tables of a later version, and would lose its leases while its driver lives."""
 
 NEW = "{new}"
 IF_GIVEN = "coalesce({new}, {old})"
@@ -99,12 +104,31 @@ COLUMNS = (
         since=2,
     ),
     Column("is_shared", "INTEGER NOT NULL DEFAULT 0", "", NEW, since=2),
+    # What it is, for those who read the ledger (`facts.About`).
+    Column("backend", "TEXT NOT NULL DEFAULT ''", "text NOT NULL DEFAULT ''", NEW, since=ADDED),
+    Column("primitive", "TEXT NOT NULL DEFAULT ''", "text NOT NULL DEFAULT ''", NEW, since=ADDED),
+    Column("pubs", "INTEGER", "bigint", NEW, since=ADDED),
+    Column("shots", "INTEGER", "bigint", NEW, since=ADDED),
+    Column("label", "TEXT NOT NULL DEFAULT ''", "text NOT NULL DEFAULT ''", NEW, since=ADDED),
+    Column("tags", "TEXT NOT NULL DEFAULT '[]'", "text NOT NULL DEFAULT '[]'", NEW, since=ADDED),
+    Column("program", "TEXT NOT NULL DEFAULT ''", "text NOT NULL DEFAULT ''", NEW, since=ADDED),
+    Column("command", "TEXT NOT NULL DEFAULT ''", "text NOT NULL DEFAULT ''", NEW, since=ADDED),
+    Column("began_at", "REAL", "timestamptz", NEW, since=ADDED),
+    # How it ended (`facts.End`).
+    Column("outcome", "TEXT NOT NULL DEFAULT ''", "text NOT NULL DEFAULT ''", NEW, since=ADDED),
+    Column("ended_by", "TEXT NOT NULL DEFAULT ''", "text NOT NULL DEFAULT ''", NEW, since=ADDED),
+    Column("signum", "INTEGER", "bigint", NEW, since=ADDED),
+    Column("reason", "TEXT NOT NULL DEFAULT ''", "text NOT NULL DEFAULT ''", NEW, since=ADDED),
+    Column("ended_at", "REAL", "timestamptz", NEW, since=ADDED),
 )
+
+# Of a job: the service's own figures and times (`facts.Figures`), which no clock here is compared with.
+JOB_COLUMNS = tuple(Column(name, "REAL", "double precision", since=ADDED) for name in Figures._fields)
 
 IN_SQLITE = tuple(column for column in COLUMNS if column.sqlite)
 IN_POSTGRES = tuple(column for column in COLUMNS if column.postgres)
 
-PLACE = ("machine", "host", "boot", "pid_ns")
+HOST_IDENTITY = ("machine", "host", "boot", "pid_ns")
 FLAGS = ("session_owner", "answered", "is_shared")
 
 
@@ -126,17 +150,38 @@ def on_conflict(columns: tuple[Column, ...], table: str, **instead: str) -> str:
 
 def values_of(row: Row) -> dict[str, Any]:
     """A row as the values of its columns, without any secret."""
-    values = {column.name: getattr(row.place if column.name in PLACE else row, column.name) for column in COLUMNS}
-    return values | {"endpoint": safe_endpoint(row.endpoint), "detail": safe_detail(row.detail)}
+    values = {
+        column.name: getattr(row.host_identity if column.name in HOST_IDENTITY else row, column.name)
+        for column in COLUMNS
+    }
+    safe = {name: safe_detail(values[name]) for name in ("detail", "reason", "command")}
+    return values | safe | {"endpoint": safe_endpoint(row.endpoint), "tags": json.dumps(row.tags)}
 
 
 def row_of(found: Mapping[str, Any]) -> Row:
-    """A row from the values of its columns, and its jobs; times are in seconds of the Unix clock."""
+    """A row from the values of its columns, and those of its jobs; times are in seconds of the Unix clock."""
     values = {column.name: found[column.name] for column in COLUMNS if column.name in found}
-    place = HostIdentity(*(values.pop(name, "") for name in PLACE))
+    host_identity = HostIdentity(*(values.pop(name, "") for name in HOST_IDENTITY))
     flags = {name: bool(values[name]) for name in FLAGS if name in values}
-    claimant = process_of(values["claimed_by"])
-    return Row(**values | flags | {"place": place, "claimed_by": claimant, "jobs": found["jobs"]})
+    jobs: Collection[Mapping[str, Any]] = found["jobs"]
+    # JSON, in which PostgreSQL answers, has one kind of number.
+    figures = {
+        job["job"]: Figures(*(None if job[name] is None else float(job[name]) for name in Figures._fields))
+        for job in jobs
+    }
+    special = {
+        "host_identity": host_identity,
+        "claimed_by": process_of(values["claimed_by"]),
+        "tags": tuple(json.loads(values["tags"])),
+        "jobs": {job["job"]: job["outcome"] for job in jobs},
+        "figures": {job: each for job, each in figures.items() if each != Figures()},
+    }
+    return Row(**values | flags | special)
+
+
+def missing(columns: Iterable[Column], there: Collection[str]) -> list[Column]:
+    """The columns that a table does not have yet."""
+    return [column for column in columns if column.since == ADDED and column.name not in there]
 
 
 def process_of(found: str | Mapping[str, Any] | None) -> Process | None:
@@ -145,8 +190,8 @@ def process_of(found: str | Mapping[str, Any] | None) -> Process | None:
         process = json.loads(found) if isinstance(found, str) else found
         if process is None:
             return None
-        place = process.get("place", process)
-        identity = HostIdentity(place.get("machine", ""), place["host"], place["boot"], place["pid_ns"])
+        host = process.get("place", process)  # the local ledger's name for it
+        identity = HostIdentity(host.get("machine", ""), host["host"], host["boot"], host["pid_ns"])
         return Process(identity, process["pid"], process["start_ticks"])
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # a claim that can't be read is nobody's

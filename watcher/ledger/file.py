@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import system
 from .errors import LedgerError
 
 # Where several processes can share memory through a file, which write-ahead logging needs: by `f_type` of statfs(2). A
@@ -77,10 +80,12 @@ def prepare(directory: Path, host: str) -> File:
     Raises:
         LedgerError: They can't be made, or someone else could write to them.
     """
+    if reason := system.why_no_watcher():
+        raise LedgerError(f"There is no ledger here: {reason}.")
     try:
         _make_directory(directory)
         _check_directory(directory)
-        is_local = _file_system(directory) in LOCAL_FILE_SYSTEMS
+        is_local = _is_local(directory)
         name = "ledger.db" if is_local else f"ledger-{re.sub(r'[^A-Za-z0-9.-]', '_', host) or 'unnamed'}.db"
         path = directory / name
         inode = _make_file(path)
@@ -122,7 +127,10 @@ def _make_file(path: Path) -> int:
     # Never open and close the file here: the close would drop every lock that this process has on it, of other
     # connections too (fcntl(2)). mknod(2) makes a file without opening it.
     with contextlib.suppress(FileExistsError):
-        os.mknod(path, 0o600 | stat.S_IFREG)
+        if system.HAS_LINUX:
+            os.mknod(path, 0o600 | stat.S_IFREG)
+        elif not path.exists():
+            _make_file_by_link(path)
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise LedgerError(f"The ledger {path} is not a regular file: move it away, and a new one is made.")
@@ -131,6 +139,32 @@ def _make_file(path: Path) -> int:
     if status.st_mode & 0o077:
         path.chmod(0o600)
     return status.st_ino
+
+
+def _make_file_by_link(path: Path) -> None:
+    """Make a file that nobody opens under its name: elsewhere mknod(2) is for the administrator, and not for files."""
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    try:
+        os.link(draft, path)
+    finally:
+        draft.unlink()
+
+
+def _is_local(directory: Path) -> bool:
+    """Whether a directory is on a file system of this machine, as far as that is known."""
+    return _file_system(directory) in LOCAL_FILE_SYSTEMS if sys.platform.startswith("linux") else _is_on_disk(directory)
+
+
+def _is_on_disk(directory: Path) -> bool:
+    import psutil
+
+    device = directory.stat().st_dev
+    for partition in psutil.disk_partitions(all=True):
+        with contextlib.suppress(OSError):
+            if os.stat(partition.mountpoint).st_dev == device:  # noqa: PTH116
+                return "local" in partition.opts.split(",")  # macOS and the BSDs say so (MNT_LOCAL)
+    return False
 
 
 def _file_system(directory: Path) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
+from ..facts import By, End, Figures, RunOutcome
 from ..host_identity import HostIdentity, Process
 
 RunState = Literal["guarded", "done", "cancelled", "pending", "expired"]
@@ -29,7 +31,7 @@ class Row:
 
     Attributes:
         run: The run's id.
-        place: Where the driver and its watcher are: the ledger's own `Ledger.place`.
+        host_identity: Where the driver and its watcher are: the ledger's own `Ledger.host_identity`.
         pid: The driver.
         start_ticks: The driver's start.
         watcher_pid: The watcher that guards it.
@@ -39,6 +41,7 @@ class Row:
         endpoint: The base URL of the REST API.
         instance: The instance's CRN.
         jobs: The jobs known, each with what became of it; "" while that is open.
+        figures: What is known of the jobs' costs and times, by job.
         session: A session to close.
         session_owner: Whether the session is the driver's own.
         answered: Whether every submission of it was answered, at the first try: then no job of it is unknown.
@@ -59,10 +62,14 @@ class Row:
         is_shared: Whether the shared ledger has it too, and decides who may have it.
         created_at: When the row was written first.
         updated_at: When it was written last.
+        backend, primitive, pubs, shots, label, tags, program, command, began_at: See `facts.About`.
+        outcome: What became of it, see `facts.RunOutcome`; "" while that is open, or not known.
+        ended_by, signum, reason: See `facts.End`.
+        ended_at: When it ended.
     """
 
     run: str
-    place: HostIdentity
+    host_identity: HostIdentity
     pid: int
     start_ticks: int | None
     watcher_pid: int | None = None
@@ -92,11 +99,56 @@ class Row:
     is_shared: bool = False
     created_at: float = 0.0
     updated_at: float = 0.0
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+    backend: str = ""
+    primitive: str = ""
+    pubs: int | None = None
+    shots: int | None = None
+    label: str = ""
+    tags: tuple[str, ...] = ()
+    program: str = ""
+    command: str = ""
+    began_at: float | None = None
+    outcome: str = ""
+    ended_by: str = ""
+    signum: int | None = None
+    reason: str = ""
+    ended_at: float | None = None
+
+    @property
+    def end(self) -> End | None:
+        """How it ended, where that is known."""
+        outcome, by = cast(RunOutcome, self.outcome), cast(By, self.ended_by)
+        return End(outcome, by, self.signum, self.reason) if outcome else None
+
+    @property
+    def estimated(self) -> float | None:
+        """The QPU time that its jobs were expected to take, in seconds, as far as that is known."""
+        return _sum(each.estimated for each in self.figures.values())
+
+    @property
+    def charged(self) -> float | None:
+        """The QPU time charged for its jobs, in seconds, as far as that is known (`uncharged`)."""
+        return _sum(each.charged for each in self.figures.values())
+
+    @property
+    def uncharged(self) -> list[str]:
+        """The jobs whose charge is not known."""
+        return [
+            job
+            for job, outcome in self.jobs.items()
+            if outcome != "gone" and self.figures.get(job, Figures()).charged is None
+        ]
 
     @property
     def is_over(self) -> bool:
         """Whether whoever had the lease writes nothing of it any more; what is pending is left to the reapers."""
         return self.state in FINAL or (self.state == "pending" and self.sweep_until is not None)
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 DETAIL_LENGTH = 300
@@ -127,3 +179,27 @@ def safe_detail(detail: str) -> str:
 def safe_endpoint(endpoint: str) -> str:
     """A URL without a user's name and password, query and fragment."""
     return re.sub(r"//[^/?#]*@", "//", endpoint).partition("?")[0].partition("#")[0]
+
+
+# An option, or a variable of `env`, that takes a secret; and code in a word (`python -c`) that names one.
+_SECRET_NAME = r"[\w.-]*(?:token|key|secret|passw|pwd|credential|auth)[\w.-]*"  # noqa: S105
+_SECRET_IN_CODE = rf"({_SECRET_NAME}[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&)]+"
+
+
+def safe_command(arguments: Sequence[str]) -> str:
+    """A command line on one line, of bounded length, with whatever looks like a secret left out."""
+    gap = "[left-out]"  # without a space: what is taken out by `safe_detail` ends there
+    words: list[str] = []
+    is_value = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        is_secret = re.fullmatch(_SECRET_NAME, name, re.IGNORECASE) is not None
+        if is_value and not argument.startswith("-"):
+            words.append(gap)
+        elif is_secret and equals:
+            words.append(f"{name}={gap}")
+        else:
+            text = re.sub(r"//[^/?#\s]*@", "//", argument)  # a URL's user and password
+            words.append(shlex.quote(re.sub(_SECRET_IN_CODE, rf"\1{gap}", text, flags=re.IGNORECASE)))
+        is_value = is_secret and not equals and argument.startswith("-")
+    return safe_detail(" ".join(words)).replace(gap, "[left out]")

@@ -37,13 +37,14 @@ SWEPT_FOR = 86400.0
 KEPT_FOR = 30 * 86400.0
 """Seconds after which a run that is over is forgotten."""
 
-Liveness = Literal["live", "waiting", "orphan", "reaping", "pending", "elsewhere", "final"]
+Liveness = Literal["live", "ending", "waiting", "orphan", "reaping", "pending", "elsewhere", "final"]
 """What can be said of a run, by its processes (`judge`) or by its lease (`judge_by_lease`).
 
-- live: its driver runs, or its watcher, which then still works on it; or its lease is renewed
+- live: its driver runs; or its lease is renewed
+- ending: its driver is gone, and its watcher works on it
 - waiting: its driver is gone, and its grace period has not passed
 - orphan: its driver and watcher are dead; or its lease has run out, and its grace period has passed
-- reaping: a reaper, or its own watcher, cancels its jobs
+- reaping: a reaper cancels its jobs
 - pending: its jobs could not be resolved yet, and are looked for again
 - elsewhere: this can't be known from here, and the row is none of our business
 - final: nothing is left to do
@@ -94,25 +95,25 @@ class Ruling:
     seconds_left: float = 0.0
 
 
-def judge(row: Row, place: HostIdentity, is_running: IsRunning = host_identity.is_running) -> Liveness:
-    """What can be said of a run by its processes, as seen from a place.
+def judge(row: Row, here: HostIdentity, is_running: IsRunning = host_identity.is_running) -> Liveness:
+    """What can be said of a run by its processes, as seen from a host.
 
     Args:
         row: The row.
-        place: Where the judge is: the ledger's `place`.
-        is_running: Whether a process of that place runs, by its pid and start.
+        here: Where the judge is: the ledger's `host_identity`.
+        is_running: Whether a process of that host runs, by its pid and start.
     """
     if row.state in FINAL:
         return "final"
-    driver = _is_alive(Process(row.place, row.pid, row.start_ticks), place, is_running)
+    driver = _is_alive(Process(row.host_identity, row.pid, row.start_ticks), here, is_running)
     if driver is None:
         return "elsewhere"
     if driver:
         return "live"
-    if row.watcher_pid is None:
+    if row.watcher_pid is None or row.is_over:  # its watcher has given up, and may live on for other drivers
         return "orphan"
-    watcher = Process(row.place, row.watcher_pid, row.watcher_start_ticks)
-    return "live" if _is_alive(watcher, place, is_running) else "orphan"
+    watcher = Process(row.host_identity, row.watcher_pid, row.watcher_start_ticks)
+    return "ending" if _is_alive(watcher, here, is_running) else "orphan"
 
 
 def judge_by_lease(row: Row, now: float) -> Liveness:
@@ -128,12 +129,14 @@ def judge_by_lease(row: Row, now: float) -> Liveness:
     if row.retry_at is not None:
         return "pending" if row.state == "pending" else "orphan"
     if row.claimed_by is not None:
-        return "reaping" if is_leased else "orphan"
+        of, watcher = row.claimed_by, (row.host_identity.boot, row.watcher_pid, row.watcher_start_ticks)
+        is_own = (of.host_identity.boot, of.pid, of.start_ticks) == watcher
+        return "orphan" if not is_leased else "ending" if is_own else "reaping"
     if row.let_go_at is None and is_leased:
         return "live"
     if grace_end(row) > now:
         return "waiting"
-    return "reaping" if is_leased else "orphan"
+    return "ending" if is_leased else "orphan"
 
 
 def grace_end(row: Row) -> float:
@@ -142,15 +145,15 @@ def grace_end(row: Row) -> float:
 
 
 def may_take(
-    row: Row, wish: Wish, place: HostIdentity, is_running: IsRunning, now: float, *, is_mine: bool = True
+    row: Row, wish: Wish, here: HostIdentity, is_running: IsRunning, now: float, *, is_mine: bool = True
 ) -> Ruling | None:
     """Why a driver may not have the lease that it asks for; None if it may.
 
     Args:
         row: What the ledger has under the key.
         wish: What the driver asks for.
-        place: Where the judge is.
-        is_running: Whether a process of that place runs, by its pid and start.
+        here: Where the judge is.
+        is_running: Whether a process of that host runs, by its pid and start.
         now: The ledger's clock.
         is_mine: Whether this watcher still has the row, which a reaper may have claimed.
     """
@@ -162,12 +165,12 @@ def may_take(
     if row.state in FINAL:
         return None
     if row.claimed_by is not None:
-        is_cancelling = _is_alive(row.claimed_by, place, is_running)
+        is_cancelling = _is_alive(row.claimed_by, here, is_running)
         if is_cancelling or (is_cancelling is None and left > 0):
             return Ruling(answer="busy", row=row)
     if row.let_go_at is not None:
         return None
-    is_alive = _is_alive(Process(row.place, row.pid, row.start_ticks), place, is_running)
+    is_alive = _is_alive(Process(row.host_identity, row.pid, row.start_ticks), here, is_running)
     if is_alive or (is_alive is None and left > 0):
         return Ruling(answer="held", row=row, is_seen=bool(is_alive), seconds_left=max(0.0, left))
     return None
@@ -178,7 +181,7 @@ def may_contest(row: Row) -> bool:
     return row.state in UNFINISHED
 
 
-def may_claim(row: Row | None, place: HostIdentity, is_running: IsRunning, now: float) -> bool:
+def may_claim(row: Row | None, here: HostIdentity, is_running: IsRunning, now: float) -> bool:
     """Whether a reaper may claim a run that it has judged to be an orphan.
 
     The claim of a process that is dead is taken over. That of a process that can't be seen from here counts for
@@ -188,7 +191,7 @@ def may_claim(row: Row | None, place: HostIdentity, is_running: IsRunning, now: 
         return False
     if row.claimed_by is None:
         return True
-    match place.view_of(row.claimed_by.place):
+    match here.view_of(row.claimed_by.host_identity):
         case "same":
             return not is_running(row.claimed_by.pid, row.claimed_by.start_ticks)
         case "elsewhere":
@@ -217,9 +220,9 @@ def is_untouched(row: Row) -> bool:
     return not row.jobs and row.answered
 
 
-def _is_alive(process: Process, place: HostIdentity, is_running: IsRunning) -> bool | None:
-    """Whether a process is alive, as seen from a place; None if that can't be seen."""
-    match place.view_of(process.place):
+def _is_alive(process: Process, here: HostIdentity, is_running: IsRunning) -> bool | None:
+    """Whether a process is alive, as seen from a host; None if that can't be seen."""
+    match here.view_of(process.host_identity):
         case "same":
             return is_running(process.pid, process.start_ticks)
         case "rebooted":

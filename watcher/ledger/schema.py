@@ -1,9 +1,10 @@
 """The tables, and how an older file becomes a newer one.
 
-`PRAGMA user_version` counts the migrations that a file has seen. To change the tables, add a migration; never change
-one that was released. A watcher of the version before may have the file open while it is migrated, so its statements
-must still work: add columns with a default, rename and drop none. Only what SQLite 3.24 knows is used: the library is
-the system's, and some are old.
+A new column needs no migration: it is added where it is missing (`columns.ADDED`), and must have a default, since
+programs of earlier releases go on writing rows. `PRAGMA user_version` counts the migrations that a file has seen, and
+programs that know fewer refuse it: a change that they could not live with is a migration. Never change one that was
+released, and rename and drop nothing: a watcher of the version before may have the file open. Only what SQLite 3.24
+knows is used: the library is the system's, and some are old.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from .columns import IN_SQLITE
+from .columns import IN_SQLITE, JOB_COLUMNS, missing
 from .errors import LedgerError
-from .store import FINAL_SQL, UNFINISHED_SQL
+from .spending import FINAL_SQL, tables
+from .store import UNFINISHED_SQL
 
 APPLICATION_ID = 0x51785376
 """Tells a ledger from any other SQLite file: "QxSv"."""
@@ -69,15 +71,33 @@ def read_version(database: sqlite3.Connection, path: Path) -> int:
     return version
 
 
+def is_current(database: sqlite3.Connection, version: int) -> bool:
+    """Whether a file of a version has all columns."""
+    return version == len(MIGRATIONS) and not _additions(database)
+
+
 def migrate(database: sqlite3.Connection, path: Path) -> None:
-    """Bring a file to the newest version, in one transaction; of two processes one waits, and finds it done."""
+    """Bring a file up to date, in one transaction; of two processes one waits, and finds it done."""
     database.execute("BEGIN IMMEDIATE")
     try:
         for statements in MIGRATIONS[read_version(database, path) :]:
             for statement in statements:
                 database.execute(statement)
         database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        for statement in _additions(database):
+            database.execute(statement)
         database.execute("COMMIT")
     finally:
         if database.in_transaction:
             database.execute("ROLLBACK")
+
+
+def _additions(database: sqlite3.Connection) -> list[str]:
+    """What adds the columns and tables that a file does not have yet."""
+    there = {each[0] for each in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    added = [each for name, those in tables("", "TEXT", "REAL").items() if name not in there for each in those]
+    return added + [
+        f"ALTER TABLE {table} ADD COLUMN {column.name} {column.sqlite}"
+        for table, columns in (("runs", IN_SQLITE), ("jobs", JOB_COLUMNS))
+        for column in missing(columns, {each[1] for each in database.execute(f"PRAGMA table_info({table})")})
+    ]

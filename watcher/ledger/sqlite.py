@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from .errors import LedgerError
 from .file import File, prepare
 from .row import Row, safe_detail, safe_endpoint
 from .rules import CLAIM_LEASE_SECONDS, LEASE_SECONDS
+from .spending import FINAL_SQL
 from .store import FromNow, Store
 
 BUSY_SECONDS = 1.0
@@ -40,7 +42,10 @@ INSERTED = [column.name for column in IN_SQLITE if column.is_inserted]
 UPSERT = f"""
 INSERT INTO runs ({", ".join(INSERTED)}) VALUES ({", ".join(f":{name}" for name in INSERTED)})
 ON CONFLICT (run) DO UPDATE SET {on_conflict(IN_SQLITE, "runs")} WHERE runs.holder = excluded.holder
+    AND NOT (runs.{FINAL_SQL} AND excluded.state = 'guarded')
 """
+"""What is over stays over: a driver whose connection broke may have written that itself, and its watcher, to whom it
+could not be said, be late with what was before."""
 
 UPSERT_JOB = """
 INSERT INTO jobs (run, job, outcome) VALUES (:run, :job, :outcome)
@@ -59,6 +64,8 @@ class Ledger(Store):
 
     RUNS = "runs"
     JOBS = "jobs"
+    PREFIX = ""
+    SECONDS = "{}"
     COLUMNS = frozenset(column.name for column in IN_SQLITE)
     NEWEST_FIRST = "rowid DESC"
     FROM_NOW = "(:now + {})"
@@ -68,7 +75,7 @@ class Ledger(Store):
         self,
         database: sqlite3.Connection,
         file: File,
-        place: HostIdentity,
+        where: HostIdentity,
         *,
         has_wal: bool,
         clock: Callable[[], float],
@@ -76,7 +83,7 @@ class Ledger(Store):
     ) -> None:
         self.NAME = f"The ledger {file.path}"
         self.path = file.path
-        self.place = place
+        self.host_identity = where
         self.lease_seconds = lease_seconds
         self._database = database
         self._inode = file.inode
@@ -88,7 +95,7 @@ class Ledger(Store):
     def open(
         cls,
         directory: str | os.PathLike[str],
-        place: HostIdentity | None = None,
+        where: HostIdentity | None = None,
         *,
         clock: Callable[[], float] = time.time,
         lease_seconds: float = LEASE_SECONDS,
@@ -97,23 +104,23 @@ class Ledger(Store):
 
         Args:
             directory: The state directory, absolute (`state_directory()`).
-            place: Where this process is; `this_host()` by default.
+            where: Where this process is; `this_host()` by default.
             clock: The Unix clock.
             lease_seconds: How long a lease lasts without being renewed.
         """
-        place = place or host_identity.this_host()
-        file = prepare(Path(directory), place.host)
-        if not file.is_local and place.pid_ns != INITIAL_PID_NAMESPACE:
+        where = where or host_identity.this_host()
+        file = prepare(Path(directory), where.host)
+        if not file.is_local and where.pid_ns != INITIAL_PID_NAMESPACE:
             # A container's machine id comes with its image and its host name with its configuration: two machines may
             # run the same, and share this directory. Then a new boot id must not pass for the same machine's.
-            place = replace(place, machine="")
+            where = replace(where, machine="")
         with _translated(file.path):
             # Transactions are begun by hand: the module's own begin only at the first write. Locks are waited for by
             # hand too: SQLite sleeps longer and longer, and among a few dozen processes some starve.
             database = sqlite3.connect(file.path, timeout=0, isolation_level=None)
             try:
                 has_wal = _patiently(lambda: _set_up(database, file.path, wants_wal=file.is_local))
-                return cls(database, file, place, has_wal=has_wal, clock=clock, lease_seconds=lease_seconds)
+                return cls(database, file, where, has_wal=has_wal, clock=clock, lease_seconds=lease_seconds)
             except BaseException:
                 database.close()
                 raise
@@ -155,6 +162,12 @@ class Ledger(Store):
         """The Unix clock."""
         return self._clock()
 
+    def changes(self) -> object:
+        """See `Store.changes`."""
+        with _translated(self.path):
+            self._check_file()
+            return self._database.execute("PRAGMA data_version").fetchone()[0]
+
     def _upsert(self, row: Row) -> bool:
         now = self._clock()
         lease_until = None if row.key is None else now + self.lease_seconds
@@ -172,11 +185,11 @@ class Ledger(Store):
 
         Args:
             run: The run, which was judged to be an orphan.
-            claimant: The process that will cancel: `this_process(ledger.place)`.
+            claimant: The process that will cancel: `this_process(ledger.host_identity)`.
             is_running: See `judge`.
         """
         with self.batch(durable=False):
-            if not rules.may_claim(self._locked(run), self.place, is_running, self._clock()):
+            if not rules.may_claim(self._locked(run), self.host_identity, is_running, self._clock()):
                 return False
             self._update(
                 "run = :run",
@@ -213,13 +226,9 @@ class Ledger(Store):
         with _translated(self.path):
             if self._database.in_transaction:  # in a batch, and its end will write it
                 yield self._database
-                return
-            self._begin(durable=durable)
-            try:
-                yield self._database
-                self._commit()
-            finally:
-                self._roll_back()
+            else:
+                with self.batch(durable=durable):
+                    yield self._database
 
     def _begin(self, *, durable: bool) -> None:
         self._check_file()
@@ -255,7 +264,7 @@ class Ledger(Store):
 
     def _read(self, condition: str, values: Mapping[str, Any], *, locked: bool = False) -> list[Row]:  # noqa: ARG002
         query = f"SELECT * FROM runs WHERE {condition}"
-        jobs = "SELECT job, outcome FROM jobs WHERE run = ?"
+        jobs = "SELECT * FROM jobs WHERE run = ?"
         with _translated(self.path):
             database = self._database
             is_batch = database.in_transaction
@@ -263,13 +272,17 @@ class Ledger(Store):
                 database.execute("BEGIN")  # the rows and their jobs as of one moment
             try:
                 found = _patiently(lambda: database.execute(query, values).fetchall())
-                return [row_of({**each, "jobs": dict(database.execute(jobs, (each["run"],)))}) for each in found]
+                return [row_of({**each, "jobs": database.execute(jobs, (each["run"],)).fetchall()}) for each in found]
             finally:
                 if not is_batch:
                     self._roll_back()
 
     def _encoded(self, value: Any) -> Any:
-        return json.dumps(asdict(value), sort_keys=True) if isinstance(value, Process) else value
+        if not isinstance(value, Process):
+            return value
+        # "place", as earlier versions read it; sorted, for a claim is compared as text.
+        claim = {"place": asdict(value.host_identity), "pid": value.pid, "start_ticks": value.start_ticks}
+        return json.dumps(claim, sort_keys=True)
 
     def _held(self, run: str, holder: str) -> tuple[str, dict[str, Any]]:
         # A run without a key has no holder.
@@ -277,6 +290,9 @@ class Ledger(Store):
 
     def _lock_key(self, key: str) -> None:
         """A transaction that writes has the whole file."""
+
+    def _lock_budgets(self) -> None:
+        """As for `_lock_key`."""
 
 
 def _set_up(database: sqlite3.Connection, path: Path, *, wants_wal: bool) -> bool:
@@ -290,7 +306,9 @@ def _set_up(database: sqlite3.Connection, path: Path, *, wants_wal: bool) -> boo
     mode = "WAL" if wants_wal else "TRUNCATE"
     has_wal: bool = database.execute(f"PRAGMA journal_mode = {mode}").fetchone()[0] == "wal"
     database.execute("PRAGMA synchronous = FULL")
-    if version < len(schema.MIGRATIONS):
+    if sys.platform == "darwin":  # whose fsync(2) leaves data in the drive's cache (F_FULLFSYNC of fcntl(2))
+        database.execute("PRAGMA fullfsync = ON")
+    if not schema.is_current(database, version):
         schema.migrate(database, path)
     return has_wal
 

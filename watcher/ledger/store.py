@@ -7,23 +7,24 @@ tables' names, its clock, its transactions and locks, and the upsert of many row
 # ruff: noqa: S608 - put together from our own words
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
-from .. import host_identity
-from ..host_identity import HostIdentity, IsRunning, Process
+from ..facts import End, Figures
+from ..host_identity import HostIdentity, IsRunning, Process, is_running
 from . import rules
-from .columns import COLUMNS, PLACE
+from .columns import COLUMNS, HOST_IDENTITY
 from .errors import LedgerError
-from .row import FINAL, UNFINISHED, Row, RunState, safe_detail, safe_endpoint
+from .row import UNFINISHED, Row, RunState, safe_detail, safe_endpoint
 from .rules import CLAIM_LEASE_SECONDS, Ruling, Wish
+from .spending import FINAL_SQL, Answer, Spending
 
 UNFINISHED_SQL = "state IN ('guarded', 'pending')"
-FINAL_SQL = "state IN ('done', 'cancelled', 'expired')"
 # A partial index serves a query only if the query has its condition word for word.
 
 RETRY_SECONDS = 60.0
@@ -35,26 +36,15 @@ FORGET_AT_ONCE = 250
 IS_TIME = {column.name: column.is_time for column in COLUMNS}
 
 
-class Answer(Protocol):
-    """What a database answers."""
-
-    @property
-    def rowcount(self) -> int:
-        """How many rows were changed."""
-
-    def fetchall(self) -> list[Any]:
-        """The rows."""
-
-
 class FromNow(float):
     """A moment, in seconds from now by the ledger's clock; less than 0 if it has passed."""
 
 
-class Store(ABC):
+class Store(Spending, ABC):
     """A ledger. Whatever goes wrong in any of its methods is a `LedgerError`.
 
     Attributes:
-        place: Where this process is, as rows written here have it, and as rows are judged from here.
+        host_identity: Where this process is, as rows written here have it, and as rows are judged from here.
         id: In the shared ledger: this process's name, as the rows that it has the lease on have it.
         lease_seconds: How long a lease lasts without being renewed.
     """
@@ -72,7 +62,7 @@ class Store(ABC):
     """A moment as a parameter says, in seconds of the Unix clock."""
     SKIP_LOCKED: ClassVar[str] = ""
 
-    place: HostIdentity
+    host_identity: HostIdentity
     id: str = ""
     lease_seconds: float
 
@@ -102,7 +92,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def enter(self, row: Row, *, is_running: IsRunning = host_identity.is_running) -> bool:
+    def enter(self, row: Row, *, is_running: IsRunning = is_running) -> bool:
         """Write a run with a key that the other ledger has granted; False if it is another's here."""
 
     @abstractmethod
@@ -140,10 +130,10 @@ class Store(ABC):
     def _lock_key(self, key: str) -> None:
         """Keep others from inserting a run under a key until the batch around it ends."""
 
-    def _taken(self, run: str, epoch: int) -> None:  # noqa: B027 - only the shared ledger goes by it
+    def _taken(self, run: str, epoch: int) -> None:
         """This process has the lease on a run."""
 
-    def _settled(self, run: str) -> None:  # noqa: B027
+    def _settled(self, run: str) -> None:
         """This process has nothing left to write of a run."""
 
     def lost(self) -> set[str]:
@@ -181,6 +171,20 @@ class Store(ABC):
         """Read the row of a run, if there is one."""
         return _first(self._read("run = :run", {"run": run}))
 
+    def ended_since(self, moment: float, limit: int) -> list[Row]:
+        """Read runs that are over and were written later than a moment, the latest first.
+
+        Args:
+            moment: By the ledger's clock.
+            limit: The most to read.
+        """
+        condition = f"{FINAL_SQL} AND updated_at > {self.MOMENT.format(':moment')} ORDER BY updated_at DESC LIMIT :most"
+        return self._read(condition, {"moment": moment, "most": limit})
+
+    @abstractmethod
+    def changes(self) -> object:
+        """A word that is another one after others have written; it may be another one although nobody has."""
+
     def _in_states(self, states: Collection[RunState] | None, limit: int | None) -> tuple[str, dict[str, Any]]:
         values: dict[str, Any] = {f"state_{number}": state for number, state in enumerate(states or ())}
         if states is None:
@@ -205,7 +209,7 @@ class Store(ABC):
 
     # Leases: runs with a key
 
-    def take(self, wish: Wish, *, is_running: IsRunning = host_identity.is_running) -> Ruling:
+    def take(self, wish: Wish, *, is_running: IsRunning = is_running) -> Ruling:
         """Take the lease on a key, if it can be had. Durable when it returns.
 
         A row that is there stays the key's: its run's id, tag and jobs are what the new holder goes on with. The times
@@ -225,7 +229,7 @@ class Store(ABC):
                 return Ruling(answer="granted", row=_shifted(self._required(new.run), self._ahead(now)), is_new=True)
             now = self.clock()
             ahead = self._ahead(now)
-            refusal = rules.may_take(known, wish, self.place, is_running, now, is_mine=self._is_mine(known))
+            refusal = rules.may_take(known, wish, self.host_identity, is_running, now, is_mine=self._is_mine(known))
             if refusal is None and known.instance != new.instance:
                 refusal = Ruling(answer="other instance", row=known)
             if refusal is not None:
@@ -250,7 +254,7 @@ class Store(ABC):
             "run = :known",
             {"known": known.run},
             durable=True,
-            **{name: getattr(new.place, name) for name in PLACE},
+            **{name: getattr(new.host_identity, name) for name in HOST_IDENTITY},
             pid=new.pid,
             start_ticks=new.start_ticks,
             watcher_pid=new.watcher_pid,
@@ -270,6 +274,16 @@ class Store(ABC):
             lease_until=FromNow(self.lease_seconds),
             let_go_at=None,
             answered=known.answered or known.state in ("done", "cancelled"),
+            outcome="",
+            ended_by="",
+            signum=None,
+            reason="",
+            ended_at=None,
+            # Who has it now; what was submitted under the key stays as it was.
+            label=new.label,
+            program=new.program,
+            command=safe_detail(new.command),
+            began_at=None if new.began_at is None else FromNow(new.began_at - time.time()),
         )
         # What was let go is guarded again.
         spared = f"UPDATE {self.JOBS} SET outcome = '' WHERE run = :run AND outcome = 'kept'"
@@ -351,6 +365,7 @@ class Store(ABC):
         retry_seconds: float = RETRY_SECONDS,
         durable: bool = False,
         holder: str = "",
+        end: End | None = None,
     ) -> bool:
         """Write what a run has come to. Whoever worked on it does so no more.
 
@@ -363,6 +378,7 @@ class Store(ABC):
             durable: Whether it must survive a power failure at once. It must if the job lives on without its driver
                 (detached), for the next boot would cancel it.
             holder: Who had the lease on it, if it has a key: if another has it now, nothing is written.
+            end: How it ended, where that is known.
 
         Returns:
             Whether it was written.
@@ -377,9 +393,35 @@ class Store(ABC):
             # A claim that stayed would keep the key from all others.
             claimed_by=None,
             claimed_at=None,
+            **ending(end),
         )
         self._settled(run)
         return bool(written) or self._refused(run)
+
+    def job_figures(self, run: str, job: str, figures: Figures) -> None:
+        """Write what is known of a job's cost and times, whoever has the lease on its run: nothing is decided by it."""
+        known = {name: value for name, value in figures._asdict().items() if value is not None}
+        if known:
+            assignments = ", ".join(f"{name} = :{name}" for name in known)
+            self._execute(
+                f"UPDATE {self.JOBS} SET {assignments} WHERE run = :run AND job = :job",
+                known | {"run": run, "job": self._encoded(job)},
+                durable=False,
+            )
+
+    def uncharged(self, younger_than_seconds: float, limit: int) -> list[Row]:
+        """Read runs that have been over for less time and whose charge is not known, the newest first.
+
+        A job's is not; or QPU time is reserved for the run, and there may be a job that is not known (`found_all`).
+        """
+        since = self.FROM_NOW.format(":ago")
+        return self._read(
+            f"{FINAL_SQL} AND updated_at > {since} "
+            f"AND (run IN (SELECT run FROM {self.JOBS} WHERE charged IS NULL AND outcome <> 'gone') "
+            f"OR (NOT answered AND run IN (SELECT run FROM {self.PREFIX}reservations WHERE charged IS NULL))) "
+            f"ORDER BY {self.NEWEST_FIRST} LIMIT :most",
+            {"now": self.clock(), "ago": -younger_than_seconds, "most": limit},
+        )
 
     def _refused(self, run: str) -> bool:
         """False: another has the lease; or an error, if there is no such run."""
@@ -390,6 +432,8 @@ class Store(ABC):
 
     def forget(self, older_than_seconds: float) -> int:
         """Delete runs that were final for so long, at most `FORGET_AT_ONCE` of them; returns how many it deleted."""
+        with self.batch(durable=False):
+            self._forget_spending()
         return self._execute(
             f"DELETE FROM {self.RUNS} WHERE run IN (SELECT run FROM {self.RUNS} WHERE {FINAL_SQL} "
             f"AND updated_at < {self.FROM_NOW.format(':ago')} ORDER BY updated_at LIMIT {FORGET_AT_ONCE}"
@@ -415,6 +459,19 @@ class Store(ABC):
         return self.MOMENT.format(f":new_{name}") if IS_TIME[name] else f":new_{name}"
 
 
+def ending(end: End | None) -> dict[str, Any]:
+    """The columns that say how a run ended."""
+    if end is None:
+        return {}
+    return {
+        "outcome": end.outcome,
+        "ended_by": end.by,
+        "signum": end.signum,
+        "reason": safe_detail(end.reason),
+        "ended_at": FromNow(0.0),
+    }
+
+
 def _first(rows: list[Row]) -> Row | None:
     return rows[0] if rows else None
 
@@ -424,6 +481,3 @@ def _shifted(row: Row, seconds: float) -> Row:
     times = {name: getattr(row, name) for name, is_time in IS_TIME.items() if is_time}
     moved: dict[str, Any] = {name: None if moment is None else moment + seconds for name, moment in times.items()}
     return replace(row, **moved)
-
-
-__all__ = ["FINAL", "FINAL_SQL", "FORGET_AT_ONCE", "RETRY_SECONDS", "UNFINISHED_SQL", "FromNow", "Store"]

@@ -6,6 +6,7 @@ out: a fault is named in our own.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -50,29 +51,21 @@ _STATES = (
 
 _WORDS = (
     ("refused", "the connection is refused"),
-    ("no answer in time", "it does not answer"),
-    ("timeout", "it does not answer"),
-    ("timed out", "it does not answer"),
+    ("no answer in time|timeout|timed out", "it does not answer"),
     ("password authentication failed", "the user's name or password is not accepted"),
     ("no password", "it wants a password"),
     ("pg_hba", "it does not admit this host or user"),
     ("does not exist", "there is no such database or user"),
-    ("starting up", "it is starting or stopping"),
-    ("shutting down", "it is starting or stopping"),
-    ("recovery", "it is starting or stopping"),
+    ("starting up|shutting down|recovery", "it is starting or stopping"),
     ("too many clients", "it is out of disk, memory or connections"),
-    ("host name", "its host name is not known"),
-    ("name or service", "its host name is not known"),
+    ("host name|name or service", "its host name is not known"),
     ("unreachable", "the network does not lead to it"),
     ("certificate", "its TLS certificate is not accepted"),
     ("ssl", "TLS failed"),
     ("no such file", "there is no server at that socket"),
-    ("closed", "the connection broke"),
-    ("lost", "the connection broke"),
-    ("terminat", "the connection broke"),
-    ("reset", "the connection broke"),
+    ("closed|lost|terminat|reset", "the connection broke"),
 )
-"""Words in libpq's errors that have no SQLSTATE, and what they mean."""
+"""Words in libpq's errors that have no SQLSTATE, as a regular expression, and what they mean."""
 
 
 class Away(LedgerError):
@@ -154,5 +147,5 @@ def _reason(error: psycopg.Error) -> str:
         known = (words for start, words in _STATES if error.sqlstate.startswith(start))
         return next(known, f"it answered with error {error.sqlstate}")
     said = str(error).lower()
-    known = (words for sign, words in _WORDS if sign in said)
+    known = (words for sign, words in _WORDS if re.search(sign, said))
     return next(known, f"{type(error).__name__}")

@@ -55,7 +55,7 @@ SELECT jsonb_build_object(
     )
 },
     'lease_until', coalesce(extract(epoch FROM {LEASE_END})::float8, 0),
-    'jobs', (SELECT coalesce(jsonb_object_agg(j.job, j.outcome), '{{}}') FROM qx_jobs j WHERE j.run = r.run)
+    'jobs', (SELECT coalesce(jsonb_agg(to_jsonb(j) ORDER BY j.job), '[]') FROM qx_jobs j WHERE j.run = r.run)
 ), jsonb_build_object(
     'kind', coalesce(h.kind, ''), 'host', coalesce(h.host, ''), 'pid', coalesce(h.pid, 0)
 ), extract(epoch FROM clock_timestamp())::float8

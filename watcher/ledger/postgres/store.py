@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ... import host_identity
+from ...facts import End
 from ...host_identity import HostIdentity, IsRunning, Process
 from .. import rules
 from ..columns import IN_POSTGRES, row_of, values_of
 from ..row import Row, RunState, safe_detail
 from ..rules import LEASE_SECONDS, Liveness, Wish, judge_by_lease
-from ..store import RETRY_SECONDS, UNFINISHED_SQL, FromNow, Store
+from ..store import RETRY_SECONDS, UNFINISHED_SQL, FromNow, Store, ending
 from . import schema
 from .connection import Away, Connection, connect, translated
 from .statements import CENSUS, CLAIM, FROM_NOW, GIVEN, READ, REGISTER, RENEW, WRITE
@@ -107,14 +108,16 @@ class SharedLedger(Store):
     NAME = "The shared ledger"
     RUNS = "qx_runs"
     JOBS = "qx_jobs"
+    PREFIX = "qx_"
+    SECONDS = "extract(epoch FROM {})::float8"
     COLUMNS = frozenset(column.name for column in IN_POSTGRES)
     NEWEST_FIRST = "created_at DESC, run"
     FROM_NOW = FROM_NOW
     MOMENT = "to_timestamp({})"
     SKIP_LOCKED = " FOR UPDATE SKIP LOCKED"
 
-    def __init__(self, database: Connection, place: HostIdentity, kind: Kind, lease_seconds: float) -> None:
-        self.place = place
+    def __init__(self, database: Connection, where: HostIdentity, kind: Kind, lease_seconds: float) -> None:
+        self.host_identity = where
         self.id = secrets.token_hex(12)
         self.kind = kind
         self.lease_seconds = lease_seconds
@@ -122,7 +125,7 @@ class SharedLedger(Store):
         self._lock = threading.RLock()
         self._is_batch = False
         self._epochs: dict[str, int] = {}  # of the runs that this process has the lease on
-        self._me = host_identity.this_process(place)
+        self._me = host_identity.this_process(where)
 
     @classmethod
     def open(
@@ -131,7 +134,7 @@ class SharedLedger(Store):
         *,
         kind: Kind = "watcher",
         lease_seconds: float = LEASE_SECONDS,
-        place: HostIdentity | None = None,
+        where: HostIdentity | None = None,
         earlier: SharedLedger | None = None,
         may_migrate: bool = True,
     ) -> SharedLedger:
@@ -141,19 +144,19 @@ class SharedLedger(Store):
             url: `postgresql://user:password@host:port/database`.
             kind: What this process is.
             lease_seconds: How long a lease lasts without being renewed.
-            place: Where this process is.
+            where: Where this process is.
             earlier: The ledger on a connection that broke, whose leases this one goes on with.
             may_migrate: Whether the tables are made where there are none.
         """
         # Machine ids get copied with images, host names with configurations, so what an earlier boot has left is not
         # judged by its name here, as on one machine: its lease runs out soon enough.
-        where = replace(place or host_identity.this_host(), machine="")
+        there = replace(where or host_identity.this_host(), machine="")
         database = connect(url)
         try:
             with translated():
-                if may_migrate:
+                if may_migrate or schema.version(database):
                     schema.migrate(database)
-                made = cls(database, where, kind, lease_seconds)
+                made = cls(database, there, kind, lease_seconds)
                 if earlier is not None:
                     made.id, made._epochs = earlier.id, earlier._epochs  # noqa: SLF001
                 return made
@@ -178,8 +181,12 @@ class SharedLedger(Store):
         if found:
             return bool(found[0][0])
         me = {"me": self.id, "kind": self.kind, "lasts": self.lease_seconds, "start_ticks": self._me.start_ticks}
-        place = {"host": text_of(self.place.host), "boot": self.place.boot, "pid_ns": self.place.pid_ns}
-        self._execute(REGISTER, me | place | {"pid": self._me.pid})
+        host = {
+            "host": text_of(self.host_identity.host),
+            "boot": self.host_identity.boot,
+            "pid_ns": self.host_identity.pid_ns,
+        }
+        self._execute(REGISTER, me | host | {"pid": self._me.pid})
         return True
 
     def leave(self) -> None:
@@ -204,6 +211,10 @@ class SharedLedger(Store):
         """The database's clock, in seconds of the Unix clock."""
         [(now,)] = self._execute("SELECT extract(epoch FROM clock_timestamp())::float8", {}).fetchall()
         return float(now)
+
+    def changes(self) -> object:
+        """See `Store.changes`: which transactions are over."""
+        return self._execute("SELECT txid_current_snapshot()::text", {}).fetchall()[0][0]
 
     # A watcher's runs
 
@@ -247,7 +258,7 @@ class SharedLedger(Store):
 
             def may_take(found: Row) -> bool:
                 wish, is_mine = Wish(row=row), self._is_mine(found)
-                return rules.may_take(found, wish, self.place, is_running, now, is_mine=is_mine) is None
+                return rules.may_take(found, wish, self.host_identity, is_running, now, is_mine=is_mine) is None
 
             if same is not None:
                 if not may_take(same):
@@ -259,20 +270,21 @@ class SharedLedger(Store):
                 row = replace(row, key=None)
             return row.run in self.write(row)
 
-    def stand_down(self, run: str, jobs: Iterable[str], *, is_over: bool) -> None:
+    def stand_down(self, run: str, jobs: Iterable[str], end: End | None, *, is_over: bool) -> None:
         """Write that a run was stood down, by its driver itself, which has no watcher at the moment.
 
         Args:
             run: The run.
             jobs: The jobs that its driver holds, which are to be spared.
+            end: How the run ended, where that is known.
             is_over: Whether no other job of the run may be left.
         """
         with self.batch():
             row = self._locked(run)
             if row is None or row.claimed_by is not None:
                 return
-            me = (self.place.boot, self.place.pid_ns, self._me.pid, self._me.start_ticks)
-            if (row.place.boot, row.place.pid_ns, row.pid, row.start_ticks) != me:
+            me = (self.host_identity.boot, self.host_identity.pid_ns, self._me.pid, self._me.start_ticks)
+            if (row.host_identity.boot, row.host_identity.pid_ns, row.pid, row.start_ticks) != me:
                 return
             for job in jobs:
                 self._execute(
@@ -281,7 +293,7 @@ class SharedLedger(Store):
                     {"run": run, "job": text_of(job)},
                 )
             if is_over:
-                self._update("run = :run", {"run": run}, durable=True, state="done")
+                self._update("run = :run", {"run": run}, durable=True, state="done", **ending(end))
 
     def holds(self, run: str, holder: str) -> bool:  # noqa: ARG002
         """See `Store.holds`; what the database does not know is nobody else's."""
@@ -432,8 +444,12 @@ class SharedLedger(Store):
 
     def _encoded(self, value: Any) -> Any:
         if isinstance(value, Process):
-            place = {"host": text_of(value.place.host), "boot": value.place.boot, "pid_ns": value.place.pid_ns}
-            return json.dumps(place | {"pid": value.pid, "start_ticks": value.start_ticks})
+            host = {
+                "host": text_of(value.host_identity.host),
+                "boot": value.host_identity.boot,
+                "pid_ns": value.host_identity.pid_ns,
+            }
+            return json.dumps(host | {"pid": value.pid, "start_ticks": value.start_ticks})
         return text_of(value) if isinstance(value, str) else value
 
     def _held(self, run: str, holder: str) -> tuple[str, dict[str, Any]]:  # noqa: ARG002
@@ -444,6 +460,9 @@ class SharedLedger(Store):
         # A key that is new has no row to be locked.
         lock = "SELECT pg_advisory_xact_lock(hashtextextended(:key, :lock))"
         self._execute(lock, {"key": text_of(key), "lock": schema.LOCK})
+
+    def _lock_budgets(self) -> None:
+        self._execute("SELECT pg_advisory_xact_lock(:lock)", {"lock": schema.BUDGETS_LOCK})
 
     def _ahead(self, now: float) -> float:
         return time.time() - now

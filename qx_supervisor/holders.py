@@ -1,0 +1,132 @@
+"""Who guards a job already: whether it may be attached, by what the ledgers know.
+
+Two drivers that guard one job would each have it cancelled at its death, and so the one takes it from the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from . import settings, shared_ledger
+from .errors import ConfigError
+from .link import logger
+from .tags import tags_of
+from .watcher import host_identity, ledger, remote
+from .watcher.facts import End
+
+OPEN = ("", "unconfirmed")
+"""Outcomes of jobs that whoever guards them may still cancel."""
+
+
+@contextlib.contextmanager
+def taking(job: str, state: remote.JobState) -> Iterator[None]:
+    """Make sure that nobody else will cancel a job that this process is about to guard; in the block it does so.
+
+    What a driver left behind that died together with its watcher is claimed, so that nobody reaps it meanwhile. After
+    the block the job is not its any more.
+
+    Args:
+        job: The job's id.
+        state: What the service says of it.
+
+    Raises:
+        ConfigError: Another driver guards it, or somebody is about to cancel it.
+    """
+    _check_shared(job, state)
+    with contextlib.ExitStack() as stack:
+        try:
+            book = stack.enter_context(ledger.Ledger.open(ledger.state_directory()))
+            me = host_identity.this_process(book.host_identity)
+            left = [row for row in _rows(book, job, state) if not _is_mine(row, me) and _is_left(book, row, job)]
+            claimed = [row for row in left if book.claim(row.run, me)]
+            for row in claimed:
+                stack.callback(book.release, row.run, me)
+            if len(claimed) < len(left):
+                raise _cancelling(job, "another process")
+        except ledger.LedgerError as error:  # as the watcher will say too
+            logger.debug("who else guards job %s is not known: %s", job, error)
+            claimed = []
+        yield
+        with contextlib.suppress(ledger.LedgerError):
+            for row in claimed:
+                book.job_outcome(row.run, job, "kept")
+                if row.answered and set(row.jobs) == {job}:  # else others may turn up, for whoever reaps
+                    book.finish(row.run, "done", end=End("detached", reason=f"attached by process {os.getpid()}"))
+
+
+def _rows(book: ledger.Store, job: str, state: remote.JobState) -> list[ledger.Row]:
+    """The runs that may have the job cancelled: by its id, by its tag if that is not known, or with all its session."""
+    tags, session = tags_of(state), state.reply.get("session_id")
+
+    def may_cancel(row: ledger.Row) -> bool:
+        is_its = job in row.jobs or row.tag in tags
+        return (is_its and row.jobs.get(job, "") in OPEN) or bool(
+            session and row.session_owner and row.session == session
+        )
+
+    return [row for row in book.rows(ledger.UNFINISHED) if may_cancel(row)]
+
+
+def _is_mine(row: ledger.Row, me: host_identity.Process) -> bool:
+    return (row.pid, row.start_ticks) == (me.pid, me.start_ticks) and row.host_identity == me.host_identity
+
+
+def _is_left(book: ledger.Ledger, row: ledger.Row, job: str) -> bool:
+    """Whether it is nobody's any more, and reaped unless this process claims it.
+
+    Raises:
+        ConfigError: It is somebody's.
+    """
+    liveness = ledger.judge(row, book.host_identity)
+    if liveness in ("live", "elsewhere"):
+        raise _held(row, job, is_seen=liveness == "live")
+    if row.key is not None:
+        raise ConfigError(
+            "config",
+            f"job {job} is kept for a driver that comes back with the key {row.key!r}; run again with that key, which "
+            "takes it up",
+            job,
+        )
+    if liveness == "ending":
+        raise _cancelling(job, f"the watcher of its driver, process {row.pid}, which has died,")
+    if row.is_shared:  # and no claim here keeps a reaper on another host away
+        raise _cancelling(job, f"its driver, process {row.pid}, has died with its watcher, and a reaper")
+    if row.session_owner:
+        raise _cancelling(
+            job, f"its session is process {row.pid}'s, which has died with its watcher, and whoever reaps"
+        )
+    return True
+
+
+def _held(row: ledger.Row, job: str, *, is_seen: bool) -> ConfigError:
+    who = f"process {row.pid}{f' ({row.program})' if row.program else ''} on {row.host_identity.host}"
+    lives = "which lives" if is_seen else "which can't be seen from here"
+    return ConfigError(
+        "config",
+        f"job {job} is guarded by {who}, {lives}, and is cancelled when that ends; wait there for it, or have that "
+        "program detach() it first",
+        job,
+    )
+
+
+def _cancelling(job: str, who: str) -> ConfigError:
+    return ConfigError("config", f"{who} is cancelling job {job}; submit it again", job)
+
+
+def _check_shared(job: str, state: remote.JobState) -> None:
+    """Check that no driver on another host guards the job, as far as the shared ledger knows."""
+    if not settings.ledger_url():
+        return
+    try:
+        with shared_ledger.opened() as book:
+            now, here = book.clock(), book.host_identity
+            for row in _rows(book, job, state):
+                if row.host_identity == here:
+                    continue  # the local ledger knows more
+                if ledger.judge_by_lease(row, now) == "live":
+                    raise _held(row, job, is_seen=True)
+                raise _cancelling(job, f"process {row.pid} on {row.host_identity.host} has ended, and a reaper")
+    except ledger.LedgerError as error:
+        logger.warning("whether another host guards job %s is not known: the shared ledger is away (%s)", job, error)
