@@ -33,8 +33,8 @@ from testkit.iam import reads_iam_url
 from testkit.leaks import children, descriptors, is_left
 from testkit.pages import CHECKOUT
 from testkit.postgres import Missing, Server
-from testkit.processes import DEADLINE, wait_for_end, wait_for_first_run
-from testkit.watchers import titles
+from testkit.processes import DEADLINE, wait_for_first_run
+from testkit.watchers import wait_for_watchers_in
 from testkit.zygote import Zygote
 
 from qx_supervisor import WatcherError, local, quota
@@ -254,9 +254,7 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     open_before = descriptors()
     before = children()
     yield
-    for process, title in list(titles()):
-        if title.is_in(state) and title.driver.pid != os.getpid():  # ours stays for the next test
-            wait_for_end(process)
+    wait_for_watchers_in(state)  # ours stays for the next test
     # What is guarded until this process ends would be cancelled then, at a service that is gone.
     for kept in list(guards._outliving.values()):
         kept.release()

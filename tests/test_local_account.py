@@ -17,7 +17,7 @@ import psutil
 import pytest
 from testkit.drivers import Driver
 from testkit.processes import wait_for_end
-from testkit.watchers import wait_for_watchers
+from testkit.watchers import wait_for_watchers, wait_for_watchers_in
 
 from qx_supervisor import ConfigError, local, run
 from qx_supervisor import service as services
@@ -173,6 +173,7 @@ def test_without_localqpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def machine(state: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """What a user's programs have in their environment; at the end the service that they share is stopped."""
     yield {**os.environ, "QX_LOCAL": "1", "HOME": str(tmp_path)}
+    wait_for_watchers_in(state)
     if (running := local.find()) is not None:
         running.stop()
 

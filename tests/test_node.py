@@ -21,7 +21,7 @@ from testkit.cgroups import cgroup, where
 from testkit.drivers import RUN, TELL_WATCHERS, Driver, assert_cancelled_once
 from testkit.pages import CHECKOUT
 from testkit.processes import until, wait_for_end
-from testkit.watchers import titles, wait_until_written
+from testkit.watchers import wait_for_watchers_in, wait_until_written
 
 from qx_supervisor import WatcherError, node_launch, reap
 from qx_supervisor.watcher.accounts import Account, Accounts
@@ -47,9 +47,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch, state: Path) -> Iterator[Path]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
     monkeypatch.setenv("QX_WATCHER_PLACEMENT", "node")
     yield base / "qx_supervisor"
-    for process, title in list(titles()):
-        if title.is_in(state):
-            wait_for_end(process)
+    wait_for_watchers_in(state)
     shutil.rmtree(base)
 
 
