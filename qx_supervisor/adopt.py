@@ -298,10 +298,9 @@ class Submission:
             self._session_guard.after_post(ambiguous=ambiguous)
         if self._is_known:
             return
-        if ambiguous or self._retried:
-            # There may be a job, which the driver may find by its own tags, so the sweep waits for the driver's end.
-            link.posted(self._guarded.run, clean=False)
-        else:
+        # If there may be a job, the driver may have found it by its own tags. So the watcher is not told that the POST
+        # is over: after its window it would look for the job, and cancel it. It looks when the driver has ended.
+        if not (ambiguous or self._retried):
             link.stand_down(self._guarded.run, end=REFUSED)
 
 

@@ -574,6 +574,26 @@ def test_a_primitive_that_submits_otherwise(ibm: local.Service, backend: Any) ->
     assert ibm.jobs() == []
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_primitive_that_submits_twice(ibm: local.Service, backend: Any, swallows: bool) -> None:
+    """No intent would guard the second job, and no budget pay for it: it is not submitted, nor is the first kept."""
+
+    class Calibrated(SamplerV2):
+        def run(self, pubs: Any, *, shots: int | None = None) -> Any:
+            calibration = super().run(pubs, shots=shots)
+            with contextlib.suppress(*([SubmitError] if swallows else [])):
+                return super().run(pubs, shots=shots)
+            return calibration
+
+    ibm.hold("queued")
+    with pytest.raises(SubmitError, match=r"submits a second job in one run, .* call run for each") as caught:
+        run(ones(), primitive=Calibrated(mode=backend), panel=None)
+    [job] = ibm.jobs()
+    assert (caught.value.job_id, job.status, job.cancel_requests) == (job.id, "Cancelled", 1)
+
+
 # Primitives
 
 

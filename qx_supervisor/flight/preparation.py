@@ -75,6 +75,8 @@ def prepare_and_submit(core: Core, submission: Submission) -> RunResult | str:
         core.log.debug("the job %s is submitted, and the client failed then", core.job_id, exc_info=True)
     finally:
         reap_in_background(target.client)  # not before: it would compete for the interpreter
+    if submission.second is not None:
+        raise submission.second
     if core.job_id is None:
         raise SubmitError(
             "submit",

@@ -47,6 +47,7 @@ class Submission(service.PatientSubmission):
         self._guarded: Guarded | None = None
         self._reservation: Reservation | None = None
         self._is_found = False  # the job was found by its tag
+        self.second: SubmitError | None = None  # what was raised at a second job in one run
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -153,6 +154,14 @@ class Submission(service.PatientSubmission):
         """Wait until the watcher has acknowledged the intent, and reserve QPU time for the job."""
         core = self._core
         core.stop_if_wished()
+        if core.job_id is not None:  # one intent guards one job, and one reservation pays for it
+            self.second = SubmitError(
+                "submit",
+                "its primitive submits a second job in one run, which would be neither guarded nor held to a budget; "
+                "have it submit one, and call run for each",
+                core.job_id,
+            )
+            raise self.second
         if self.backoff is not None:
             self.backoff.answered()  # else it would be told after what follows
         self.await_acknowledgement()
