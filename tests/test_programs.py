@@ -15,7 +15,7 @@ from testkit.circuits import BACKEND, bell, ones
 from testkit.client import IS_CURRENT
 from testkit.drivers import assert_cancelled_once
 
-from qx_supervisor import ConfigError, JobFailed, SubmitError, run, submit
+from qx_supervisor import ConfigError, JobFailed, SubmitError, attach, run, submit
 
 if not IS_CURRENT:
     pytest.skip("this client has no such programs, or others", allow_module_level=True)
@@ -124,6 +124,26 @@ def test_an_executor(ibm, backend, mode):
         with pytest.raises(AttributeError, match=f"has no {name}; see primitive_result"):
             getattr(result, name)
     assert [job.tags[0] for job in ibm.jobs()] == ([] if mode == "local" else ["mine"])
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+@pytest.mark.parametrize("kind", [QuantumProgramResult, NoiseLearnerV3Results])
+def test_one_that_was_let_go_is_attached(ibm, service, backend, kind, is_over):
+    """Its results are read as its program writes them."""
+    ibm.hold("queued")
+    if kind is QuantumProgramResult:
+        begun = submit(program(), primitive=Executor(backend))
+    else:
+        begun = submit(layers(backend), primitive=NoiseLearnerV3(backend))
+    job = begun.wait_for_job()
+    begun.detach()
+    if is_over:
+        ibm.hold(None)
+        ibm.wait_job(job, "Completed")
+    attached = attach(job, service=service)
+    ibm.hold(None)
+    assert isinstance(attached.result().primitive_result, kind)
+    assert [made.id for made in ibm.jobs()] == [job]
 
 
 def test_a_noise_learner(ibm, backend):
