@@ -133,6 +133,19 @@ def test_a_row_comes_back_as_it_was_written(book: Store) -> None:
     assert book.row("r2") is None
 
 
+def test_what_no_column_can_hold_costs_nothing(book: Store) -> None:
+    """A file name that is not UTF-8, a job that the service names so, and more shots than IBM Quantum would execute."""
+    words = {"program": "d\udce9mo.py", "label": "a\0b"}
+    assert book.write(a_row(shots=10**20, pubs=2**63 - 1, **words, jobs={"j\udce9\0": "x\0"})) == {"r1"}
+    found = the(book)
+    assert (found.program, found.label, found.shots, found.pubs) == ("d?mo.py", "ab", None, 2**63 - 1)
+    assert found.jobs == {"j?": "x"}
+    assert book.job_outcome("r1", "j\udce9", "cancelled")
+    assert the(book).jobs == {"j?": "cancelled"}
+    assert book.take(wish("r2", "h1")).answer == "granted"
+    assert book.take(wish("r3", "h1", **words)).row.program == "d?mo.py"
+
+
 def test_what_is_known_of_a_run_stays_known(book: Store) -> None:
     book.write(a_row(jobs={"j1": "cancelled", "j2": ""}, session="s1", session_owner=True, driver_tag="qxd-1"))
     first = the(book)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..facts import Figures
 from ..host_identity import HostIdentity, Process
-from .row import Row, safe_detail, safe_endpoint
+from .row import Row, fitted, safe_detail, safe_endpoint
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ def on_conflict(columns: tuple[Column, ...], table: str, **instead: str) -> str:
 
 
 def values_of(row: Row) -> dict[str, Any]:
-    """A row as the values of its columns, without any secret."""
+    """A row as the values of its columns, each of which can hold its own, without any secret."""
     values = {
-        column.name: getattr(row.host_identity if column.name in HOST_IDENTITY else row, column.name)
+        column.name: fitted(getattr(row.host_identity if column.name in HOST_IDENTITY else row, column.name))
         for column in COLUMNS
     }
     safe = {name: safe_detail(values[name]) for name in ("detail", "reason", "command")}
-    return values | safe | {"endpoint": safe_endpoint(row.endpoint), "tags": json.dumps(row.tags)}
+    return values | safe | {"endpoint": safe_endpoint(values["endpoint"]), "tags": json.dumps(row.tags)}
 
 
 def row_of(found: Mapping[str, Any]) -> Row:

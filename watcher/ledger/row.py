@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from ..facts import By, End, Figures, RunOutcome
 from ..host_identity import HostIdentity, Process
@@ -164,6 +164,24 @@ _SECRETS = (  # compiled when the first detail is written, not while a run waits
 )
 
 
+LARGEST_WHOLE = 2**63 - 1  # of 64 bits
+
+
+def fitted(value: Any) -> Any:
+    """A value as a column can hold it: of text what both databases take, and nothing of a whole number too large.
+
+    One value that is refused would keep all rows that are written with it from being written.
+    """
+    if isinstance(value, str):
+        return text_of(value)
+    return None if type(value) is int and abs(value) > LARGEST_WHOLE else value
+
+
+def text_of(text: str) -> str:
+    """What a database's text can hold: neither a NUL nor half a character, as of a file name that is not UTF-8."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
+
+
 def safe_detail(detail: str) -> str:
     """A sentence on one line, of bounded length, with whatever looks like a secret left out.
 
@@ -172,8 +190,7 @@ def safe_detail(detail: str) -> str:
     """
     if not detail:
         return ""
-    text = re.sub(_SECRETS, "[left out]", " ".join(detail.split()), flags=re.IGNORECASE)
-    return text.encode("utf-8", "replace").decode()[:DETAIL_LENGTH]
+    return re.sub(_SECRETS, "[left out]", " ".join(text_of(detail).split()), flags=re.IGNORECASE)[:DETAIL_LENGTH]
 
 
 def safe_endpoint(endpoint: str) -> str:

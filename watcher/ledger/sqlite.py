@@ -27,7 +27,7 @@ from . import rules, schema
 from .columns import IN_SQLITE, on_conflict, row_of, values_of
 from .errors import LedgerError
 from .file import File, prepare
-from .row import Row, safe_detail, safe_endpoint
+from .row import Row, fitted, safe_detail, safe_endpoint, text_of
 from .rules import CLAIM_LEASE_SECONDS, LEASE_SECONDS
 from .spending import FINAL_SQL
 from .store import FromNow, Store
@@ -175,7 +175,8 @@ class Ledger(Store):
         if not self._database.execute(UPSERT, {name: values[name] for name in INSERTED}).rowcount:
             return False
         for job, outcome in row.jobs.items():
-            self._database.execute(UPSERT_JOB, {"run": row.run, "job": job, "outcome": safe_detail(outcome)})
+            made = {"run": values["run"], "job": text_of(job), "outcome": safe_detail(outcome)}
+            self._database.execute(UPSERT_JOB, made)
         return True
 
     # Reapers
@@ -279,7 +280,7 @@ class Ledger(Store):
 
     def _encoded(self, value: Any) -> Any:
         if not isinstance(value, Process):
-            return value
+            return fitted(value)
         # "place", as earlier versions read it; sorted, for a claim is compared as text.
         claim = {"place": asdict(value.host_identity), "pid": value.pid, "start_ticks": value.start_ticks}
         return json.dumps(claim, sort_keys=True)

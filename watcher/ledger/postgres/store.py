@@ -19,7 +19,7 @@ from ...facts import End
 from ...host_identity import HostIdentity, IsRunning, Process
 from .. import rules
 from ..columns import IN_POSTGRES, row_of, values_of
-from ..row import Row, RunState, safe_detail
+from ..row import Row, RunState, fitted, safe_detail, text_of
 from ..rules import LEASE_SECONDS, Liveness, Wish, judge_by_lease
 from ..store import RETRY_SECONDS, UNFINISHED_SQL, FromNow, Store, ending
 from . import schema
@@ -236,11 +236,9 @@ class SharedLedger(Store):
         values = values_of(row) | {"held_by": self.id, "epoch": self._epochs.get(row.run, 1)}
         given = {column.name: values[column.name] for column in GIVEN}
         for column in GIVEN:
-            if isinstance(text := given[column.name], str):
-                given[column.name] = text_of(text)
-            elif column.is_time and given[column.name] is not None:
+            if column.is_time and given[column.name] is not None:
                 given[column.name] -= now
-        return given | {"jobs": {text_of(job): safe_detail(text_of(outcome)) for job, outcome in row.jobs.items()}}
+        return given | {"jobs": {text_of(job): safe_detail(outcome) for job, outcome in row.jobs.items()}}
 
     def enter(self, row: Row, *, is_running: IsRunning = host_identity.is_running) -> bool:
         """Write a run with a key that was taken while the database was away.
@@ -450,7 +448,7 @@ class SharedLedger(Store):
                 "pid_ns": value.host_identity.pid_ns,
             }
             return json.dumps(host | {"pid": value.pid, "start_ticks": value.start_ticks})
-        return text_of(value) if isinstance(value, str) else value
+        return fitted(value)
 
     def _held(self, run: str, holder: str) -> tuple[str, dict[str, Any]]:  # noqa: ARG002
         held = {"run": run, "me": self.id, "epoch": self._epochs.get(run)}
@@ -472,8 +470,3 @@ class SharedLedger(Store):
 def _native(sql: str) -> bytes:
     """A statement with its parameters as psycopg has them."""
     return re.sub(r"(?<!:):([a-z]\w*)", r"%(\1)s", sql).encode()
-
-
-def text_of(text: str) -> str:
-    """What PostgreSQL's text can hold: neither a NUL nor half a character."""
-    return text.replace("\0", "").encode("utf-8", "replace").decode()
