@@ -176,7 +176,7 @@ class _GuardedTarget:
 
     def outlive_block(self) -> None:
         """Go on guarding after the end of the block: only should this process end, it is cancelled."""
-        service.unwatch_session(self._place.session_id)
+        service.unwatch_session(self._place.session_id, self)
         link.cancelling(self._guarded.run)  # it may be over by then: the watcher looks before it asks
         _outliving[self._id] = self
         if self._place.job_id:
@@ -214,7 +214,7 @@ class _GuardedTarget:
 
     def release(self) -> None:
         """Have the watcher forget it."""
-        service.unwatch_session(self._place.session_id)
+        service.unwatch_session(self._place.session_id, self)
         link.stand_down(self._guarded.run, end=LEFT)
 
     def cancel(self, end: float, why: End) -> None:
@@ -223,7 +223,7 @@ class _GuardedTarget:
             self._changed.wait_for(lambda: not self._posting, max(0.0, end - time.monotonic()))
             answered = not self._posting
             clean = not self._doubtful
-        service.unwatch_session(self._place.session_id)
+        service.unwatch_session(self._place.session_id, self)
         if answered:
             link.posted(self._guarded.run, clean=clean)
         if not link.hand_over(self._guarded.run, max(1.0, end - time.monotonic()), why):

@@ -189,3 +189,37 @@ def test_a_closed_session_is_refused(ibm, backend):
 def test_run_in_a_session(ibm, backend, isa):
     with Session(backend) as session, guard(session):
         assert sum(run(isa, session, shots=32, panel=None).counts.values()) == 32
+
+
+def test_blocks_in_blocks_for_one_session(ibm, fork):
+    """The end of the inner block leaves the outer one as it was; a job submitted in both belongs to both."""
+    ibm.hold("queued")
+    driver = fork(
+        SESSION
+        + """
+session = Session(backend)
+def submitted():
+    return Sampler(mode=session).run([isa]).job_id()
+with guard(session, owner=False):
+    before = submitted()
+    with guard(session, owner=False):
+        inner = submitted()
+        try:
+            with guard(session, owner=False):
+                say("wanted no more", submitted())
+                raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+        also_inner = submitted()
+    say("jobs", before, inner, also_inner, submitted())
+    signal.pause()
+say("left")
+"""
+    )
+    [dropped] = driver.line("wanted no more ")
+    jobs = driver.line("jobs ")
+    assert [ibm.job(job).cancel_requests for job in (dropped, *jobs)] == [1, 0, 0, 0, 0]
+    assert [len(ibm.job(job).tags) for job in (dropped, *jobs)] == [3, 1, 2, 2, 1]
+    driver.kill()
+    for job in (dropped, *jobs):
+        assert ibm.wait_job(job, "Cancelled").cancel_requests == 1

@@ -97,11 +97,15 @@ noticed: ContextVar[list[Exception] | None] = ContextVar("qx_noticed", default=N
 """The failures of the client's requests, in a context that collects them and retries by itself: see `outages`."""
 
 _submission: ContextVar[Submission | None] = ContextVar("qx_submission", default=None)
-_sessions: dict[str, Submission] = {}
+_sessions: dict[str, tuple[Submission, ...]] = {}
+"""Whom `watch_session` named for each session: blocks that guard one may be nested, or in several threads."""
 _submission_of_all: Callable[[Any, Posting, Submission | None], Submission] | None = None
 
 hooking = forks.make_lock()
 """Held while methods of the client's are replaced."""
+
+_watching = forks.make_lock()
+"""Held while `_sessions` changes."""
 
 HOOKED = "__qx_hooked__"
 """The attribute that marks a method of the client's as replaced."""
@@ -125,14 +129,57 @@ def submit(
 
 
 def watch_session(session_id: str, submission: Submission) -> None:
-    """Have the client ask `submission` about every POST to a session that asks nobody else."""
+    """Have the client ask `submission` too about every POST to a session that is none of `submit`'s."""
     install_hooks()
-    _sessions[session_id] = submission
+    with _watching:
+        _sessions[session_id] = (*_sessions.get(session_id, ()), submission)
 
 
-def unwatch_session(session_id: str) -> None:
-    """The opposite of `watch_session`."""
-    _sessions.pop(session_id, None)
+def unwatch_session(session_id: str, submission: Submission) -> None:
+    """The opposite of `watch_session`; it may have been called before."""
+    with _watching:
+        left = tuple(each for each in _sessions.get(session_id, ()) if each is not submission)
+        if left:
+            _sessions[session_id] = left
+        else:
+            _sessions.pop(session_id, None)
+
+
+class _All:
+    """Several submissions as one: each is told of the POST, and its tags are put on the job."""
+
+    def __init__(self, submissions: tuple[Submission, ...]) -> None:
+        self._submissions = submissions
+        self.tags = tuple(tag for each in submissions for tag in each.tags)
+
+    def posting_at(self, client: Any) -> None:
+        for each in self._submissions:
+            each.posting_at(client)
+
+    def before_post(self, asked: int | None) -> int | None:
+        for each in self._submissions:
+            asked = each.before_post(asked)
+        return asked
+
+    def before_retry(self) -> None:
+        for each in self._submissions:
+            each.before_retry()
+
+    def posted(self, job_id: str) -> None:
+        for each in self._submissions:
+            each.posted(job_id)
+
+    def after_post(self, *, ambiguous: bool) -> None:
+        for each in self._submissions:
+            each.after_post(ambiguous=ambiguous)
+
+
+def _watcher_of(session_id: str) -> Submission | None:
+    """Whom `watch_session` named for a session, all of them as one."""
+    named = _sessions.get(session_id, ())
+    if len(named) > 1:
+        return _All(named)
+    return named[0] if named else None
 
 
 def ask_about_all(submission_of: Callable[[Any, Posting, Submission | None], Submission]) -> None:
@@ -203,7 +250,7 @@ def _asking(program_run: Callable[..., Any]) -> Callable[..., Any]:
         submission = _submission.get()
         if submission is not None:
             return _post(submission, client, functools.partial(program_run, client, *args), kwargs)
-        submission = _sessions.get(kwargs.get("session_id") or "")
+        submission = _watcher_of(kwargs.get("session_id") or "")
         if _submission_of_all is not None:
             internals.check()  # not sooner: where that was installed, the client was being loaded
             internals.check_connected(client)
