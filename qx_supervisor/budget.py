@@ -111,18 +111,17 @@ def as_budget(given: Budget | float) -> Budget:
     return given if isinstance(given, Budget) else Budget(check_seconds(given, "budget"))
 
 
-def budgets_now(own: Budget | float | None = None) -> tuple[Budget, ...]:
+def budgets_now(*own: Budget | float | None) -> tuple[Budget, ...]:
     """The budgets that are for what is begun here and now.
 
     Args:
-        own: That of the call itself: a budget, or an amount for it alone.
+        *own: Those of the call itself: a budget, or an amount for it alone; None: none.
 
     Raises:
         ConfigError: One of them is no budget.
     """
     found: Iterable[Budget] = _current.get() or tuple(_open)
-    if own is not None:
-        found = (*found, as_budget(own))
+    found = (*found, *(as_budget(each) for each in own if each is not None))
     seconds = settings.budget()
     if seconds is not None:
         share_with_children()

@@ -201,6 +201,7 @@ class _Guarded:
 
     Attributes:
         qx_primitive: That primitive, for `run`, should it be given this one.
+        qx_how: What was said of each of its jobs, for the same.
     """
 
     _kind: Literal["sampler", "estimator"]
@@ -244,7 +245,7 @@ class _Guarded:
             "seed_transpiler": seed_transpiler,
             "on_status": on_status,
         }
-        self._how = check_each_job(each)
+        self.qx_how = check_each_job(each)
 
     def __reduce__(self) -> NoReturn:
         raise QxError(
@@ -258,7 +259,7 @@ class _Guarded:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Another one for the same backend or session, with options of its own."""
         place = self._target.mode or self._target.backend
-        return type(self)(place, copy.deepcopy(self.options, memo), **self._how)
+        return type(self)(place, copy.deepcopy(self.options, memo), **self.qx_how)
 
     def __repr__(self) -> str:
         where = f"session={self._target.mode.session_id!r}" if self._target.mode else f"backend={self._target.name!r}"
@@ -292,7 +293,7 @@ class _Guarded:
         primitive = self.qx_primitive
         if self._target.is_local:  # it is read later: what is set for the next job is not for this one
             primitive = self._make(copy.deepcopy(self.options))
-        run = submit(pubs, primitive=primitive, shots=shots, **self._how)
+        run = submit(pubs, primitive=primitive, shots=shots, **self.qx_how)
         if self._target.is_local:
             return GuardedJob(run, str(uuid.uuid4()), self._target.backend, list(precisions))
         try:

@@ -107,6 +107,7 @@ def check(given: Mapping[str, Any]) -> Request:
         ConfigError: If the call can't be carried out.
     """
     fields = {**_DEFAULTS, **given}
+    budgets = [fields.pop("budget"), _take_from_primitive(fields)]
     kind, own = _kind(fields["primitive"])
     shots, key, grace = fields["shots"], fields["key"], fields["grace"]
     if own is not None and fields["options"] is not None:
@@ -137,7 +138,7 @@ def check(given: Mapping[str, Any]) -> Request:
     checked = {"pubs": pubs, "shots": shots, "primitive": own, "grace": float(grace)}
     checked["tags"] = check_tags(fields["tags"])
     checked["label"] = check_label(fields["label"])
-    checked["budgets"] = budgets_now(fields.pop("budget"))
+    checked["budgets"] = budgets_now(*budgets)
     checked["optimization_level"] = level
     checked["initial_layout"] = _check_layout(fields["initial_layout"], pubs)
     request = Request(**{**fields, **checked}, kind=kind, is_list=is_list)
@@ -156,6 +157,30 @@ _DEFAULTS = {
     "split": None,
     "instance": None,
 }
+
+_OF_EACH_JOB = ("label", "timeout", "running_timeout", "poll_interval", "on_status")
+_OF_TRANSPILING = ("optimization_level", "seed_transpiler")
+
+
+def _take_from_primitive(fields: dict[str, Any]) -> Budget | None:
+    """Have the call mean what one of `qx_supervisor.primitives` says of each of its jobs, where it says nothing itself.
+
+    Tags count beside the call's own. `on_unprotected` is the call's: no job goes unguarded that it did not allow.
+
+    Returns:
+        The primitive's budget, which counts beside the call's own.
+    """
+    how = getattr(fields["primitive"], "qx_how", None)
+    if how is None:
+        return None
+    fields["tags"] = tuple(dict.fromkeys((*how["tags"], *check_tags(fields["tags"]))))
+    names = _OF_EACH_JOB if fields["pass_manager"] is not None else (*_OF_EACH_JOB, *_OF_TRANSPILING)
+    for name in names:
+        if fields[name] is None:
+            fields[name] = how[name]
+    budget: Budget | None = how["budget"]
+    return budget
+
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,127}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import inspect
 import os
 import pickle
 import signal
@@ -22,6 +23,7 @@ from qiskit.primitives.base.base_primitive_job import BasePrimitiveJob
 from qiskit.providers import JobStatus
 from qiskit.providers.jobstatus import JOB_FINAL_STATES
 from qiskit.quantum_info import SparsePauliOp
+from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, depolarizing_error
 from qiskit_ibm_runtime import Batch, Session
@@ -46,6 +48,7 @@ from qx_supervisor import (
     threads,
 )
 from qx_supervisor.primitives import Estimator, GuardedJob, JobState, Sampler
+from qx_supervisor.request import Request, check
 
 PRIMITIVES = """
 from qiskit_ibm_runtime import Batch, Session
@@ -496,9 +499,48 @@ def test_a_simulators_circuits_keep_what_is_no_rotation():
 @pytest.mark.long
 def test_run_takes_one(ibm, backend):
     """As it takes Qiskit's own."""
-    result = run(ones(), primitive=Sampler(backend, {"default_shots": 11}), panel=None)
+    sampler = Sampler(backend, {"default_shots": 11}, budget=10, tags=["its"])
+    result = run(ones(), primitive=sampler, tags=["mine"], panel=None)
     assert result.counts == {"1": 11}
-    assert len(ibm.jobs()) == 1
+    [job] = ibm.jobs()
+    assert job.max_execution_time == 10
+    assert {"its", "mine"} <= {*job.tags}
+
+
+def called(sampler: Sampler, **given: Any) -> Request:
+    """What a call of `run` comes to."""
+    arguments = {name: each.default for name, each in inspect.signature(run).parameters.items() if name != "panel"}
+    return check({**arguments, "pubs": ones(), "primitive": sampler, **given})
+
+
+def test_run_takes_what_one_says_of_each_job():
+    """Where the call says nothing itself. Tags and budgets of both count."""
+    hear = print
+    all_jobs, this_one = budget(qpu_seconds=50), budget(qpu_seconds=5)
+    each: dict[str, Any] = {
+        "label": "its",
+        "timeout": 3.0,
+        "running_timeout": 2.0,
+        "poll_interval": 0.7,
+        "optimization_level": 3,
+        "seed_transpiler": 7,
+        "on_status": hear,
+    }
+    sampler = Sampler(FakeManilaV2(), tags=["its", "both"], budget=all_jobs, on_unprotected="warn", **each)
+    request = called(sampler)
+    assert {name: getattr(request, name) for name in each} == each
+    assert request.tags == ("its", "both")
+    assert request.budgets == (all_jobs,)
+    assert request.on_unprotected == "raise"  # the call has to allow that
+    own = {**each, "label": "mine", "timeout": 4.0, "optimization_level": 0, "seed_transpiler": 0}
+    request = called(sampler, **own, tags=["both", "mine"], budget=this_one)
+    assert {name: getattr(request, name) for name in own} == own
+    assert request.tags == ("its", "both", "mine")
+    assert {*request.budgets} == {all_jobs, this_one}
+    manager = generate_preset_pass_manager(1, FakeManilaV2())
+    assert called(sampler, pass_manager=manager).seed_transpiler is None
+    with pytest.raises(ConfigError, match="6 tags are too many"):
+        called(sampler, tags=["1", "2", "3", "4"])
 
 
 # Copies -----------------------------------------------------------------------------------------------------------
