@@ -16,10 +16,11 @@ from qiskit import QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime import Batch, QiskitRuntimeService, Session
+from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 from testkit.circuits import BACKEND, bell, ones
 from testkit.client import Sampler
 from testkit.drivers import assert_cancelled_once, end
-from testkit.processes import until
+from testkit.processes import DEADLINE, until
 
 from qx_supervisor import (
     BudgetExceeded,
@@ -35,10 +36,12 @@ from qx_supervisor import (
     local,
     run,
     submit,
+    threads,
 )
 from qx_supervisor import service as qiskit_service
-from qx_supervisor.flight import flight, retried
+from qx_supervisor.flight import Flight, SplitFlight, flight, retried
 from qx_supervisor.flight.failures import timed_out
+from qx_supervisor.flight.retried import RetriedFlight
 from qx_supervisor.flight.submission import Submission
 from qx_supervisor.watcher.ledger import UNFINISHED, Ledger
 
@@ -201,6 +204,33 @@ def test_if_one_can_not_be_submitted_all_others_are_cancelled(
     assert_cancelled_once(ibm, *(job.id for job in ibm.jobs()))
     assert len(ibm.jobs()) == 2
     assert closed(ibm) == [*opened(ibm)]
+
+
+@pytest.mark.parametrize("kind", [Flight, RetriedFlight])
+def test_parts_that_have_not_begun_when_one_fails_end_with_it(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    """The first one fails at once, and all others are ended before they begin."""
+    begun, ended = itertools.count(), threading.Semaphore(0)
+    start, abandon_failed = kind.start, SplitFlight._abandon_failed
+
+    def start_late(self: Any, begin: Any) -> None:
+        if next(begun) == 1:
+            assert all(ended.acquire(timeout=DEADLINE) for _ in range(2))
+        start(self, begin)
+
+    def abandon(self: SplitFlight, number: int, why: str) -> None:
+        abandon_failed(self, number, why)
+        ended.release()
+
+    monkeypatch.setattr(kind, "start", start_late)
+    monkeypatch.setattr(SplitFlight, "_abandon_failed", abandon)
+    wide = QuantumCircuit(7)
+    wide.measure_all()
+    held = submit([wide] * 3, FakeManilaV2(), split=1, retries=int(kind is RetriedFlight))
+    with pytest.raises(ConfigError, match="a circuit has 7 qubits"):
+        held.result(DEADLINE)
+    whole: Any = held._flight
+    mine = {whole, *whole._parts, *whole.flights}
+    until(lambda: mine.intersection(threads.runs()), lambda left: not left)
 
 
 @pytest.mark.long
@@ -393,6 +423,32 @@ def test_interrupted(ibm, fork, number):
     driver = fork(DRIVER.format(more=""))
     jobs = in_flight(ibm)
     driver.send(number)
+    said = driver.line("interrupted ")
+    assert said[0] == "confirmed"
+    assert sorted(said[1:]) == sorted(jobs)
+    assert end(driver) == 0
+    assert_cancelled_once(ibm, *jobs)
+    assert closed(ibm) == [*opened(ibm)]
+
+
+@pytest.mark.long
+def test_interrupted_again_while_the_batch_is_being_closed(ibm, fork):
+    """Nobody waits for that any more; what became of the jobs is known, and the watcher closes the batch."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+from qx_supervisor.flight.together import Together
+def stuck(self):
+    say("closing")
+    threading.Event().wait()
+Together.close = stuck
+"""
+        + DRIVER.format(more="")
+    )
+    jobs = in_flight(ibm)
+    driver.send(signal.SIGINT)
+    driver.line("closing")
+    driver.send(signal.SIGINT)
     said = driver.line("interrupted ")
     assert said[0] == "confirmed"
     assert sorted(said[1:]) == sorted(jobs)

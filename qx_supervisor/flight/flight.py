@@ -172,6 +172,8 @@ class Flight:
             link.prepare()  # its start overlaps what follows
         # In a copy of the program's context: what it holds decides, such as the session of a `with Session(...)`.
         begin(functools.partial(contextvars.copy_context().run, self._step(self._begin)))
+        if self.is_over:  # it was ended before it began, as a part is when another has failed
+            threads.end_run(self)
 
     def wait_until_attached(self) -> None:
         """Wait until its job is known, and guarded unless it is final.

@@ -100,6 +100,8 @@ class RetriedFlight(Several):
         """
         self._begin()
         self._try(begin)
+        if self.is_over:  # it was ended before it began, as a part is when another has failed
+            threads.end_run(self)
 
     # The tries
 
@@ -188,14 +190,13 @@ class RetriedFlight(Several):
             order = self._tries.wish()
             flight = self._flights[-1] if self._flights else None
             self._error = self._error or error
-        if flight is None:
-            return "nothing to cancel"
+        # In a pause the job is over: it had failed.
+        outcome: CancelOutcome = "nothing to cancel" if flight is None else "confirmed"
         if order == "end":
             if self._pause is not None:
                 self._pause.cancel()
-            self._end(self._wished_error("confirmed"))
-            return "confirmed"  # the job is over: it had failed
-        return flight.abandon(error, **ending)
+            self._end(self._wished_error(outcome))
+        return outcome if order == "end" or flight is None else flight.abandon(error, **ending)
 
     def hurry(self) -> CancelOutcome:
         """Hand the cancel that is under way over to the watcher, at once."""
