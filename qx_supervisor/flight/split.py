@@ -234,7 +234,10 @@ class SplitFlight(Several):
 
     def hurry(self) -> CancelOutcome:
         """Hand the cancels that are under way over to the watcher, at once."""
-        return worst([self._parts[number].hurry() for number in sorted(self._state.left)])
+        left = [self._parts[number].hurry() for number in sorted(self._state.left)]
+        done: list[CancelOutcome] = ["confirmed" for _ in self._state.done]
+        # The others are over too, where the batch is being closed: what became of them is known.
+        return worst([*left, *done, self._how_it_ended()])
 
     def detach(self) -> None:
         """Let the watcher forget the run, while its jobs go on."""
