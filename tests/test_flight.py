@@ -33,7 +33,7 @@ class World:
         is_keyed: Whether the run has a key.
         is_attached: Whether it is attached to a job, instead of submitting one.
         wishes: How many threads may wish the run's end, beside its own.
-        extras: What else may happen once: "hurry", "detach", "lose", "unwatched".
+        extras: What else may happen once: "hurry", "detach", "limit", "lose", "unwatched".
     """
 
     def __init__(self, *, is_keyed: bool, is_attached: bool, wishes: int, extras: tuple[str, ...]) -> None:
@@ -129,6 +129,7 @@ class World:
             moves += [("wish", True, False)] if self.is_keyed else []
         moves += [("hurry",)] if self.left.get("hurry") and (self.is_wished or self.left["wish"]) else []
         moves += [("detach",)] if self.left.get("detach") else []
+        moves += [("limit",)] if self.left.get("limit") else []
         moves += [("lose",)] if self.left.get("lose") and self.is_announced else []
         moves += [("watcher dies",)] if self.left.get("unwatched") and self.is_announced else []
         return moves
@@ -221,6 +222,9 @@ class World:
             case ("detach",):
                 self.left["detach"] = 0
                 self.tell(m.Detached())
+            case ("limit",):
+                self.left["limit"] = 0
+                self.wish("limit", m.CancelWished(is_limit=True))
             case ("lose",):
                 self.left["lose"] = 0
                 self.tell(m.LeaseLost("another"))
@@ -257,7 +261,7 @@ class World:
         return self.machine.job in self.unfinished
 
     def wish(self, who: str, wish: m.CancelWished) -> None:
-        self.is_wished |= not wish.is_failure
+        self.is_wished |= not wish.is_failure and not (wish.is_limit and self.machine.is_detached)
         self.tell(wish, who)
 
     def tell(self, event: m.Event, who: str = "work") -> None:
@@ -451,6 +455,7 @@ KINDS: dict[str, tuple[bool, int, tuple[str, ...]]] = {
     "signals": (False, 2, ("hurry",)),
     "unwatched": (False, 1, ("hurry", "unwatched")),
     "detached": (False, 2, ("detach",)),
+    "detached, timed out": (False, 0, ("detach", "limit")),
     "lease lost": (False, 1, ("lose",)),
     "key": (True, 2, ("hurry",)),
     "key lost": (True, 1, ("hurry", "lose", "unwatched")),
@@ -460,7 +465,7 @@ KINDS: dict[str, tuple[bool, int, tuple[str, ...]]] = {
 
 ATTACHED: dict[str, tuple[bool, int, tuple[str, ...]]] = {
     "attached": (False, 2, ("hurry", "unwatched")),
-    "attached, let go": (False, 2, ("detach", "lose")),
+    "attached, let go": (False, 1, ("detach", "limit", "lose")),
 }
 
 

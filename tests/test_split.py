@@ -327,6 +327,29 @@ def test_let_go_its_jobs_go_on(ibm: local.Service, service: QiskitRuntimeService
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("several", [{"split": None}, {"retries": 1, "split": None}, {"split": 2}], ids=str)
+def test_a_time_limit_does_not_end_what_was_let_go(
+    ibm: local.Service, service: QiskitRuntimeService, several: dict[str, Any]
+) -> None:
+    """Though it had fired: it waited for a thread, as others' limits were over too."""
+    ibm.hold("queued")
+    job = split(service, timeout=3600, running_timeout=3600, **several)
+    job.wait_for_job()
+    job.detach()
+    if isinstance(job._flight, Flight):
+        job._flight._time_limits.time_out()
+        job._flight._time_limits.run_out()
+    else:
+        job._flight._time_out()
+        for part in job._flight.flights:
+            part._time_limits.run_out()
+    assert not job.done()
+    ibm.hold(None)
+    assert len(job.result()) == 5
+    assert not ibm.journal(path=CANCEL)
+
+
+@pytest.mark.long
 def test_a_budget_is_for_all_parts(ibm: local.Service, service: QiskitRuntimeService) -> None:
     ibm.hold("queued")
     with budget(qpu_seconds=8):

@@ -365,4 +365,6 @@ class Flight:
 
     def _time_out(self, why: str, next_step: str) -> None:
         attached = self.core.request.attached
-        self.abandon(lambda outcome: timed_out(self, why, next_step, outcome, attached=attached), reason=why)
+        self.abandon(
+            lambda outcome: timed_out(self, why, next_step, outcome, attached=attached), is_limit=True, reason=why
+        )

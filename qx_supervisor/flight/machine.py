@@ -149,6 +149,7 @@ class CancelWished(Value):
         keep: The job is left to its grace period.
         wants_result: A job that completes all the same is gone on with.
         is_failure: The run failed, and ends for that.
+        is_limit: A time limit is over. It does not concern a job that was let go, though it may fire at that moment.
         signum: The signal that it ends for, or 0.
         reason: Why, in words, for those who read the ledger.
     """
@@ -156,6 +157,7 @@ class CancelWished(Value):
     keep: bool = False
     wants_result: bool = False
     is_failure: bool = False
+    is_limit: bool = False
     signum: int = 0
     reason: str = ""
 
@@ -525,6 +527,8 @@ class Machine:
                 return self._settle("handed over" if is_accepted else "unconfirmed")
 
     def _wished(self, wish: CancelWished) -> list[Action]:
+        if wish.is_limit and self.is_detached:
+            return [Answer("unconfirmed")]
         if wish.is_failure and self.is_detached and self.job is not None:
             return self._end() or [Answer("unconfirmed")]
         if self.ending is not None:

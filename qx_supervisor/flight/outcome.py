@@ -25,6 +25,7 @@ class Ending(TypedDict, total=False):
     keep: bool
     wants_result: bool
     is_failure: bool
+    is_limit: bool
     signum: int
     reason: str
 

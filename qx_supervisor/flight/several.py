@@ -148,8 +148,10 @@ class Several(ABC):
             self._timer = threads.ending.after(seconds, self._time_out)
 
     def _time_out(self) -> None:
+        if self.is_detached:  # by the time that a thread was free for this
+            return
         why = f"no result within {self._request.timeout:g} s"
-        self.abandon(lambda outcome: timed_out(self, why, "", outcome), reason=why)
+        self.abandon(lambda outcome: timed_out(self, why, "", outcome), is_limit=True, reason=why)
 
     @abstractmethod
     def abandon(

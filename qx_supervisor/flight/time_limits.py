@@ -54,8 +54,7 @@ class TimeLimits:
     def run_out(self) -> None:
         """End the run: its job has run for as long as it may."""
         core = self._core
-        is_over = core.machine.phase != "submitted"  # and its results are being fetched
-        if not is_over and not core.machine.is_detached:
+        if core.machine.phase == "submitted":  # else its results are being fetched
             self._end(ran_out(core.request.running_timeout or 0.0), MORE)
 
     def lift(self) -> None:
