@@ -20,9 +20,17 @@ _ALLOWED = re.compile(
 )
 
 
+_PATHS = {"REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": "", "SSL_CERT_FILE": "", "SSL_CERT_DIR": os.pathsep}
+"""Variables that name files, each with what is between two of them."""
+
+
 def environment() -> dict[str, str]:
-    """The part of this process's environment that a watcher gets."""
-    return {name: value for name, value in os.environ.items() if _ALLOWED.fullmatch(name)}
+    """The part of this process's environment that a watcher gets, whose current folder is another one."""
+    allowed = {name: value for name, value in os.environ.items() if _ALLOWED.fullmatch(name)}
+    for name in _PATHS.keys() & allowed.keys():
+        paths = allowed[name].split(_PATHS[name]) if _PATHS[name] else [allowed[name]]
+        allowed[name] = _PATHS[name].join(os.path.abspath(path) if path else "" for path in paths)  # noqa: PTH100
+    return allowed
 
 
 def title_words(title: str) -> list[str]:

@@ -30,7 +30,7 @@ from testkit.pages import CHECKOUT
 from testkit.processes import DEADLINE, Process, until, wait_for_end
 from testkit.watchers import wait_until_written
 
-from qx_supervisor import local
+from qx_supervisor import detached, local
 from qx_supervisor.local.records import INSTANCE, crn
 from qx_supervisor.watcher.cancel import cancel
 from qx_supervisor.watcher.connections import LONGEST_PAUSE, SHORTEST_PAUSE, _Kept
@@ -255,6 +255,71 @@ def test_certificates_that_were_never_there(ibm: local.Service, monkeypatch: pyt
     for ask in (there.open, there.usage, token.renew):
         with pytest.raises(Transient, match="FileNotFoundError"):
             ask()
+
+
+IN_THE_FOLDER = """
+os.environ["REQUESTS_CA_BUNDLE"] = "authority.pem"
+os.chdir({folder!r})
+run(isa(), service().backend("ibm_brisbane"), shots=64, on_status=tell)
+"""
+
+
+@pytest.mark.long
+def test_certificates_in_the_current_folder(ibm: local.Service, fork: Any, authority: Path) -> None:
+    """The watcher is in another one."""
+    ibm.hold("queued")
+    driver = fork(OVER_TLS.format(port=ibm.port) + IN_THE_FOLDER.format(folder=str(authority.parent)))
+    job = driver.queued()
+    driver.kill()
+    ibm.wait_job(job, "Cancelled")
+    assert_cancelled_once(ibm, job)
+
+
+def test_files_that_a_watcher_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"REQUESTS_CA_BUNDLE": "a:b.pem", "CURL_CA_BUNDLE": "", "SSL_CERT_FILE": "/c.pem", "SSL_CERT_DIR": "d:/e"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    got = detached.environment()
+    assert [got[name] for name in given] == [f"{tmp_path}/a:b.pem", "", "/c.pem", f"{tmp_path}/d:/e"]
+
+
+WITHOUT_CERTIFICATES = """
+from qx_supervisor import WatcherError
+from qx_supervisor.link import Guarded, link
+from qx_supervisor.watcher.protocol import Credentials
+file = os.environ["REQUESTS_CA_BUNDLE"] = os.path.realpath("bundle.pem")
+how = Credentials("https://127.0.0.1:9/api/v1", "crn", "https://127.0.0.1:9", "key", token="t", token_expires=2e9)
+def announce(run):
+    try:
+        link.announce(Guarded(run, "a", run, print), lambda **_: how)
+        say("guarded", run)
+    except WatcherError as error:
+        say("refused", error.reason)
+open(file, "w").close()
+announce("early")
+with open(file, "w") as out:
+    out.write({certificate!r})
+announce("first")
+os.unlink(file)
+with link._changed:
+    os.kill(first := link.watcher_pid, 9)
+    link._changed.wait_for(lambda: link._process is not None and link.watcher_pid != first)
+say("runs", *link.inspect()["runs"])
+announce("second")
+link.stand_down("first")
+"""
+
+
+def test_a_watcher_without_certificates_is_no_guard(ibm: local.Service, fork: Any, tmp_path: Path) -> None:
+    """It acknowledges nothing new; what a driver tells again it guards all the same, for they may come back."""
+    driver = fork(f"os.chdir({str(tmp_path)!r})" + WITHOUT_CERTIFICATES.format(certificate=ibm.authority()))
+    refused = "the CA certificates can't be read: "
+    assert " ".join(driver.line("refused ")).startswith(f"{refused}[X509: NO_CERTIFICATE_OR_CRL_FOUND]")
+    assert driver.line("guarded ") == ["first"]
+    assert driver.line("runs ") == ["first"]
+    assert " ".join(driver.line("refused ")) == f"{refused}{tmp_path}/bundle.pem (FileNotFoundError)"
+    driver.kill()
 
 
 @WAYS

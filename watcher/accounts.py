@@ -6,7 +6,6 @@ there are a few connections and not a few for each. Nothing is shared by those t
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Hashable
 from typing import Protocol
@@ -51,8 +50,8 @@ class Account:
         self.lane = Lane(workers, CONNECTIONS)
         self.users: set[User] = set()
         self._loop = loop
-        self._completing = threading.Lock()
-        self._is_complete = False
+        self._warming = threading.Lock()
+        self._is_warm = False
         self._is_renewed = False  # its token is being renewed in good time
         self._told: set[User] = set()  # who knows that the token service refuses
 
@@ -73,28 +72,30 @@ class Account:
         self.lane.width = min(MOST_CONNECTIONS, CONNECTIONS * max(1, len(self.users)))
 
     def prepare(self) -> str:
-        """Get a token, if there is none; returns what stands in the way, or "". Called by a thread."""
+        """See that the service can be reached, with a token; returns what stands in the way, or "". Called by a thread.
+
+        From then on nothing is read from a file that somebody may delete. Nothing is requested but a token, if there is
+        none.
+        """
         problem = ""
         try:
+            self.remote.open()  # a watcher that can't is no guard, and the driver has to hear of that
             self._token.header()  # the acknowledgement waits for it, so that no cancel has to
         except RemoteError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001 - the driver waits for an answer
-            problem = f"no token could be obtained ({type(error).__name__})"
+            # Its text may quote a proxy's password.
+            what = f": {error.name}" if isinstance(error, ImportError) and error.name else ""
+            problem = f"the service can't be reached ({type(error).__name__}{what})"
         self._loop.post(self._renew_in_good_time)
         return problem
 
-    def complete(self) -> None:
-        """Get all that a cancel will need. Called by a thread, while the driver goes on.
-
-        From then on nothing is read from a file that somebody may delete.
-        """
-        with self._completing:
-            if not self._is_complete:
-                with contextlib.suppress(RemoteError):  # tried again by the next request
-                    self.remote.open()
+    def keep_warm(self) -> None:
+        """Keep a connection to the service open. Called by a thread, while the driver goes on."""
+        with self._warming:
+            if not self._is_warm:
                 self.remote.keep_warm()
-                self._is_complete = True
+                self._is_warm = True
 
     def _renew_in_good_time(self) -> None:
         if not self._is_renewed:

@@ -581,7 +581,7 @@ class Caller:
         def prepare() -> None:
             try:
                 self._post(p.Prepared(name, account.prepare()))
-                account.complete()
+                account.keep_warm()
                 _load_psutil()
             finally:
                 prepared.set_result(None)

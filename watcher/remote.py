@@ -513,7 +513,8 @@ class Remote:
         try:
             return self._connections.open()
         except OSError as error:
-            raise Transient(f"the CA certificates can't be read: {error.filename} ({type(error).__name__})") from None
+            what = error.filename or error  # OpenSSL names no file, but says what is wrong with it
+            raise Transient(f"the CA certificates can't be read: {what} ({type(error).__name__})") from None
 
     def keep_warm(self) -> None:
         """Keep a connection to the service open from now on, so that the next request takes half a round trip."""
