@@ -48,7 +48,8 @@ _LOADER = (
 It is given the number of a descriptor, from which it reads the script's path and its arguments: a JSON array on a line.
 It reads no further, byte by byte, for what follows is the script's."""
 
-_PACKAGES = ("psutil", "requests")
+_PACKAGES = ("psutil", "requests", "urllib3", "certifi", "idna")
+"""What the watcher imports, and what that imports: each may be in a folder of its own (Spack, `pip install --user`)."""
 
 
 @dataclass
@@ -343,11 +344,12 @@ def _state_directory() -> str:
 
 
 def _package_folders() -> list[str]:
-    """The folders from which this process imports the watcher's packages, in order, each once."""
+    """The folders from which this process imports the watcher's packages, in this process's order, each once."""
     folders = []
     for name in (*_PACKAGES, *shared_ledger.packages()):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise WatcherError("config", f"the watcher needs the package {name}; reinstall qx-supervisor")
         folders.append(str(Path(spec.origin).parent.parent))
-    return list(dict.fromkeys(folders))
+    places = [os.path.abspath(each) for each in sys.path]  # noqa: PTH100 - a link is left as it is, as in the origins
+    return sorted(dict.fromkeys(folders), key=lambda each: places.index(each) if each in places else len(places))

@@ -24,7 +24,7 @@ import pytest
 import requests
 import trustme
 import urllib3
-from testkit.drivers import TELL_WATCHERS, assert_cancelled_once, end
+from testkit.drivers import RUN, TELL_WATCHERS, assert_cancelled_once, end
 from testkit.gate import Gate
 from testkit.pages import CHECKOUT
 from testkit.processes import DEADLINE, Process, until, wait_for_end
@@ -308,6 +308,7 @@ with link._changed:
 say("runs", *link.inspect()["runs"])
 announce("second")
 link.stand_down("first")
+say("over")
 """
 
 
@@ -319,6 +320,7 @@ def test_a_watcher_without_certificates_is_no_guard(ibm: local.Service, fork: An
     assert driver.line("guarded ") == ["first"]
     assert driver.line("runs ") == ["first"]
     assert " ".join(driver.line("refused ")) == f"{refused}{tmp_path}/bundle.pem (FileNotFoundError)"
+    driver.line("over")
     driver.kill()
 
 
@@ -337,11 +339,18 @@ def test_who_is_not_trusted_learns_nothing(
         assert {entry.method for entry in ibm.journal(after=before)} <= {"CONNECT"}
 
 
+PACKAGES = (psutil, multiprocess, requests, urllib3, idna, certifi)
+
+
+def install(package: Any, folder: Path) -> None:
+    source = Path(str(package.__file__)).parent
+    shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("tests"))
+
+
 def environment_in(folder: Path) -> None:
     """Install there what a watcher uses; the rest of the driver's packages stays where it is."""
-    for package in (psutil, multiprocess, requests, urllib3, idna, certifi):
-        source = Path(str(package.__file__)).parent
-        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("tests"))
+    for package in PACKAGES:
+        install(package, folder)
     for name in ("qx_supervisor", "watcher"):
         shutil.copytree(CHECKOUT / name, folder / name, symlinks=True)
 
@@ -390,6 +399,34 @@ def test_an_environment_that_is_deleted(
     wait_for_end(watcher)
     driver.end()
     assert_cancelled_once(ibm, job)
+
+
+@pytest.mark.long
+def test_packages_in_a_folder_each(ibm: local.Service, start: Any, tmp_path: Path) -> None:
+    """As in Spack, or where the system has some of them; and an older one of a package is in another's folder."""
+    ibm.hold("queued")
+    folders = [tmp_path / package.__name__ for package in reversed(PACKAGES)]
+    for package, folder in zip(reversed(PACKAGES), folders, strict=True):
+        install(package, folder)
+    (tmp_path / "psutil" / "urllib3.py").write_text("raise ImportError")
+    driver = start(RUN, env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*folders, CHECKOUT)))})
+    job = driver.queued()
+    driver.kill()
+    ibm.wait_job(job, "Cancelled")
+    assert_cancelled_once(ibm, job)
+
+
+def test_a_watcher_without_its_packages_is_no_guard(fork: Any) -> None:
+    driver = fork("""
+    from qx_supervisor import WatcherError, launch
+    launch._package_folders = list
+    try:
+        run(isa(), backend())
+    except WatcherError as error:
+        say("refused", error)
+    """)
+    assert " the service can't be reached (ModuleNotFoundError: requests)" in " ".join(driver.line("refused "))
+    driver.kill()
 
 
 INTERRUPTED = """
