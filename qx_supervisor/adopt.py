@@ -262,6 +262,7 @@ class Submission:
             budgets_now(),
             lambda: look_for_charges(self._client),
             time.sleep,
+            warn=logger.warning,
             is_protected=is_protected,
         )
         bound = reservation.take(asked)

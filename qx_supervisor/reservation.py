@@ -33,6 +33,7 @@ class Reservation:
         budgets: The program's own budgets that it is to count for.
         look_for_charges: Called now and then while charges are waited for; asks for them.
         sleep: Waits; it may raise what ends the run.
+        warn: Told if the run goes on although the ledger can't say whether a budget is for it.
         is_protected: Whether a watcher guards the run.
 
     Attributes:
@@ -48,6 +49,7 @@ class Reservation:
         look_for_charges: Callable[[], object],
         sleep: Callable[[float], object],
         *,
+        warn: Callable[[str], object],
         is_protected: bool,
     ) -> None:
         self.budgets = budgets
@@ -56,6 +58,7 @@ class Reservation:
         self._guarded = guarded
         self._look_for_charges = look_for_charges
         self._sleep = sleep
+        self._warn = warn
         self._is_protected = is_protected
         self._is_taken = False
 
@@ -115,7 +118,7 @@ class Reservation:
         return found and found["seconds"]
 
     def _ask(self, wanted: protocol.Reserve) -> protocol.ReserveAnswer | None:
-        trouble = "no watcher guards this run"
+        found, trouble = None, "no watcher guards this run"
         is_needed = bool(self.budgets)
         if self._is_protected:
             try:
@@ -134,6 +137,8 @@ class Reservation:
             raise WatcherError(
                 "submit", f"nothing was submitted, because what is left of its budget is not known: {trouble}"
             )
+        if found is not None:
+            self._warn(f"if a budget is set for all programs, this run is not held to it: {trouble}")
         return None
 
 

@@ -21,7 +21,18 @@ from qx_supervisor.watcher.book import Book, Entry, Ledgers
 from qx_supervisor.watcher.driver_process import DriverIdentity
 from qx_supervisor.watcher.facts import End
 from qx_supervisor.watcher.host_identity import start_ticks, this_host
-from qx_supervisor.watcher.ledger import Ledger, LedgerError, Row, Ruling, Wish, sqlite
+from qx_supervisor.watcher.ledger import (
+    Budget,
+    Ledger,
+    LedgerBusy,
+    LedgerError,
+    ReservationWish,
+    Row,
+    Ruling,
+    Wish,
+    sqlite,
+    standing,
+)
 from qx_supervisor.watcher.ledger.postgres import SharedLedger
 from qx_supervisor.watcher.protocol import Lease
 from qx_supervisor.watcher.writers import LocalWriter, Owner
@@ -98,6 +109,26 @@ def test_what_was_refused_is_written_later(state: Path, monkeypatch: pytest.Monk
     ledgers.close(60)
     with Ledger.open(state) as ledger:
         assert [(row.state, dict(row.jobs)) for row in ledger.rows()] == written
+
+
+def test_that_there_are_budgets_is_known_while_another_writes(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one second of it would let a run go unbounded; and only slow, the ledger may be asked again."""
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0)
+    wish = ReservationWish(run="r1", post="p", instance="crn", label="", most=9)
+    me = DriverIdentity(os.getpid(), start_ticks(os.getpid()) or 0)
+    with Ledger.open(state) as ledger:
+        ledger.set_budget(standing(3, "month", "", ""))
+        with ledger.batch():  # from before the watcher's start on
+            ledgers = Ledgers(str(state))
+            book = Book(ledgers, me, lambda _: None)
+            with pytest.raises(LedgerBusy):
+                book.reserve(wish).result(60)
+            assert book.is_limited
+        assert book.reserve(wish).result(60)[0].seconds == 3
+        assert ledger.remove_budget(standing(1, "month", "", ""))
+    assert book.reserve(replace(wish, run="r2")).result(60)[0].seconds is None
+    assert book.is_limited is False
+    ledgers.close(60)
 
 
 # Two ledgers --------------------------------------------------------------------------------------------------------
@@ -224,6 +255,9 @@ class SlowStore:
         self.begun.put((rows[0].detail, durable))
         assert self.may_end.acquire(timeout=60)
         return {row.run for row in rows}
+
+    def standing_budgets(self) -> list[Budget]:
+        return []
 
     def close(self) -> None: ...
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import random
 import re
+import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +33,7 @@ from qx_supervisor import (
     try_run,
 )
 from qx_supervisor.cli import main
-from qx_supervisor.watcher.ledger import Budget, Ledger
+from qx_supervisor.watcher.ledger import Budget, Ledger, standing
 from qx_supervisor.watcher.ledger.postgres import SharedLedger
 
 BACKEND = "ibm_brisbane"
@@ -288,6 +290,8 @@ def test_without_the_ledger_nothing_is_submitted(ibm: local.Service, fork: Any, 
     (state / "ledger.db").mkdir()
     driver = fork(
         """
+        import logging
+        logging.basicConfig(format="logged %(message)s", stream=sys.stdout)
         try:
             run(isa(), backend(), shots=16, panel=None, budget=5)
         except WatcherError as error:
@@ -297,8 +301,62 @@ def test_without_the_ledger_nothing_is_submitted(ibm: local.Service, fork: Any, 
     )
     said = " ".join(driver.line("raised "))
     assert "nothing was submitted, because what is left of its budget is not known: the ledger can't be asked" in said
+    driver.line("logged if a budget is set for all programs, this run is not held to it: the ledger can't be asked")
     assert driver.end() == 0
     assert [job.max_execution_time for job in ibm.jobs()] == [7]
+
+
+BUSY = """
+from qx_supervisor.link import link
+ask = link.reserve
+def reserve(wanted):
+    say("asks")
+    return ask(wanted)
+link.reserve = reserve
+try:
+    run(isa(), backend(), shots=16, panel=None, on_status=tell)
+except WatcherError as error:
+    say("raised", error)
+"""
+
+
+@pytest.fixture
+def busy(state: Path) -> Iterator[sqlite3.Connection]:
+    """Another process that writes to the ledger, which has a budget of 3 s for all programs, and does not end."""
+    with Ledger.open(state) as book:
+        book.set_budget(standing(3, "month", "", ""))
+        with contextlib.closing(sqlite3.connect(book.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield other
+
+
+@pytest.mark.long
+def test_who_may_have_a_budget_waits_for_a_ledger_that_is_busy(
+    ibm: local.Service, fork: Any, busy: sqlite3.Connection, state: Path
+) -> None:
+    driver = fork(BUSY)
+    driver.line("asks")
+    with (
+        contextlib.closing(sqlite3.connect(state / "ledger.db", timeout=3)) as patient,
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+    ):
+        patient.execute("BEGIN IMMEDIATE")  # for longer than a run waits that has no budget
+    assert not ibm.jobs()
+    busy.execute("ROLLBACK")
+    assert driver.end() == 0
+    assert [job.max_execution_time for job in ibm.jobs()] == [3]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("busy")
+def test_with_a_budget_for_all_nothing_is_submitted_past_a_ledger_that_stays_busy(
+    ibm: local.Service, fork: Any
+) -> None:
+    driver = fork(BUSY)
+    said = " ".join(driver.line("raised "))
+    assert "nothing was submitted, because what is left of its budget is not known: the ledger can't be asked" in said
+    assert driver.end() == 0
+    assert not ibm.jobs()
 
 
 # Whatever dies ------------------------------------------------------------------------------------------------------

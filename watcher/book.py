@@ -248,9 +248,12 @@ class Book:
 
         Of two ledgers the shared one decides: only there can it be seen what other hosts take.
         """
-        if self._shared is None:
-            return self._local.ask(lambda ledger: ledger.reserve(wish))
-        return self._shared.ask(lambda ledger: ledger.reserve(wish))
+        return (self._shared or self._local).reserve(wish)
+
+    @property
+    def is_limited(self) -> bool | None:
+        """Whether there are standing budgets, as far as is known; None: nobody could look yet."""
+        return (self._shared or self._local).is_limited
 
     # Who may have a key
 

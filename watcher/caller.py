@@ -49,7 +49,9 @@ connection, and send for ever."""
 
 
 BUDGET_SECONDS = 8.0
-"""How long who has a budget waits for the ledger: without its word nothing is submitted."""
+"""How long who has a budget, or may have one, waits for the ledger: without its word nothing is submitted."""
+
+TOO_SLOW = "it takes too long"
 
 _SAID_ANEW = (protocol.Intent, protocol.GuardSession, protocol.OpenedSession, protocol.TakeLease, protocol.Bye)
 """Messages by which a driver has begun to tell its runs on a new connection, or has none."""
@@ -117,7 +119,6 @@ class Caller:
         self._written: Future[None] | None = None
         self._prepared: Future[None] | None = None  # the last account
         self._wants_room = False  # the loop is to say when more can be sent
-        self._is_limited = False  # there are standing budgets, as far as is known
         self._is_receiving = False  # what it has sent takes more than one turn
         self._last_bytes: int | None = None  # how much more is read of a driver that is dead
         self.is_over = False
@@ -476,28 +477,40 @@ class Caller:
 
     def _reserve(self, seq: int, wanted: protocol.Reserve) -> None:
         """Ask the ledger for QPU time, and tell the driver, or that the ledger takes too long."""
+        from .ledger import LedgerBusy
+
         account = self._accounts.get(wanted.account)
         if account is None:
             self._send(protocol.Nack("this account is not armed"), seq)
             return
+        wish = _reservation_wish(wanted, account.credentials.instance)
         waiting = [seq]
 
-        def answer(said: Future[tuple[Reserved, bool]] | None) -> None:
-            if not waiting:
-                return
-            trouble = "it takes too long" if said is None else "" if said.exception() is None else str(said.exception())
-            if said is not None and not trouble:
-                reserved, self._is_limited = said.result()
-            else:
-                reserved = None
-            content = _reserve_answer(reserved, trouble, is_limited=self._is_limited)
-            self._send(protocol.Ack(content), waiting.pop())
+        def answer(reserved: Reserved | None, trouble: str = "") -> None:
+            if waiting:
+                content = _reserve_answer(reserved, trouble, is_limited=bool(self._book.is_limited))
+                self._send(protocol.Ack(content), waiting.pop())
 
-        said = self._book.reserve(_reservation_wish(wanted, account.credentials.instance))
-        said.add_done_callback(lambda _: self._post(lambda: answer(said)))
-        self._after(
-            LEDGER_SECONDS if not (wanted.budgets or self._is_limited) else BUDGET_SECONDS, lambda: answer(None)
-        )
+        def answered(said: Future[tuple[Reserved, bool]]) -> None:
+            trouble = said.exception()
+            if trouble is None:
+                answer(said.result()[0])
+            elif isinstance(trouble, LedgerBusy) and waiting:  # it has waited for a second
+                ask()
+            else:
+                answer(None, str(trouble))
+
+        def ask() -> None:
+            said = self._book.reserve(wish)
+            said.add_done_callback(lambda _: self._post(lambda: answered(said)))
+
+        def give_up_early() -> None:
+            if not wanted.budgets and self._book.is_limited is False:
+                answer(None, TOO_SLOW)
+
+        ask()
+        self._after(LEDGER_SECONDS, give_up_early)
+        self._after(BUDGET_SECONDS, lambda: answer(None, TOO_SLOW))
 
     def _retake_lease(self, run: str, holder: str) -> None:
         """Ask the ledger whether a run is still its dead driver's, and tell the policy."""

@@ -22,7 +22,7 @@ from .facts import Figures
 from .host_identity import Process
 
 if TYPE_CHECKING:
-    from .ledger import Ledger, Row, Ruling, Store
+    from .ledger import Ledger, LedgerError, ReservationWish, Reserved, Row, Ruling, Store
     from .ledger.postgres import SharedLedger
 
 LOCAL_RETRY = 10.0
@@ -94,11 +94,16 @@ Question = tuple[Callable[[S], Any], Future[Any]]
 
 
 class Writer(ABC, Generic[S]):
-    """The thread that keeps one ledger up to date."""
+    """The thread that keeps one ledger up to date.
+
+    Attributes:
+        is_limited: Whether it had standing budgets when somebody looked last; None: nobody could look yet.
+    """
 
     is_shared: ClassVar[bool]
 
     def __init__(self) -> None:
+        self.is_limited: bool | None = None
         self._owners: set[Owner] = set()
         self._ledger: S | None = None
         self._runs: dict[str, DesiredRun] = {}
@@ -208,6 +213,16 @@ class Writer(ABC, Generic[S]):
         answer.set_exception(LedgerError(trouble))
         return answer
 
+    def reserve(self, wish: ReservationWish) -> Future[tuple[Reserved, bool]]:
+        """Reserve QPU time."""
+
+        def question(ledger: S) -> tuple[Reserved, bool]:
+            found = ledger.reserve(wish)
+            self.is_limited = found[1]
+            return found
+
+        return self.ask(question)
+
     def take(self, row: Row, instances: tuple[str, ...], owner: Owner) -> Future[Ruling]:
         """Take the lease on a key, if it can be had."""
 
@@ -279,7 +294,7 @@ class Writer(ABC, Generic[S]):
     # The thread
 
     def _work(self) -> None:
-        from .ledger import LedgerError  # in this thread, beside what the start imports
+        from . import ledger  # noqa: F401 - in this thread, beside what the start imports
 
         self._prepare()
         while self._wait():
@@ -287,13 +302,13 @@ class Writer(ABC, Generic[S]):
                 questions, self._questions = self._questions, []
                 self._has_news = False
             trouble = self._try(questions)
-            self._note(trouble)
+            self._note(str(trouble or ""))
             if trouble and self.is_shared:  # what was asked meanwhile need not wait for the next try
                 with self._changed:
                     questions, self._questions = questions + self._questions, []
             for _, answer in questions:
-                if not answer.done():
-                    answer.set_exception(LedgerError(trouble))
+                if trouble and not answer.done():
+                    answer.set_exception(trouble)
         self._shut()
 
     def _wait(self) -> bool:
@@ -315,8 +330,8 @@ class Writer(ABC, Generic[S]):
                     return True
                 self._changed.wait(min(due - now, 3600.0))
 
-    def _try(self, questions: list[Question[S]]) -> str:
-        """Write what is to be written, and ask what is to be asked; returns what stands in the way, or ""."""
+    def _try(self, questions: list[Question[S]]) -> LedgerError | None:
+        """Write what is to be written, and ask what is to be asked; returns what stands in the way."""
         from .ledger import LedgerError
 
         try:
@@ -328,10 +343,14 @@ class Writer(ABC, Generic[S]):
                 if not answer.done():
                     answer.set_result(question(ledger))
         except LedgerError as error:
-            return str(error)
+            return error
         except Exception as error:  # noqa: BLE001 - a fault in here must not end the protection by this ledger
-            return f"The {'shared ' if self.is_shared else ''}ledger can't be used ({type(error).__name__})."
-        return ""
+            kind = "shared ledger" if self.is_shared else "ledger"
+            return LedgerError(f"The {kind} can't be used ({type(error).__name__}).")
+        return None
+
+    def _look_for_budgets(self, ledger: S) -> None:
+        self.is_limited = bool(ledger.standing_budgets())
 
     def _bring_up_to_date(self, ledger: S) -> None:
         with self._changed:
@@ -440,8 +459,13 @@ class LocalWriter(Writer["Ledger"]):
         from .ledger import KEPT_FOR, Ledger
 
         ledger = Ledger.open(self._directory, lease_seconds=self._lease_seconds)
+        self._look_for_budgets(ledger)
         ledger.forget(KEPT_FOR)
         return ledger
+
+    def _bring_up_to_date(self, ledger: Ledger) -> None:
+        self._look_for_budgets(ledger)  # before what waits for the locks of others
+        super()._bring_up_to_date(ledger)
 
     def _next_pause(self) -> float:
         return LOCAL_RETRY
@@ -497,7 +521,7 @@ class SharedWriter(Writer["SharedLedger"]):
         self._renew_at = 0.0
         return self._earlier
 
-    def _try(self, questions: list[Question[SharedLedger]]) -> str:
+    def _try(self, questions: list[Question[SharedLedger]]) -> LedgerError | None:
         began, was_open = time.monotonic(), self._ledger is not None
         self._busy_since = began
         trouble = super()._try(questions)
@@ -512,6 +536,8 @@ class SharedWriter(Writer["SharedLedger"]):
         return trouble
 
     def _bring_up_to_date(self, ledger: SharedLedger) -> None:
+        if self.is_limited is None:  # then each reservation tells: to ask takes a way there and back
+            self._look_for_budgets(ledger)
         if time.monotonic() >= self._renew_at:
             began = time.monotonic()
             had_run_out = ledger.renew()

@@ -191,6 +191,7 @@ class Submission(service.PatientSubmission):
                 core.request.budgets,
                 lambda: look_for_charges(core.place.client),
                 core.sleep,
+                warn=core.log.warning,
                 is_protected=core.is_protected,
             )
         bound = self._reservation.take(wanted, lambda why: core.say("submit", "waiting for charges", why))

@@ -3,3 +3,7 @@
 
 class LedgerError(Exception):
     """The ledger can't be used. The message is one sentence for the user: which file, why, and what helps."""
+
+
+class LedgerBusy(LedgerError):
+    """Another process has locked it for too long: a moment later it may be free."""

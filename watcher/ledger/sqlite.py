@@ -25,7 +25,7 @@ from .. import host_identity
 from ..host_identity import INITIAL_PID_NAMESPACE, HostIdentity, IsRunning, Process
 from . import rules, schema
 from .columns import IN_SQLITE, on_conflict, row_of, values_of
-from .errors import LedgerError
+from .errors import LedgerBusy, LedgerError
 from .file import File, prepare
 from .row import Row, fitted, safe_detail, safe_endpoint, text_of
 from .rules import CLAIM_LEASE_SECONDS, LEASE_SECONDS
@@ -260,8 +260,13 @@ class Ledger(Store):
             raise LedgerError(f"The ledger {self.path} was deleted or replaced while it was in use.")
 
     def _execute(self, sql: str, values: Mapping[str, Any], *, durable: bool | None = None) -> sqlite3.Cursor:
+        values = {"now": self._clock(), **values}
+        if durable is None and not self._database.in_transaction:  # in a write-ahead log who reads waits for no writer
+            with _translated(self.path):
+                self._check_file()
+                return _patiently(lambda: self._database.execute(sql, values))
         with self._writing(durable=bool(durable)) as database:
-            return database.execute(sql, {"now": self._clock(), **values})
+            return database.execute(sql, values)
 
     def _read(self, condition: str, values: Mapping[str, Any], *, locked: bool = False) -> list[Row]:  # noqa: ARG002
         query = f"SELECT * FROM runs WHERE {condition}"
@@ -334,7 +339,8 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OverflowError, UnicodeError) as error:
-        raise LedgerError(_sentence(path, error)) from error
+        is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in BUSY
+        raise (LedgerBusy if is_busy else LedgerError)(_sentence(path, error)) from error
 
 
 def _sentence(path: Path, error: Exception) -> str:
