@@ -187,6 +187,27 @@ def test_a_charge_counts_in_the_period_in_which_its_job_ended(state: Path) -> No
         assert (balance.spent, balance.reserved) == (0, 0)
 
 
+@pytest.mark.parametrize("period", ["", "day"])
+def test_a_clock_that_is_ahead_of_the_services_loses_no_charge(state: Path, period: Any) -> None:
+    """As those have it that end jobs, these ended before the period began, and before they were submitted."""
+    now = datetime.datetime(2026, 1, 31, 0, 30, tzinfo=datetime.UTC).timestamp()
+
+    def end(book: Store, run: str) -> None:
+        book.job_figures(run, "j", Figures(charged=4, ended=now - 3600))
+        book.finish(run, "done")
+
+    with Ledger.open(state, HERE, clock=lambda: now) as book:
+        begin(book, "in flight", answered=True, jobs={"j": ""})
+        now += 60
+        book.set_budget(standing(10, period, "", ""))
+        end(book, "in flight")
+        for run, most in (("r1", 4), ("r2", 2), ("r3", None)):
+            now += 60
+            begin(book, run, answered=True, jobs={"j": ""})
+            assert reserve(book, run, own=None) == most
+            end(book, run)
+
+
 @pytest.mark.parametrize(
     ("period", "began", "ends"),
     [

@@ -216,9 +216,11 @@ class Spending(ABC):
         # Over, with no job unknown, and no charge. Done without a job: its driver has said that none was made. Others
         # who found nothing in flight may have come after a job that completed: they have not looked for those.
         jobs = "FROM {jobs} j WHERE j.run = {p}reservations.run AND j.outcome <> 'gone'"
+        # By IBM Quantum's clock. This ledger's may be ahead, and by it no job has ended before it was reserved for.
+        ended, made = f"(SELECT max(j.ended) {jobs})", "{p}reservations.made_at"
         self._write(
             f"UPDATE {{p}}reservations SET charged = (SELECT coalesce(sum(j.charged), 0) {jobs}), "
-            f"charged_at = coalesce((SELECT max(j.ended) {jobs}), :moment) "
+            f"charged_at = CASE WHEN {ended} < {made} THEN {made} ELSE coalesce({ended}, :moment) END "
             "WHERE charged IS NULL "
             f"AND EXISTS (SELECT 1 FROM {{runs}} t WHERE t.run = {{p}}reservations.run AND {FINAL_SQL} AND (t.answered "
             "OR (t.state = 'done' AND coalesce(t.ended_by, '') NOT IN ('watcher', 'reap', 'reaper') "
@@ -265,11 +267,13 @@ class Spending(ABC):
         with self.batch(durable=True):
             self._lock_budgets()
             self._write_budget(budget, "UPDATE SET seconds = excluded.seconds")
-            # Those that are in flight were posted without a bound; their charges count.
+            # Those that are in flight were posted without a bound; their charges count, by whichever clock.
+            made = f"CASE WHEN {FINAL_SQL} THEN {self.SECONDS.format('created_at')} ELSE :now END"
             self._write(
                 "INSERT INTO {p}reservations (run, instance, label, seconds, post, latest, made_at) "
-                f"SELECT run, instance, label, 0, '', 0, {self.SECONDS.format('created_at')} FROM {{runs}} t "
-                "WHERE NOT EXISTS (SELECT 1 FROM {p}reservations r WHERE r.run = t.run)"
+                f"SELECT run, instance, label, 0, '', 0, {made} FROM {{runs}} t "
+                "WHERE NOT EXISTS (SELECT 1 FROM {p}reservations r WHERE r.run = t.run)",
+                now=self.clock(),
             )
             self._settle()
 
