@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ import pytest
 from testkit.cgroups import cgroup, where
 from testkit.drivers import RUN, TELL_WATCHERS, Driver, assert_cancelled_once
 from testkit.pages import CHECKOUT
-from testkit.processes import until, wait_for_end
+from testkit.processes import DEADLINE, until, wait_for_end
 from testkit.watchers import wait_for_watchers_in, wait_until_written
 
 from qx_supervisor import WatcherError, node_launch, reap
@@ -165,6 +166,40 @@ signal.pause()
     one.kill()
     assert ibm.wait_job(jobs[0], "Cancelled").cancel_requests == 1
     wait_for_end(watcher)
+    assert_cancelled_once(ibm, *jobs)
+
+
+REACHED_BY = """
+import dataclasses
+from qx_supervisor import service as services
+credentials = services.credentials
+services.credentials = lambda *of, **how: dataclasses.replace(credentials(*of, **how), {changes})
+"""
+"""Lines of a driver whose watcher is to reach the service, or the token service, in another way."""
+
+
+def test_a_token_service_that_hangs_holds_up_no_death(ibm, fork, runtime):
+    """Nor the arming of another driver with the same key that has a token."""
+    ibm.hold("queued")
+    other = fork(GUARDED)
+    jobs = [other.queued()]
+    with socket.create_server(("127.0.0.1", 0)) as token_service:
+        token_service.settimeout(DEADLINE)
+        port = token_service.getsockname()[1]
+        there = f"endpoint='{ibm.url}/api/v1', iam_url='http://127.0.0.1:{port}', proxies=None"
+        waiting = fork(REACHED_BY.format(changes=f"{there}, token=''") + GUARDED)
+        asked, _ = token_service.accept()
+        with asked:
+            armed = fork(REACHED_BY.format(changes=there) + GUARDED)
+            jobs.append(armed.queued())
+            other.kill()
+            assert ibm.wait_job(jobs[0], "Cancelled").cancel_requests == 1
+            asked.recv(65536)
+            with pytest.raises(BlockingIOError):  # the answer is waited for still
+                asked.recv(1, socket.MSG_DONTWAIT)
+            armed.kill()
+            assert ibm.wait_job(jobs[1], "Cancelled").cancel_requests == 1
+            waiting.kill()
     assert_cancelled_once(ibm, *jobs)
 
 

@@ -141,6 +141,9 @@ class JobState:
 class Token:
     """A bearer token, which is renewed when it has expired.
 
+    One thread at a time asks the token service, which may hang. Whoever needs no new token does not wait for it: the
+    watcher's loop neither, which hands over what it is sent.
+
     Args:
         credentials: Whose token it is. The token in them is used first.
         way: The connections to the token service; None for some of its own.
@@ -149,7 +152,8 @@ class Token:
     def __init__(self, credentials: Credentials, way: Connections | None = None) -> None:
         self._credentials = credentials
         self._connections = way or Connections(credentials)
-        self._lock = threading.Lock()
+        self._fetching = threading.Lock()
+        self._lock = threading.Lock()  # of the two that follow; held for no longer than it takes to read or set them
         self._token = credentials.token
         self._expires = credentials.token_expires
 
@@ -163,10 +167,10 @@ class Token:
             Refused: If the token service does not accept the key.
             Transient: If it could not be asked.
         """
-        with self._lock:
-            if self.seconds_left() <= 0:
-                self._fetch()
-            return f"Bearer {self._token}"
+        if not (token := self._valid()):
+            with self._fetching:
+                token = self._valid() or self._fetch()
+        return f"Bearer {token}"
 
     def offer(self, credentials: Credentials) -> None:
         """Use the token in some credentials, which are the same but for it, if it is valid for longer."""
@@ -176,7 +180,13 @@ class Token:
 
     def seconds_left(self) -> float:
         """How long the token is still valid."""
-        return self._expires - time.time() if self._token else 0.0
+        with self._lock:
+            return self._expires - time.time() if self._token else 0.0
+
+    def _valid(self) -> str:
+        """The token, or "" if there is none that is valid."""
+        with self._lock:
+            return self._token if self._expires > time.time() else ""
 
     def renew(self) -> None:
         """Fetch a new token: the service refused the old one, or it is about to expire.
@@ -185,10 +195,10 @@ class Token:
             Refused: If the token service does not accept the key.
             Transient: If it could not be asked.
         """
-        with self._lock:
+        with self._fetching:
             self._fetch()
 
-    def _fetch(self) -> None:
+    def _fetch(self) -> str:
         # By a request of our own, not IBM's library: that would read the certificates' file for each.
         how = self._credentials
         asked = {"grant_type": "urn:ibm:params:oauth:grant-type:apikey", "response_type": "cloud_iam"}
@@ -215,11 +225,12 @@ class Token:
         token, lifetime = reply.get("access_token"), reply.get("expires_in")
         if not isinstance(token, str) or not token:
             raise Transient("the token service's answer held no token")
-        self._token = token
         # Not "expiration", which is by another clock: if ours were ahead of it, each request would fetch a token.
         if not isinstance(lifetime, int | float) or not 0 < lifetime < 86400:
             lifetime = 600.0
-        self._expires = time.time() + lifetime
+        with self._lock:
+            self._token, self._expires = token, time.time() + lifetime
+        return token
 
 
 class Remote:
