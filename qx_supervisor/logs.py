@@ -7,8 +7,10 @@ in which of the forms that an `Event` has.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,16 @@ class RunLogger(_Adapter):
         """Add what the run is to what is said of it."""
         kwargs["extra"] = {**self._about(), **kwargs.get("extra", {})}
         return msg, kwargs
+
+    def log(self, level: int, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Log it. What a handler of the program's raises ends no run: it is shown, as `logging` shows its own."""
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # a record names whoever called
+        try:
+            super().log(level, msg, *args, **kwargs)
+        except Exception:  # noqa: BLE001 - see above
+            if logging.raiseExceptions:
+                with contextlib.suppress(Exception):
+                    traceback.print_exc()
 
 
 def event_of(record: logging.LogRecord) -> Event:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from . import forks
-from .threads import Timer, asking, timers
+from .threads import Timer, asking, log_fault, timers
 from .watcher import cancel, remote
 
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.5, 15.0
@@ -144,9 +144,9 @@ class Poller:
         try:
             state = ask(self._there, lambda: self._there.job(watched.job))
         except Exception as error:  # noqa: BLE001 - the run judges
-            pause = watched.missed(error)
+            pause = _answer(watched.missed, error)
         else:
-            pause = watched.saw(state)
+            pause = _answer(watched.saw, state)
         with self._lock:
             self._set(watched, pause)
             self._wake_at(watched.due)
@@ -157,7 +157,7 @@ class Poller:
         try:
             states = ask(self._there, lambda: self._there.unfinished_states(self._tag))
         except (remote.Transient, remote.Refused) as error:
-            pauses = {each: each.missed(error) for each in listed}
+            pauses = {each: _answer(each.missed, error) for each in listed}
         except Exception:  # noqa: BLE001 - the single readings will tell
             with self._lock:
                 self._list_from = time.monotonic() + LISTS_AGAIN
@@ -168,7 +168,7 @@ class Poller:
                 if state is None or not state.status:
                     missing.append(each)
                 else:
-                    pauses[each] = each.saw(state)
+                    pauses[each] = _answer(each.saw, state)
         with self._lock:
             self._lists = False
             for each, pause in pauses.items():
@@ -182,6 +182,15 @@ class Poller:
             self._watched.discard(watched)
         else:
             watched.due, watched.interval = time.monotonic() + pause, pause
+
+
+def _answer(told: Callable[[T], float | None], what: T) -> float | None:
+    """What a run answers to what was read of its job. By a fault in that neither it nor any other is forgotten."""
+    try:
+        return told(what)
+    except Exception:  # noqa: BLE001 - see above
+        log_fault()
+        return LONGEST_INTERVAL
 
 
 def ask(there: remote.Remote, question: Callable[[], T]) -> T:

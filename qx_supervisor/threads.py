@@ -6,6 +6,7 @@ program ends Python joins those of `concurrent.futures`, and a queue of a thousa
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -188,8 +189,14 @@ class Timers:
 def _do(work: Work) -> None:
     try:
         work()
-    except BaseException:  # the thread has other work to do
-        if not sys.is_finalizing():  # then no thread can be started any more
+    except BaseException:  # noqa: BLE001 - the thread has other work to do
+        log_fault()
+
+
+def log_fault() -> None:
+    """Log the exception at hand: a fault of our own that ends nothing, nor does one of a handler that is told of it."""
+    if not sys.is_finalizing():  # then no thread can be started any more
+        with contextlib.suppress(Exception):
             logger.exception("a fault in qx_supervisor, which goes on; %s", please_report())
 
 

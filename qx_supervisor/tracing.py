@@ -6,6 +6,7 @@ program that does not use it this costs a look into a table.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ PREFIX = "qx."
 
 
 class RunSpans:
-    """The spans of one run; it begins now, in the program's current span.
+    """The spans of one run; it begins now, in the program's current span. What a tracer raises later ends no run.
 
     Args:
         api: The module `opentelemetry.trace`.
@@ -40,6 +41,10 @@ class RunSpans:
         """A status of the run: a step may end with it, and another one begin."""
         if self._is_over:  # of a cancel that goes on
             return
+        with contextlib.suppress(Exception):
+            self._see(status)
+
+    def _see(self, status: Status) -> None:
         self._tell({"job": status.job_id, "backend": status.backend})
         name = step_of(status.stage, status.state, self._step_name)
         if name != self._step_name:
@@ -54,6 +59,10 @@ class RunSpans:
     def end(self, error: RunError | None) -> None:
         """The run is over."""
         self._is_over = True
+        with contextlib.suppress(Exception):
+            self._finish(error)
+
+    def _finish(self, error: RunError | None) -> None:
         self._end_step(None)
         if error is not None:
             self._run.record_exception(error)

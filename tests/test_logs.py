@@ -132,3 +132,4 @@ def test_a_program_that_sets_up_logging_gets_records(service, ibm, caplog) -> No
     assert {record.run for record in told} == {held._flight.core.run_id}
     assert told[-1].job == held.job_id
     assert told[-1].fields["state"] == "done"
+    assert {record.module for record in told} == {"core"}  # and not the module of the logger

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +15,7 @@ from testkit.processes import wait_for_end
 from testkit.watchers import watchers_of
 
 from qx_supervisor import Run, RunError, Status, local, poller, submit
+from qx_supervisor.flight.polling import Polling
 from qx_supervisor.watcher import cancel, remote
 
 JOBS = "/api/v1/jobs"
@@ -106,6 +109,51 @@ def test_a_list_that_fails_ends_nothing(ibm: local.Service, begin: Begin, way: d
     ibm.hold(None)
     assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
     assert {"connection lost, retrying", "connection back"} <= {status.state for status in heard}
+
+
+@pytest.mark.parametrize("number", [2, MANY])
+@pytest.mark.short_only("2")
+def test_a_fault_of_the_programs_log_ends_no_run(
+    ibm: local.Service, begin: Begin, caplog: Any, capfd: Any, number: int
+) -> None:
+    """Whether jobs are read one by one or listed."""
+
+    class Faulty(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("the log's server is away")
+
+    faulty, log = Faulty(), logging.getLogger("qx_supervisor")
+    log.addHandler(faulty)
+    try:
+        with caplog.at_level(logging.INFO, "qx_supervisor"):
+            runs = begin(number)
+            ibm.wait_for("GET", ONE_JOB if number == 2 else JOBS, count=3)
+            ibm.hold(None)
+            assert [each.result(60).counts for each in runs] == [{"1": 8}] * number
+    finally:
+        log.removeHandler(faulty)
+    assert "the log's server is away" in capfd.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [2, MANY])
+def test_a_fault_of_our_own_ends_no_polling(
+    ibm: local.Service, begin: Begin, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """One of its answers is not understood: it is read again, and so are all others."""
+    turns, saw = itertools.count(), Polling._saw
+
+    def once_not(self: Polling, state: remote.JobState) -> float | None:
+        if next(turns) == 0:
+            raise LookupError(state.status)
+        return saw(self, state)
+
+    monkeypatch.setattr(poller, "LONGEST_INTERVAL", 0.1)
+    monkeypatch.setattr(Polling, "_saw", once_not)
+    runs = begin(number)
+    ibm.wait_for("GET", ONE_JOB if number == 2 else JOBS, count=3)
+    ibm.hold(None)
+    assert [each.result(60).counts for each in runs] == [{"1": 8}] * number
 
 
 @pytest.mark.long

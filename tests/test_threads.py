@@ -51,6 +51,16 @@ def test_a_fault_costs_no_thread(caplog):
     assert "please report it" in caplog.text
 
 
+def test_a_log_that_fails_costs_no_thread(monkeypatch):
+    def fail(record: logging.LogRecord) -> bool:
+        raise OSError("the log's server is away")
+
+    monkeypatch.setattr(logging.getLogger("qx_supervisor"), "filters", [fail])
+    pool = ThreadPool("test", 1)
+    pool.do(lambda: 1 // 0)
+    assert pool.begin(lambda: "goes on").result(DEADLINE) == "goes on"
+
+
 def test_timers_in_their_order():
     clock, done, over = Timers(), [], threading.Event()
     clock.after(1.0, lambda: (done.append("third"), over.set()))

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from testkit.circuits import BACKEND, bell
+from testkit.circuits import BACKEND, bell, ones
 from testkit.processes import DEADLINE
 
 from qx_supervisor import JobCancelled, run, submit
@@ -63,6 +64,22 @@ def test_a_run_that_is_cancelled_in_the_queue(ibm, service, exporter):
     assert whole.status.status_code is trace.StatusCode.ERROR
     assert whole.events[-1].name == "exception"
     assert "queued" in {span.name for span in exporter.get_finished_spans()}
+
+
+def test_a_tracer_that_fails_ends_no_run(ibm, service, monkeypatch):
+    class Faulty:
+        def __getattr__(self, name):
+            raise RuntimeError("no exporter")
+
+        def set_attributes(self, attributes):
+            """Take what is known when the run begins."""
+            if "qx.job" in attributes:
+                raise RuntimeError("no exporter")
+
+    tracer = SimpleNamespace(start_span=lambda *args, **more: Faulty())
+    monkeypatch.setattr(trace, "get_tracer", lambda name: tracer)
+    monkeypatch.setattr(trace, "set_span_in_context", lambda span: None)
+    assert submit(ones(), BACKEND, service=service, shots=8).result(DEADLINE).counts == {"1": 8}
 
 
 def test_nothing_is_imported_for_a_program_that_does_not_use_it():
