@@ -1,17 +1,22 @@
 """Who guards a job already: whether it may be attached, by what the ledgers know.
 
 Two drivers that guard one job would each have it cancelled at its death, and so the one takes it from the other.
+
+Of two that want it at the same moment one gets it: a driver looks, and writes that the job is its own, in one
+transaction of the local ledger. The watcher would write it too late: it may have to be started first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from . import settings, shared_ledger
 from .errors import ConfigError
-from .link import logger
+from .link import link, logger
 from .tags import tags_of
 from .watcher import host_identity, ledger, remote
 from .watcher.facts import End
@@ -19,41 +24,79 @@ from .watcher.facts import End
 OPEN = ("", "unconfirmed")
 """Outcomes of jobs that whoever guards them may still cancel."""
 
+WRITTEN_SECONDS = 5.0
+"""How long the watcher may take to write a run that it has acknowledged: a disk may be slow. `attach` has returned by
+then; the run's own thread waits."""
+
+LOOK_SECONDS = 0.05
+
 
 @contextlib.contextmanager
-def taking(job: str, state: remote.JobState) -> Iterator[None]:
+def taking(job: str, state: remote.JobState, run: ledger.Row) -> Iterator[None]:
     """Make sure that nobody else will cancel a job that this process is about to guard; in the block it does so.
 
-    What a driver left behind that died together with its watcher is claimed, so that nobody reaps it meanwhile. After
-    the block the job is not its any more.
+    Others see from here on that the job is this process's. What a driver left behind that died together with its
+    watcher is claimed, so that nobody reaps it meanwhile. After the block the job is not its any more.
 
     Args:
         job: The job's id.
         state: What the service says of it.
+        run: The run that is to guard it, as its driver knows it.
 
     Raises:
         ConfigError: Another driver guards it, or somebody is about to cancel it.
     """
     _check_shared(job, state)
+    book: ledger.Ledger | None = None
+    claimed: list[ledger.Row] = []
     with contextlib.ExitStack() as stack:
         try:
             book = stack.enter_context(ledger.Ledger.open(ledger.state_directory()))
-            me = host_identity.this_process(book.host_identity)
-            left = [row for row in _rows(book, job, state) if not _is_mine(row, me) and _is_left(book, row, job)]
-            claimed = [row for row in left if book.claim(row.run, me)]
-            for row in claimed:
-                stack.callback(book.release, row.run, me)
-            if len(claimed) < len(left):
-                raise _cancelling(job, "another process")
-        except ledger.LedgerError as error:  # as the watcher will say too
-            logger.debug("who else guards job %s is not known: %s", job, error)
-            claimed = []
+            claimed = _take(book, job, state, run, stack)
+        except ledger.LedgerError as error:
+            logger.warning("whether another program guards job %s is not known: %s", job, error)
         yield
+        if book is None:
+            return
         with contextlib.suppress(ledger.LedgerError):
             for row in claimed:
                 book.job_outcome(row.run, job, "kept")
                 if row.answered and set(row.jobs) == {job}:  # else others may turn up, for whoever reaps
                     book.finish(row.run, "done", end=End("detached", reason=f"attached by process {os.getpid()}"))
+            _wait_until_written(book, run.run)
+
+
+def _take(
+    book: ledger.Ledger, job: str, state: remote.JobState, run: ledger.Row, stack: contextlib.ExitStack
+) -> list[ledger.Row]:
+    """Write that the job is this process's; returns what others left behind, which is claimed until the stack ends."""
+    me = host_identity.this_process(book.host_identity)
+    with book.batch(durable=False):
+        left = [row for row in _rows(book, job, state) if not _is_mine(row, me) and _is_left(book, row, job)]
+        book.write(replace(run, host_identity=book.host_identity), durable=False)
+    # A row that no watcher has made its own would stay, and whoever reaps would cancel a job that was let go.
+    stack.callback(_withdraw, book, run.run)
+    claimed = [row for row in left if book.claim(row.run, me)]
+    for row in claimed:
+        stack.callback(book.release, row.run, me)
+    if len(claimed) < len(left):
+        raise _cancelling(job, "another process")
+    return claimed
+
+
+def _wait_until_written(book: ledger.Ledger, run: str) -> None:
+    """Wait until the watcher has written a run, if there is one that guards it."""
+    end = time.monotonic() + WRITTEN_SECONDS
+    while link.is_guarded(run) and time.monotonic() < end:
+        row = book.row(run)
+        if row is None or row.watcher_pid is not None:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _withdraw(book: ledger.Ledger, run: str) -> None:
+    with contextlib.suppress(ledger.LedgerError):
+        book.withdraw(run)
 
 
 def _rows(book: ledger.Store, job: str, state: remote.JobState) -> list[ledger.Row]:

@@ -114,6 +114,69 @@ def test_a_job_that_was_let_go_is_attached_by_another_program(ibm, fork):
     assert ibm.job(job).cancel_requests == 0
 
 
+@pytest.mark.parametrize("when", ["it was looked who has it", "the run was written"])
+@pytest.mark.short_only("it was looked who has it")
+def test_of_two_programs_that_attach_a_job_at_once_one_gets_it(ibm, fork, service, when):
+    """The one is slow: it holds still after it has looked who has the job, or before its watcher knows the job."""
+    ibm.hold("queued")
+    job = submitted(service)
+    step = "announce" if when == "it was looked who has it" else "await_acknowledgement"
+    slow = fork(
+        f"""
+    from qx_supervisor.flight.submission import Submission
+    signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
+    step = Submission.{step}
+    def hold_still(*given):
+        if {step == "await_acknowledgement"}:
+            step(*given)
+        say("holds still")
+        signal.sigwait({{signal.SIGUSR1}})
+        if {step == "announce"}:
+            step(*given)
+    Submission.{step} = hold_still
+    """
+        + attaching(job)
+    )
+    slow.line("holds still")
+    refused = fork(attaching(job))
+    said = " ".join(refused.line("refused "))
+    assert said.startswith(f"ConfigError job {job} is guarded by process {slow.pid} (")
+    assert end(refused) == 0
+    slow.send(10)
+    slow.line("attached it ")
+    assert ibm.job(job).cancel_requests == 0
+    slow.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("protection", ["raise", "warn"])
+def test_a_program_without_a_watcher_leaves_no_trace_of_a_job_that_it_let_go(ibm, fork, service, protection):
+    """Or whoever reaps would cancel it."""
+    ibm.hold("queued")
+    job = submitted(service)
+    first = fork(f"""
+    from qx_supervisor import WatcherError
+    from qx_supervisor.link import Link
+    def refuse(*_):
+        raise WatcherError("config", "there is none")
+    Link.announce = Link.announce_early = refuse
+    try:
+        attach({job!r}, service=service(), on_status=tell, on_unprotected={protection!r}).detach()
+    except WatcherError as error:
+        say("not attached", error)
+    say("over")
+    """)
+    if protection == "raise":
+        assert "there is none" in " ".join(first.line("not attached "))
+    first.line("over")
+    end(first)
+    with Ledger.open(os.environ["QX_STATE_DIR"]) as book:
+        assert not book.rows(None)
+    assert [each.jobs for each in reap(service)] == []
+    assert ibm.job(job).cancel_requests == 0
+
+
 @pytest.mark.long
 def test_a_job_whose_driver_and_watcher_were_killed_together(ibm, fork):
     """Whoever reaps would cancel it."""

@@ -9,7 +9,7 @@ from ..backoff import REFUSED_SECONDS
 from ..poller import ask
 from ..reap import reap_in_background
 from ..tags import driver_of, driver_tag
-from ..watcher import remote
+from ..watcher import host_identity, ledger, remote
 from . import machine as m
 from .core import Core, Stopped
 from .outages import despite_outages
@@ -39,13 +39,31 @@ def attach(core: Core, submission: Submission) -> str:
     if state.is_final:
         _take(core, is_guarded=False)
     else:
-        with holders.taking(request.attached, state):
+        with holders.taking(request.attached, state, _row(core)):
             submission.announce(service.account_name(client), functools.partial(service.credentials, client))
             submission.await_acknowledgement()
             _take(core, is_guarded=True)
     core.say("poll", "attached", f"submitted before, to {core.place.name}")
     reap_in_background(client)
     return driver_of(state) or driver_tag()
+
+
+def _row(core: Core) -> ledger.Row:
+    """The run, as this process writes it to the local ledger: no watcher knows of it yet."""
+    me = host_identity.this_process()
+    endpoint, instance = service.address(core.place.client)
+    return ledger.Row(
+        run=core.run_id,
+        host_identity=me.host_identity,
+        pid=me.pid,
+        start_ticks=me.start_ticks,
+        tag=core.tag,
+        endpoint=endpoint,
+        instance=instance,
+        jobs={core.request.attached: ""},
+        answered=True,
+        **core.about()._asdict(),
+    )
 
 
 def _take(core: Core, *, is_guarded: bool) -> None:

@@ -147,6 +147,10 @@ class Ledger(Store):
             database.execute("DELETE FROM runs WHERE run = ?", (row.run,))
             return self._upsert(row)
 
+    def withdraw(self, run: str) -> None:
+        """Delete a run that its driver itself has written, unless a watcher has by then: it is the watcher's."""
+        self._execute("DELETE FROM runs WHERE run = :run AND watcher_pid IS NULL", {"run": run}, durable=False)
+
     def renew(self, holders: Collection[str] = ()) -> bool:
         """See `Store.renew`; the processes of this machine go by each other, and not by the ends of leases."""
         with self._writing():
