@@ -8,6 +8,7 @@ size does not matter. The watcher starts beside the driver, in the driver's cont
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import importlib.util
 import json
@@ -15,6 +16,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import zlib
@@ -58,7 +60,8 @@ class WatcherProcess:
 
     Attributes:
         pid: Its process id.
-        connection: The driver's end of the connection.
+        connection: The driver's end of the connection, for what is received.
+        socket: The same, for what is sent.
         pidfd: A pidfd of it, or None if the kernel has none.
         start_ticks: Its start (`watcher.process_state.start_ticks`).
         version: The version of the protocol that it speaks.
@@ -68,6 +71,7 @@ class WatcherProcess:
 
     pid: int
     connection: Connection
+    socket: _socket.socket
     pidfd: int | None
     start_ticks: int | None
     version: int
@@ -92,6 +96,14 @@ class WatcherProcess:
             return False
         return is_writable(self.connection.fileno(), seconds)
 
+    def send(self, message: bytes) -> None:
+        """Send a message, as `Connection` would, except that no SIGPIPE ends a driver whose watcher has died.
+
+        Raises:
+            OSError: If the connection broke.
+        """
+        self.socket.sendall(struct.pack("!i", len(message)) + message, sockets.NO_SIGNAL)
+
     def kill(self) -> None:
         """Kill it: it receives nothing any more, and would act on outdated knowledge when this process ends."""
         # Not by the pidfd: if the driver closed all descriptors, that number may be another process's now.
@@ -114,6 +126,7 @@ class WatcherProcess:
         if self.lock is not None:
             self.lock.release()
         self.connection._handle = self.pidfd = None  # noqa: SLF001 - it would close that number, whatever it is now
+        self.socket.detach()
 
 
 def _file_of(number: int) -> tuple[int, int] | None:
@@ -297,12 +310,15 @@ def _meet(starting: Starting) -> WatcherProcess:
         starting.lock.hold()  # in the link's thread, which lives for as long as the watcher is needed
     try:
         theirs = starting.connect(START_SECONDS)
-        os.set_blocking(theirs.fileno(), True)  # gevent makes sockets that are not, and `Connection` needs one that is
-        connection = Connection(theirs.detach())
+        # Python's own: those of gevent do not block, and `Connection` needs one that does.
+        plain = _socket.socket(fileno=theirs.detach())
+        plain.setblocking(True)
+        connection = Connection(plain.fileno())
         try:
             hello = _hello(connection)
         except WatcherError:
             connection.close()
+            plain.detach()
             raise
     except WatcherError:
         if starting.child is not None:
@@ -314,7 +330,7 @@ def _meet(starting: Starting) -> WatcherProcess:
         starting.child.wait()
     pidfd = host_identity.pidfd_of(hello.pid)
     return WatcherProcess(
-        hello.pid, connection, pidfd, hello.start_ticks, hello.version, starting.is_shared, starting.lock
+        hello.pid, connection, plain, pidfd, hello.start_ticks, hello.version, starting.is_shared, starting.lock
     )
 
 

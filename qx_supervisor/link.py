@@ -505,7 +505,7 @@ class Link:
             return False
         try:
             if self._process.has_room(SEND_SECONDS):
-                self._process.connection.send_bytes(protocol.encode(message, self._seq, self._process.version))
+                self._process.send(protocol.encode(message, self._seq, self._process.version))
                 return True
             if self._process.is_intact():
                 self._process.kill()

@@ -170,8 +170,7 @@ class Shared:
         said = json.dumps({**self.caller, "passed": list(passed)}).encode()
         try:
             frame = struct.pack("!i", len(said)) + said
-            sockets.spare_from_signal(connection)
-            socket.send_fds(connection, [frame], list(passed.values()), sockets.NO_SIGNAL)
+            sockets.send_with_descriptors(connection, frame, list(passed.values()))
         finally:
             if pidfd is not None:
                 os.close(pidfd)

@@ -210,8 +210,7 @@ def _give(theirs: socket.socket, lock: RobustLock | None) -> None:
     beside = [lock.descriptor] if passed and lock is not None else []
     try:
         with contextlib.suppress(OSError):  # the watcher has ended, and may have said why
-            sent = socket.send_fds(theirs, [struct.pack("!i", len(message)) + message], passed + beside)
-            theirs.sendall((struct.pack("!i", len(message)) + message)[sent:])
+            sockets.send_with_descriptors(theirs, struct.pack("!i", len(message)) + message, passed + beside)
     finally:
         for each in passed:
             os.close(each)

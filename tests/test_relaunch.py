@@ -141,3 +141,33 @@ def test_an_account_is_not_armed_at_a_watcher_that_has_not_heard_of_it(monkeypat
     with pytest.raises(links._Died):
         made._arm("a", lambda *_, **__: credentials, credentials)
     assert made._armed == set()
+
+
+ENDED_BY_A_CLOSED_PIPE = """
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as programs have it whose output goes to `head`
+import socket
+from qx_supervisor.descriptors import is_readable
+from qx_supervisor.link import link
+from qx_supervisor.watcher import sockets
+from qx_supervisor.watcher.protocol import LetGo
+link.prepare()
+with link._lock:
+    process = link._running(60)
+    os.kill(process.pid, signal.SIGKILL)
+    assert is_readable(process.connection.fileno(), 60)
+    link._tell(LetGo("run"))
+ours, theirs = socket.socketpair()
+theirs.close()
+for passed in [[], [ours.fileno()]]:
+    try:
+        sockets.send_with_descriptors(ours, b"data", passed)
+    except BrokenPipeError:
+        say("lives")
+ours.close()
+"""
+
+
+def test_a_driver_survives_that_sends_to_a_dead_watcher_on_linux(fork: Any) -> None:
+    driver = fork(ENDED_BY_A_CLOSED_PIPE)
+    assert driver.end() == 0
+    assert driver.lines.count("lives") == 2

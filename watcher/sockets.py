@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 
 from . import system
 
@@ -51,6 +53,18 @@ def receive_with_descriptors(
         for descriptor in passed:
             os.set_inheritable(descriptor, False)
     return data, passed
+
+
+def send_with_descriptors(connection: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
+    """Send data and some descriptors, with no SIGPIPE (`socket.send_fds` takes flags, and drops them).
+
+    Raises:
+        OSError: If the connection broke.
+    """
+    spare_from_signal(connection)
+    passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    sent = connection.sendmsg([data], passed, NO_SIGNAL)
+    connection.sendall(data[sent:], NO_SIGNAL)
 
 
 def other_end(connection: socket.socket) -> tuple[int, int]:
