@@ -42,6 +42,17 @@ def add(callers: Callers) -> tuple[Frames, DriverProcess]:
     return Frames(ours), driver
 
 
+def test_a_driver_that_does_not_read_is_not_waited_for() -> None:
+    """By its socket, and not by a flag of each call: macOS does not heed that in send(2)."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        frames = Frames(ours)
+        assert not os.get_blocking(ours.fileno())
+        while not frames.has_unsent:
+            frames.send(bytes(1000))
+        assert not frames.read()
+
+
 def test_a_fault_at_one_message_costs_the_next_ones_nothing(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a later turn, for which it has called itself: it must do so again."""
     faulty, last = MESSAGES_A_TURN + 8, 4 * MESSAGES_A_TURN

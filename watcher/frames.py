@@ -31,10 +31,11 @@ class Frames:
     """One end of a connection.
 
     Args:
-        connection: The socket.
+        connection: The socket, which does not block from then on.
     """
 
     def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)  # macOS does not heed MSG_DONTWAIT in send(2)
         self._socket = connection
         self._received = bytearray()
         self._unsent: deque[bytes | memoryview] = deque()
@@ -53,7 +54,7 @@ class Frames:
             OSError: If the connection broke, or what comes can't be a message.
         """
         try:
-            data = self._socket.recv(CHUNK, sockets.DONT_WAIT)
+            data = self._socket.recv(CHUNK)
         except (BlockingIOError, InterruptedError):
             return False
         if not data:
@@ -70,7 +71,7 @@ class Frames:
             OSError: If the connection broke.
         """
         try:
-            data, passed = sockets.receive_with_descriptors(self._socket, CHUNK, MOST_PASSED, sockets.DONT_WAIT)
+            data, passed = sockets.receive_with_descriptors(self._socket, CHUNK, MOST_PASSED)
         except (BlockingIOError, InterruptedError):
             return []
         self._received += data
@@ -116,7 +117,7 @@ class Frames:
         while self._unsent:
             first = self._unsent[0]
             try:
-                sent = self._socket.send(first, sockets.DONT_WAIT | sockets.NO_SIGNAL)
+                sent = self._socket.send(first, sockets.NO_SIGNAL)
             except (BlockingIOError, InterruptedError):
                 return
             self._size_unsent -= sent

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 
 from . import system
 
-DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
-
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0) if system.HAS_LINUX else 0
 """So that a closed connection is an error and no SIGPIPE. Where there is no such flag, see `spare_from_signal`."""
 
@@ -34,21 +32,18 @@ def spare_from_signal(connection: socket.socket) -> None:
             connection.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
 
 
-def receive_with_descriptors(
-    connection: socket.socket, size: int, most: int, flags: int = 0
-) -> tuple[bytes, list[int]]:
+def receive_with_descriptors(connection: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
     """Receive data and the descriptors that were passed with it, which no program that is executed inherits.
 
     Args:
         connection: A Unix socket.
         size: The most bytes.
         most: The most descriptors.
-        flags: As recv(2) takes them.
 
     Raises:
         OSError: As `socket.recvmsg` does.
     """
-    data, passed, _, _ = socket.recv_fds(connection, size, most, flags | _CLOSE_ON_EXEC)
+    data, passed, _, _ = socket.recv_fds(connection, size, most, _CLOSE_ON_EXEC)
     if not _CLOSE_ON_EXEC:
         for descriptor in passed:
             os.set_inheritable(descriptor, False)
