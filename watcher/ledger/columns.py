@@ -122,7 +122,7 @@ COLUMNS = (
     Column("ended_at", "REAL", "timestamptz", NEW, since=ADDED),
 )
 
-# Of a job: the service's own figures and times (`facts.Figures`), by its clock. A clock here may be an hour off: `spending`.
+# Of a job: the service's own figures and times (`facts.Figures`), by its clock, which is none of ours: see `spending`.
 JOB_COLUMNS = tuple(Column(name, "REAL", "double precision", since=ADDED) for name in Figures._fields)
 
 IN_SQLITE = tuple(column for column in COLUMNS if column.sqlite)
