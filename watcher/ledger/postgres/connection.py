@@ -128,7 +128,10 @@ def connect(url: str) -> Connection:
         ) from None
     with translated():
         # No prepared statements: a pooler in front of the database may give each transaction another connection.
-        return Connection.connect(**settings, autocommit=True, prepare_threshold=None)
+        made = Connection.connect(**settings, autocommit=True, prepare_threshold=None)
+        # Whatever is set for the database: who has waited for a lock must see what others have written meanwhile.
+        made.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        return made
 
 
 @contextmanager
