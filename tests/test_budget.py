@@ -278,11 +278,18 @@ def test_wrong_use_is_one_sentence(command: Call) -> None:
     for words, said in [
         (("set", "--seconds", "0.5"), "--seconds must be at least 1"),
         (("set",), "--seconds"),
+        (("set", "--seconds", "9", "--instance", "my-instance"), "--instance takes a CRN, not 'my-instance'"),
+        (("set", "--seconds", "9", "--label", " "), "label must be a string that is not empty"),
         (("remove",), "there is no such budget"),
     ]:
         code, out, err = command(*words)
         assert (code != 0, out, err.count("\n")) == (True, "", 1)
         assert said in err
+
+
+def test_a_label_is_that_of_runs(command: Call) -> None:
+    assert command("set", "--seconds", "9", "--label", " tests ")[0] == 0
+    assert json.loads(command("--json")[1])["label"] == "tests"
 
 
 def test_without_the_ledger_nothing_is_submitted(ibm: local.Service, fork: Any, state: Path) -> None:

@@ -6,6 +6,7 @@ import datetime
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,38 @@ def test_standing_budgets_are_for_what_they_name(book: Store) -> None:
     assert book.remove_budget(standing(1, "month", "", ""))
     assert not book.remove_budget(standing(1, "month", "", ""))
     assert book.reserve(wish("r6", own=None))[1]
+
+
+@pytest.mark.parametrize("label", ["any", "=any", "="])
+def test_any_is_a_label_as_any_other(book: Store, label: str) -> None:
+    book.set_budget(standing(60, "day", "", label))
+    book.set_budget(standing(90, "day", "", ""))
+    assert {each.label: each.seconds for each in book.standing_budgets()} == {label: 60, "": 90}
+    assert reserve(book, "r1", 99, own=None, label=label) == 60
+    assert reserve(book, "r2", 99, own=None) == 30
+    assert book.remove_budget(standing(1, "day", "", label))
+    assert [each.label for each in book.standing_budgets()] == [""]
+
+
+def test_a_budget_that_an_earlier_release_has_set_is_found(book: Store) -> None:
+    earlier = replace(standing(60, "day", "", ""), label="any")  # the name of the one for all
+    book.set_budget(earlier)
+    book.set_budget(standing(90, "day", "", ""))
+    assert {each.label: each.seconds for each in book.standing_budgets()} == {"any": 60, "": 90}
+    book.set_budget(standing(70, "day", "", "any"))
+    assert {each.label: each.seconds for each in book.standing_budgets()} == {"any": 70, "": 90}
+    assert book.remove_budget(standing(1, "day", "", ""))
+    book.set_budget(earlier)
+    assert book.remove_budget(standing(1, "day", "", "any"))
+
+
+def test_a_key_that_is_submitted_anew_counts_for_the_label_that_it_has_then(book: Store) -> None:
+    book.set_budget(standing(100, "", "", ""))
+    book.set_budget(standing(10, "day", "", "tests"))
+    begin(book, "r1")
+    assert reserve(book, "r1", 3, own=None, label="dev") == 3
+    assert reserve(book, "r1", 6, own=None, label="tests", post="anew") == 6
+    assert reserve(book, "r2", 10, own=None, label="tests") == 1
 
 
 def test_a_charge_counts_in_the_period_in_which_its_job_ended(state: Path) -> None:

@@ -91,6 +91,15 @@ def set_command(
     """
     if not 1 <= seconds < math.inf:
         raise click.UsageError(f"--seconds must be at least 1, the least that a job can be given, not {seconds:g}")
+    if instance is not None and not instance.startswith("crn:"):
+        raise click.UsageError(
+            f"--instance takes a CRN, not {instance!r}, for a name may change; "
+            "`qx-supervisor backends --json` has the CRNs of your instances"
+        )
+    if label is not None:
+        from ..about import check_label
+
+        label = check_label(label)  # as that of a run is written
     hosts.use(ledger_url)
     budget = ledger.standing(seconds, per or "", instance or "", label or "")
     _in_ledger(lambda book: book.set_budget(budget))

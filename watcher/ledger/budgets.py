@@ -61,8 +61,9 @@ class Budget:
 
 
 def standing(seconds: float, period: Period, instance: str, label: str) -> Budget:
-    """A standing budget. There is one for each period, instance and label."""
-    name = f"per {period or 'ever'}, instance {instance or 'any'}, label {label or 'any'}"
+    """A standing budget. There is one for each period, instance and label, and so the name is made of them."""
+    word = f"={label}" if label == "any" or label.startswith("=") else label
+    name = f"per {period or 'ever'}, instance {instance or 'any'}, label {word or 'any'}"
     return Budget(name=name, seconds=seconds, is_standing=True, period=period, instance=instance, label=label)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
-from .budgets import Balance, Budget, ReservationWish, Reserved, bounds, judge
+from .budgets import Balance, Budget, ReservationWish, Reserved, bounds, judge, standing
 
 FINAL_SQL = "state IN ('done', 'cancelled', 'expired')"
 # A partial index serves a query only if the query has its condition word for word.
@@ -138,11 +138,12 @@ class Spending(ABC):
         return _budget(found[0]) if found else budget
 
     def _reserve(self, wish: ReservationWish, seconds: int, own: Iterable[Budget]) -> None:
-        # A run with a key may have an earlier job, which was charged.
+        # A run with a key may have an earlier job, which was charged. All are of the label that the run has now.
         self._write(
             "INSERT INTO {p}reservations (run, instance, label, seconds, post, latest, made_at) "
             "VALUES (:run, :instance, :label, :seconds, :post, :seconds, :made) "
             "ON CONFLICT (run) DO UPDATE SET "
+            "instance = excluded.instance, label = excluded.label, "
             "seconds = coalesce({p}reservations.charged, {p}reservations.seconds) + excluded.seconds, "
             "post = excluded.post, latest = excluded.latest, charged = NULL, charged_at = NULL, "
             "made_at = excluded.made_at",
@@ -266,6 +267,7 @@ class Spending(ABC):
         """
         with self.batch(durable=True):
             self._lock_budgets()
+            self._rename_earlier()
             self._write_budget(budget, "UPDATE SET seconds = excluded.seconds")
             # Those that are in flight were posted without a bound; their charges count, by whichever clock.
             made = f"CASE WHEN {FINAL_SQL} THEN {self.SECONDS.format('created_at')} ELSE :now END"
@@ -279,12 +281,27 @@ class Spending(ABC):
 
     def remove_budget(self, budget: Budget) -> bool:
         """Remove a standing budget; returns whether there was one."""
-        removed = self._execute(
-            self._sentence("DELETE FROM {p}budgets WHERE name = :name AND is_standing = 1"),
-            {"name": self._encoded(budget.name)},
-            durable=True,
-        )
-        return bool(removed.rowcount)
+        with self.batch(durable=True):
+            self._lock_budgets()
+            self._rename_earlier()
+            removed = self._execute(
+                self._sentence("DELETE FROM {p}budgets WHERE name = :name AND is_standing = 1"),
+                {"name": self._encoded(budget.name)},
+                durable=True,
+            )
+            return bool(removed.rowcount)
+
+    def _rename_earlier(self) -> None:
+        """Give each budget its name; an earlier release took the label "any" and none at all for the same."""
+        for each in self.standing_budgets():
+            name = standing(each.seconds, each.period, each.instance, each.label).name
+            if name != each.name:
+                self._write(
+                    "UPDATE {p}budgets SET name = :name WHERE name = :earlier "
+                    "AND NOT EXISTS (SELECT 1 FROM {p}budgets WHERE name = :name)",
+                    name=name,
+                    earlier=each.name,
+                )
 
     def _write_budget(self, budget: Budget, otherwise: str) -> None:
         self._write(
