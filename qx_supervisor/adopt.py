@@ -179,12 +179,8 @@ class Adopter:
 
     def _keep(self, unfinished: list[Guarded]) -> list[Guarded]:
         """Stand down; returns what is guarded still: submissions without an id, and what there was no time for."""
-        end = time.monotonic() + EXIT_SECONDS
-        kept = []
-        for guarded in unfinished:
-            if (guarded.jobs or guarded.session) and time.monotonic() < end:
-                link.stand_down(guarded.run, end=End("detached", "program"))
-                kept.append(guarded)
+        known = [guarded for guarded in unfinished if guarded.jobs or guarded.session]
+        kept = link.detach(known, End("detached", "program"), time.monotonic() + EXIT_SECONDS)
         jobs = self._jobs_of(kept)
         if jobs:
             say(f"left {_count(jobs, 'unfinished job')} to go on: {', '.join(jobs)}")

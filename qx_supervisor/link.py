@@ -276,6 +276,8 @@ class Link:
     def stand_down(self, run: str, of: Guarded | None = None, end: End | None = None) -> None:
         """The run is over: the watcher is to forget it.
 
+        If its job goes on by itself, that is in the ledger when this returns.
+
         Args:
             run: The run's id.
             of: The call that stands down, if the run has a key: a later call of this process may have it by now.
@@ -285,12 +287,39 @@ class Link:
             guarded = self._runs.get(run)
             if guarded is None or guarded is not (of or guarded):
                 return
-            del self._runs[run]
-            guarded.end = end or guarded.end
-            told = self._send(protocol.StandDown(run, guarded.end))
-            self._idle_since = time.monotonic()
-        if not told:
-            _write_down(guarded)
+            is_told = self._tell_done(guarded, end)
+        if not is_told or _goes_on(guarded):
+            _write_down([guarded], is_told=is_told)
+
+    def detach(self, several: Sequence[Guarded], end: End, until: float) -> list[Guarded]:
+        """Stand down for several runs whose jobs go on by themselves, as `stand_down` does for one.
+
+        Args:
+            several: The runs.
+            end: How they ended.
+            until: When no more are stood down, by the monotonic clock.
+
+        Returns:
+            Those that were stood down.
+        """
+        done, is_told = [], True
+        for guarded in several:
+            if time.monotonic() >= until:
+                break
+            with self._lock:
+                if self._runs.get(guarded.run) is guarded:
+                    is_told &= self._tell_done(guarded, end)
+                    done.append(guarded)
+        if done:
+            _write_down(done, is_told=is_told)
+        return done
+
+    def _tell_done(self, guarded: Guarded, end: End | None) -> bool:
+        """Returns whether there was a watcher to be told. Called with the lock held."""
+        del self._runs[guarded.run]
+        guarded.end = end or guarded.end
+        self._idle_since = time.monotonic()
+        return self._send(protocol.StandDown(guarded.run, guarded.end))
 
     def hand_over(self, run: str, seconds: float, end: End | None = None) -> bool:
         """Leave the cancel of a run to the watcher.
@@ -705,22 +734,45 @@ def _as_watcher_error(error: Exception) -> WatcherError:
     return WatcherError("config", f"the watcher could not be started: {error} ({type(error).__name__})")
 
 
-def _write_down(guarded: Guarded) -> None:
-    """Write to the ledger that a run was stood down, if there is no watcher that could.
+def _goes_on(guarded: Guarded) -> bool:
+    """Whether the job of a run that was stood down goes on by itself."""
+    return guarded.end is not None and guarded.end.outcome == "detached"
 
-    The next watcher is not told of the run. Its row would become an orphan's when this process ends, and whoever reaps
-    would cancel a job that its driver let go.
+
+def _write_down(several: Sequence[Guarded], *, is_told: bool) -> None:
+    """Write to the ledger that runs were stood down: for want of a watcher that could, or since it may die as well.
+
+    The next watcher is not told of a run. Its row would become an orphan's when this process ends, and whoever reaps
+    would cancel a job that its driver let go. So it would if this process and its watcher ended together, as at the end
+    of a container, before the watcher has written what it was told. The watcher writes the same.
     """
-    is_over = guarded.posted is not False or not guarded.jobs  # else there may be duplicates, for whoever reaps
-    shared_ledger.stand_down(guarded.run, guarded.jobs, guarded.end, is_over=is_over)
+    over = [
+        shared_ledger.StoodDown(
+            guarded.run,
+            guarded.lease.holder if guarded.lease is not None else "",
+            tuple(guarded.jobs),
+            guarded.end,
+            guarded.posted is not False or not guarded.jobs,  # else there may be duplicates, for whoever reaps
+        )
+        for guarded in several
+    ]
     try:
-        with ledger.Ledger.open(ledger.state_directory()) as book:
-            for job in guarded.jobs:
-                book.job_outcome(guarded.run, job, "kept")
-            if is_over:
-                book.finish(guarded.run, "done", durable=True, end=guarded.end)
+        with ledger.Ledger.open(ledger.state_directory()) as book, book.batch(durable=True):
+            for each in over:
+                _write_one_down(book, each)
     except ledger.LedgerError as error:
-        logger.debug("the ledger does not show that run %s is over: %s", guarded.run, error)
+        logger.debug("the ledger does not show that %d runs are over: %s", len(over), error)
+    shared_ledger.stand_down(over, is_told=is_told)
+
+
+def _write_one_down(book: ledger.Ledger, each: shared_ledger.StoodDown) -> None:
+    try:
+        for job in each.jobs:
+            book.job_outcome(each.run, job, "kept", holder=each.holder)
+        if each.is_over:
+            book.finish(each.run, "done", holder=each.holder, end=each.end)
+    except ledger.LedgerError as error:  # its row was never written, say
+        logger.debug("the ledger does not show that run %s is over: %s", each.run, error)
 
 
 def _write_figures(run: str, job: str, figures: Figures) -> None:

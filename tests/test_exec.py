@@ -24,11 +24,12 @@ import psutil
 import pytest
 from testkit.client import IS_CURRENT, REACH
 from testkit.drivers import PRELUDE, Driver, assert_cancelled_once, end
-from testkit.processes import Process
+from testkit.processes import Process, until, wait_for_end
 from testkit.watchers import wait_for_watchers, watchers_of
 
-from qx_supervisor import exit_status, local
+from qx_supervisor import exit_status, local, reap
 from qx_supervisor.cli import exec as command
+from qx_supervisor.watcher.ledger import Ledger
 
 PLAIN = """
 import os, sys
@@ -358,6 +359,33 @@ def test_keep_on_exit(ibm: local.Service, run: Exec, ending: str, code: int) -> 
             f"closing 1 open session (exit status 3): {session}",
         ]
         assert_cancelled_once(ibm, *jobs)
+
+
+@pytest.mark.long
+def test_keep_on_exit_at_the_end_of_a_container(ibm: local.Service, run: Exec, state: Path) -> None:
+    """That kills the watcher, which is stopped here, before it has written down what it was told."""
+    ibm.hold("queued")
+    driver = run(
+        """
+        say("jobs", *(sampler.run([isa]).job_id() for _ in range(2)))
+        wait()
+        """,
+        "--keep-on-exit",
+    )
+    jobs = driver.line("jobs ")
+    watcher = driver.watcher()
+    with Ledger.open(state) as book:
+        until(book.rows, lambda rows: [row.answered for row in rows] == [True, True])
+        with book.batch():  # so that it does not have the ledger's lock
+            watcher.suspend()
+    assert driver.end() == 0
+    watcher.kill()
+    wait_for_end(watcher)
+    assert said(driver) == [f"left 2 unfinished jobs to go on: {', '.join(jobs)}"]
+    with Ledger.open(state) as book:
+        assert [(row.state, row.outcome) for row in book.rows()] == [("done", "detached")] * 2
+    assert reap(ibm.service()) == []
+    assert [job.cancel_requests for job in ibm.jobs()] == [0, 0]
 
 
 ENDINGS = {

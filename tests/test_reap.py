@@ -359,6 +359,39 @@ def test_a_job_that_was_let_go_while_there_was_no_watcher(ibm, fork):
     assert ibm.job(job).cancel_requests == 0
 
 
+def test_a_job_that_was_let_go_just_before_both_died(ibm, fork, state):
+    """As at the end of a container. The watcher, which is stopped here, could not write it down."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        known = threading.Event()
+        held = submit(
+            isa(), backend(), on_status=lambda status: status.state == "queued" and known.set()
+        )
+        known.wait()
+        say("queued", held.job_id)
+        signal.sigwait({signal.SIGUSR1})
+        held.detach()
+        say("detached")
+        signal.pause()
+        """
+    )
+    job = driver.queued()
+    wait_until_written(driver)
+    with Ledger.open(state) as book, book.batch():  # so that it does not have the ledger's lock
+        driver.watcher().suspend()
+    driver.send(signal.SIGUSR1)
+    driver.line("detached")
+    kill_both(driver)
+    assert reap(ibm.service()) == []
+    assert ibm.job(job).cancel_requests == 0
+    with Ledger.open(state) as book:
+        assert [(row.state, row.outcome, dict(row.jobs)) for row in book.rows()] == [
+            ("done", "detached", {job: "kept"})
+        ]
+
+
 @pytest.mark.long
 def test_a_run_that_was_over_while_there_was_no_watcher(ibm, fork):
     ibm.hold("queued")

@@ -739,6 +739,34 @@ def test_a_job_that_was_let_go_while_there_was_no_watcher(
     assert held.row.state == "done"
 
 
+@pytest.mark.long
+def test_a_job_that_was_let_go_just_before_its_host_was_lost(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    """The watcher, which is stopped here, could not write it down."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        held = submit(isa(), backend(), on_status=tell)
+        signal.sigwait({signal.SIGUSR1})
+        held.detach()
+        say("detached")
+        signal.pause()
+        """
+    )
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    driver.watcher().suspend()
+    driver.send(signal.SIGUSR1)
+    driver.line("detached")
+    kill_both(driver)
+    assert reaper("--once").end() == 0
+    assert ibm.job(job).cancel_requests == 0
+    [held] = shared.book.held()
+    assert (held.row.state, held.row.outcome) == ("done", "detached")
+
+
 # Keys, clocks, secrets --------------------------------------------------------------------------------------------
 
 

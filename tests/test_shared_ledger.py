@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 from testkit.postgres import Server
+from testkit.processes import until
 
+from qx_supervisor import shared_ledger
 from qx_supervisor.watcher.facts import Figures
 from qx_supervisor.watcher.host_identity import HostIdentity
 from qx_supervisor.watcher.ledger import UNFINISHED, LedgerError, Row, Wish
@@ -543,3 +546,28 @@ def test_what_breaks_is_a_ledger_error(postgres: Server, shared_url: str) -> Non
                 SharedLedger.open(shared_url)
         finally:
             postgres.start()
+
+
+def test_what_drivers_write_themselves_waits_for_the_database_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are let go while it does not answer: the first waits, and all go over one connection at last."""
+    answers, written = threading.Event(), []
+
+    class Book:
+        def __enter__(self) -> Book:
+            written.append("connected")
+            assert answers.wait(60)
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def stand_down(self, run: str, **_: object) -> None:
+            written.append(run)
+
+    monkeypatch.setattr(shared_ledger, "opened", Book)
+    writing = shared_ledger._Writing()
+    for number in range(4):
+        writing.write([shared_ledger.StoodDown(f"r{number}", "", (), None, is_over=True)], logging.WARNING, 0.01)
+        until(lambda: written, lambda said: said == ["connected"])
+    answers.set()
+    until(lambda: writing._busy_since, lambda since: since is None)
+    assert written == ["connected", "r0", "connected", "r1", "r2", "r3"]

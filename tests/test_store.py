@@ -146,6 +146,15 @@ def test_what_no_column_can_hold_costs_nothing(book: Store) -> None:
     assert book.take(wish("r3", "h1", **words)).row.program == "d?mo.py"
 
 
+def test_what_is_over_stays_over(book: Store) -> None:
+    """Its driver may have written that, and its watcher be late with what was before."""
+    book.write(a_row())
+    book.finish("r1", "done", end=End("detached", "program"))
+    assert book.write(a_row(jobs={"late": ""})) == set()
+    assert (the(book).state, the(book).outcome) == ("done", "detached")
+    assert book.write(a_row(state="done", outcome="detached")) == {"r1"}
+
+
 def test_what_is_known_of_a_run_stays_known(book: Store) -> None:
     book.write(a_row(jobs={"j1": "cancelled", "j2": ""}, session="s1", session_owner=True, driver_tag="qxd-1"))
     first = the(book)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ..columns import IN_POSTGRES, on_conflict
+from ..spending import FINAL_SQL
 from ..store import UNFINISHED_SQL
 
 GIVEN = tuple(c for c in IN_POSTGRES if c.is_inserted and c.name not in ("created_at", "updated_at"))
@@ -13,7 +14,8 @@ FROM_NOW = "clock_timestamp() + {} * interval '1 second'"
 
 # One statement for any number of runs. A row that is another's is left as it is, and its run is not among those that
 # are returned. A watcher that follows another one takes over what that held: it is the same driver's, and nobody has
-# claimed it. It may do so twice: the answer to the first time, with the new epoch, may have been lost.
+# claimed it. It may do so twice: the answer to the first time, with the new epoch, may have been lost. What is over
+# stays over: the driver may have written that itself, and its watcher be late with what was before.
 WRITE = f"""
 WITH given AS (
     SELECT * FROM jsonb_to_recordset(:given::jsonb) AS g (
@@ -29,7 +31,8 @@ WITH given AS (
         clock_timestamp(), clock_timestamp() FROM given
     ON CONFLICT (run) DO UPDATE SET
         {on_conflict(IN_POSTGRES, "qx_runs", epoch="{old} + (qx_runs.held_by <> excluded.held_by)::int")}
-    WHERE (qx_runs.held_by = excluded.held_by AND qx_runs.epoch = excluded.epoch)
+    WHERE (qx_runs.held_by = excluded.held_by AND qx_runs.epoch = excluded.epoch
+           AND NOT (qx_runs.{FINAL_SQL} AND excluded.state = 'guarded'))
        OR (qx_runs.state = 'guarded' AND qx_runs.claimed_by IS NULL
            AND (qx_runs.boot, qx_runs.pid_ns, qx_runs.pid, qx_runs.holder)
              = (excluded.boot, excluded.pid_ns, excluded.pid, excluded.holder)

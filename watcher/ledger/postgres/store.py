@@ -268,18 +268,19 @@ class SharedLedger(Store):
                 row = replace(row, key=None)
             return row.run in self.write(row)
 
-    def stand_down(self, run: str, jobs: Iterable[str], end: End | None, *, is_over: bool) -> None:
-        """Write that a run was stood down, by its driver itself, which has no watcher at the moment.
+    def stand_down(self, run: str, holder: str, jobs: Iterable[str], end: End | None, *, is_over: bool) -> None:
+        """Write that a run was stood down, by its driver itself: it has no watcher at the moment, or that may die too.
 
         Args:
             run: The run.
+            holder: Who had the lease on it, if it has a key: if another has it now, nothing is written.
             jobs: The jobs that its driver holds, which are to be spared.
             end: How the run ended, where that is known.
             is_over: Whether no other job of the run may be left.
         """
         with self.batch():
             row = self._locked(run)
-            if row is None or row.claimed_by is not None:
+            if row is None or row.claimed_by is not None or row.holder != holder:
                 return
             me = (self.host_identity.boot, self.host_identity.pid_ns, self._me.pid, self._me.start_ticks)
             if (row.host_identity.boot, row.host_identity.pid_ns, row.pid, row.start_ticks) != me:
