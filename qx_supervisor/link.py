@@ -135,6 +135,7 @@ class Link:
         self._advised = False
         self._idle_since = 0.0
         self._bye = -1  # the number of the last `Bye`
+        self._leaving: WatcherProcess | None = None  # the last watcher that has agreed to leave
         self._deaths: deque[float] = deque(maxlen=RELAUNCHES + 1)
 
     # What a run says
@@ -568,7 +569,10 @@ class Link:
             with self._lock:
                 self._process = None
                 self._armed.clear()
-                process.give_up()  # if it lives, it was the connection that broke
+                # If it lives, it was the connection that broke; or it has nothing to guard, and waits for the database,
+                # which is to know what was let go.
+                if self._leaving is not process:
+                    process.give_up()
                 process.close()
                 questions, self._questions = self._questions, {}
                 for question in questions.values():
@@ -667,12 +671,16 @@ class Link:
             if question is not None:
                 question.answer = message
                 question.answered.set()
+            elif seq == self._bye:
+                if isinstance(message, protocol.Ack):
+                    self._leaving = self._process
+                # A watcher that still looks for duplicates refuses to leave.
             elif isinstance(message, protocol.Ack):
                 # A lease that was asked for, and for which nobody waits any more.
                 run = str(message.content.get("run"))
                 if message.content.get("answer") == "granted" and run not in self._runs:
                     self._tell(protocol.LetGo(run))
-            elif seq != self._bye:  # a watcher that still looks for duplicates refuses to leave
+            else:
                 logger.warning("the watcher refused a message: %s", message.reason)
 
     def _receive_report(self, report: protocol.Report) -> None:

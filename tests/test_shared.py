@@ -710,6 +710,44 @@ def test_a_job_that_was_let_go_while_the_database_was_away(
 
 
 @pytest.mark.long
+def test_a_watcher_that_was_told_to_leave_writes_what_it_owes(
+    ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
+) -> None:
+    """Its driver lives on, says goodbye after an idle minute, here after a moment, and leaves it the time."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+        from qx_supervisor import link as links
+        links.LINGER_SECONDS = 0.2
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        held = submit(isa(), backend(), on_status=tell)
+        signal.sigwait({signal.SIGUSR1})
+        held.detach()
+        with links.link._changed:
+            links.link._changed.wait_for(lambda: links.link.watcher_pid is None)
+        say("alone")
+        signal.pause()
+        """
+    )
+    job = driver.queued()
+    shared.wait(lambda found: found and found[0].row.answered)
+    watcher = driver.watcher()
+    shared.close()
+    shared.postgres.kill()
+    try:
+        driver.send(signal.SIGUSR1)
+        driver.line("alone")
+    finally:
+        shared.postgres.start()
+    wait_for_end(watcher)
+    [held] = shared.book.held()
+    assert (held.row.state, held.row.outcome) == ("done", "detached")
+    driver.kill()
+    assert reaper("--once").end() == 0
+    assert ibm.job(job).cancel_requests == 0
+
+
+@pytest.mark.long
 def test_a_job_that_was_let_go_while_there_was_no_watcher(
     ibm: local.Service, fork: Any, shared: Shared, reaper: Callable[..., Driver]
 ) -> None:
