@@ -127,6 +127,7 @@ class Link:
         self._process: WatcherProcess | None = None
         self._thread: threading.Thread | None = None
         self._failure: WatcherError | None = None
+        self._is_to_try = False  # a thread waits, and tries again then
         self._sources: dict[str, CredentialsSource] = {}
         self._armed: set[str] = set()
         self._runs: dict[str, Guarded] = {}
@@ -318,6 +319,8 @@ class Link:
     def _tell_done(self, guarded: Guarded, end: End | None) -> bool:
         """Returns whether there was a watcher to be told. Called with the lock held."""
         del self._runs[guarded.run]
+        if not self._runs:
+            self._changed.notify_all()
         guarded.end = end or guarded.end
         self._idle_since = time.monotonic()
         return self._send(protocol.StandDown(guarded.run, guarded.end))
@@ -548,12 +551,17 @@ class Link:
     # The link's thread
 
     def _serve(self, begun: Starting | None) -> None:
+        """Have a watcher for as long as one is needed; while none can be had, try again now and then."""
+        while (failure := self._keep_one(begun)) is not None and self._tries_again(failure):
+            begun = None
+
+    def _keep_one(self, begun: Starting | None) -> WatcherError | None:
+        """Have a watcher; returns when none is needed any more, or why none can be had."""
         while True:
             try:
                 process = launch(begun)
             except Exception as error:  # noqa: BLE001 - whatever it is, the runs that wait must hear of it
-                self._give_up(_as_watcher_error(error))
-                return
+                return _as_watcher_error(error)
             begun = None
             with self._lock:
                 self._process = process
@@ -581,29 +589,34 @@ class Link:
                 self._changed.notify_all()
                 if not self._runs:
                     self._thread = None
-                    return
+                    return None
                 if len(self._deaths) > RELAUNCHES and self._deaths[-1] - self._deaths[0] < RELAUNCH_SPAN:
-                    break
+                    return WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`)")
             logger.warning("the watcher (pid %d) died; starting another one", process.pid)
-        self._give_up(WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`)"))
 
-    def _give_up(self, failure: WatcherError) -> None:
+    def _tries_again(self, failure: WatcherError) -> bool:
+        """Say that no watcher can be had, and wait; returns whether this thread is to try again.
+
+        It waits in this thread, and not in a timer's: whatever keeps a watcher from being started may keep a thread
+        from it, too.
+        """
         with self._lock:
             runs = len(self._runs)
-            self._failure = failure
-            self._thread = None
+            self._failure, self._thread = failure, None  # a run that begins meanwhile tries at once
             self._changed.notify_all()
-        if runs:
-            logger.warning("%d runs are not protected any more: %s", runs, failure.reason)
-            again = threading.Timer(TRY_AGAIN_SECONDS, self._try_again)
-            again.daemon = True
-            with contextlib.suppress(RuntimeError):  # the interpreter is ending
-                again.start()
-
-    def _try_again(self) -> None:
+        if not runs:
+            return False
+        logger.warning("%d runs are not protected any more: %s", runs, failure.reason)
         with self._lock:
-            if self._runs:
-                self.prepare()
+            if self._is_to_try:  # another thread waits already
+                return False
+            self._is_to_try = True
+            self._changed.wait_for(lambda: self._process is not None or not self._runs, TRY_AGAIN_SECONDS)
+            self._is_to_try = False
+            if not self._runs or self._process is not None or self._thread is not None:
+                return False
+            self._failure, self._thread = None, threading.current_thread()
+            return True
 
     def _replay(self) -> None:
         """Tell a new watcher every guarded run. Called with the lock held."""
@@ -622,6 +635,8 @@ class Link:
                 self._tell(protocol.JobKnown(guarded.run, job))
             if guarded.posted is not None:
                 self._tell(protocol.Posted(guarded.run, guarded.posted))
+            if guarded.cancelling:
+                self._tell(protocol.Cancelling(guarded.run, guarded.end))
             if guarded.let_go:
                 self._tell(protocol.LetGo(guarded.run))
             if guarded.handed_over:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from testkit.circuits import bell
 from testkit.processes import wait_for_end
 
-from qx_supervisor import Run, Status, WatcherError, local, submit
+from qx_supervisor import Run, Status, WatcherError, detached, local, submit
 from qx_supervisor import link as links
 from qx_supervisor.link import Link, link
 from qx_supervisor.watcher import protocol
@@ -123,6 +124,25 @@ def test_another_start_is_tried_where_there_are_runs_to_guard(queued: Queued, mo
     assert tried.wait(60)
     with link._changed:
         assert link._changed.wait_for(lambda: link._process is not None, 60)
+    assert queued.is_known()
+
+
+def test_another_start_is_tried_as_often_as_it_takes(queued: Queued, monkeypatch: Any) -> None:
+    spawn, tried = detached.spawn, []
+
+    def refuse(*given: Any, **more: Any) -> Any:
+        tried.append(1)
+        if len(tried) <= 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return spawn(*given, **more)
+
+    monkeypatch.setattr(links, "TRY_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(detached, "spawn", refuse)
+    first = watcher()
+    first.kill()
+    with link._changed:
+        assert link._changed.wait_for(lambda: link.watcher_pid not in (None, first.pid), 60)
+    assert len(tried) == 3
     assert queued.is_known()
 
 
