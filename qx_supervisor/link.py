@@ -77,6 +77,9 @@ class Guarded:
         lease: The lease on its key; None without one.
         jobs: The ids of its jobs that are known.
         posted: None while a POST may still leave; then whether each was answered at the first try.
+        cancelling: Whether this process requests the cancel itself.
+        handed_over: Whether the watcher is to cancel it.
+        let_go: Whether nobody waits for it any more; it has a key.
         about: What it is, for those who read the ledger.
         end: Why it ends, and how it has ended then.
     """
@@ -92,6 +95,7 @@ class Guarded:
     lease: protocol.Lease | None = None
     jobs: list[str] = field(default_factory=list)
     posted: bool | None = None
+    cancelling: bool = False
     handed_over: bool = False
     let_go: bool = False
     about: About = NOTHING
@@ -261,7 +265,7 @@ class Link:
         with self._lock:
             guarded = self._runs.get(run)
             if guarded is not None:
-                guarded.end = end
+                guarded.cancelling, guarded.end = True, end
                 self._tell(protocol.Cancelling(run, end))
 
     def figures(self, run: str, job: str, figures: Figures) -> None:

@@ -238,6 +238,31 @@ signal.pause()
     assert b"starting another one" in driver.errors
 
 
+@pytest.mark.long
+def test_killed_while_the_driver_cancels_the_next_one_cancels_at_once(ibm, fork):
+    """It waits for no grace period, though the driver is killed before its own request has left."""
+    ibm.hold("queued")
+    driver = fork(
+        """
+        from qx_supervisor.link import link
+        queued = threading.Event()
+        held = submit(isa(), backend(), key="step", grace=600, poll_interval=3600,
+                      on_status=lambda status: status.state == "queued" and queued.set())
+        assert queued.wait(60)
+        first, run_id = link.watcher_pid, held._flight.core.run_id
+        link.cancelling(run_id)
+        os.kill(first, signal.SIGKILL)
+        with link._changed:
+            link._changed.wait_for(lambda: link.watcher_pid not in (None, first))
+        say("queued", held.job_id)
+        signal.pause()
+        """
+    )
+    job = driver.queued()
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+
+
 def test_killed_in_flight_the_run_goes_on(ibm, fork):
     ibm.hold("queued")
     driver = fork(RUN)
