@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import sqlite3
@@ -26,6 +27,7 @@ from qx_supervisor.watcher.ledger import (
     Ledger,
     LedgerBusy,
     LedgerError,
+    RefusedRow,
     ReservationWish,
     Row,
     Ruling,
@@ -35,7 +37,7 @@ from qx_supervisor.watcher.ledger import (
 )
 from qx_supervisor.watcher.ledger.postgres import SharedLedger
 from qx_supervisor.watcher.protocol import Lease
-from qx_supervisor.watcher.writers import LocalWriter, Owner
+from qx_supervisor.watcher.writers import LocalWriter, Owner, SharedWriter
 
 
 def test_what_is_said_of_no_run_costs_no_other_its_end(state: Path) -> None:
@@ -240,6 +242,38 @@ def test_the_local_ledger_is_complained_of_once(tmp_path: Path) -> None:
         book.holds("r1", "").result(60)
     ledgers.close(60)
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("kind", ["local", "shared"])
+def test_a_row_that_is_refused_keeps_no_other_from_being_written(
+    state: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    said: list[str] = []
+    writer: LocalWriter | SharedWriter
+    if kind == "local":
+        writer = LocalWriter(str(state), 30.0)
+    else:
+        writer = SharedWriter(request.getfixturevalue("shared_url"), 30.0)
+    mine, others = (Owner(lambda event, _, who=who: said.append(f"{who}: {event}")) for who in ("mine", "others"))
+    writer.join(mine)
+    writer.join(others)
+    may_go_on = threading.Event()
+    writer.ask(lambda _: may_go_on.wait(60))
+    refused = make_row("r1", grace=math.nan, key="k", holder="h")
+    told = [writer.guard(replace(refused, key=None), mine), writer.guard(make_row("r2"), others)]
+    taken = writer.take(refused, (), mine)
+    may_go_on.set()
+    for each in told:
+        each.result(60)
+    with pytest.raises(RefusedRow):
+        taken.result(60)
+    writer.change("r1", "", lambda row: replace(row, detail="again"))
+    writer.change("r2", "", lambda row: replace(row, detail="again"))
+    found = writer.ask(lambda ledger: [(row.run, row.detail) for row in ledger.rows()])
+    assert found.result(60) == [("r2", "again")]
+    writer.change("r1", "", lambda row: replace(row, state="done"))
+    assert writer.close(60)
+    assert said == ["mine: away"]
 
 
 class SlowStore:

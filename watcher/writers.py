@@ -64,7 +64,8 @@ class DesiredRun:
         enters: Whether it has a key that was granted elsewhere, so that this ledger must be asked whose it is here.
         is_durable: Whether what has changed must survive a power failure at once.
         version: How often it was changed.
-        written: The version that the ledger has.
+        written: The version that the ledger has, or has refused.
+        is_refused: Whether it is known that the ledger refuses it.
         waiting: Those who wait until it is written.
     """
 
@@ -74,6 +75,7 @@ class DesiredRun:
     is_durable: bool = True
     version: int = 1
     written: int = 0
+    is_refused: bool = False
     waiting: list[Future[None]] = field(default_factory=list)
 
     @property
@@ -332,7 +334,7 @@ class Writer(ABC, Generic[S]):
 
     def _try(self, questions: list[Question[S]]) -> LedgerError | None:
         """Write what is to be written, and ask what is to be asked; returns what stands in the way."""
-        from .ledger import LedgerError
+        from .ledger import LedgerError, RefusedRow
 
         try:
             ledger = self._ledger or self._open()
@@ -341,7 +343,10 @@ class Writer(ABC, Generic[S]):
             self._write_figures(ledger)
             for question, answer in questions:
                 if not answer.done():
-                    answer.set_result(question(ledger))
+                    try:
+                        answer.set_result(question(ledger))
+                    except RefusedRow as error:
+                        answer.set_exception(error)
         except LedgerError as error:
             return error
         except Exception as error:  # noqa: BLE001 - a fault in here must not end the protection by this ledger
@@ -361,9 +366,8 @@ class Writer(ABC, Generic[S]):
             durable = any(desired.is_durable for desired, _, _ in dirty)
         if not dirty:
             return
-        written = {run for run in entering if ledger.enter(rows[run])}
-        if others := [row for run, row in rows.items() if run not in entering]:
-            written |= ledger.write(*others, durable=durable)
+        written, refused = self._write_rows(ledger, list(rows.values()), entering, durable=durable)
+        written |= refused.keys()  # nobody else has them
         with self._changed:
             for desired, version, row in dirty:
                 desired.waiting = [future for future in desired.waiting if future not in waiting]
@@ -373,9 +377,38 @@ class Writer(ABC, Generic[S]):
                 if (row.run not in written or is_over) and self._runs.get(row.run) is desired:
                     del self._runs[row.run]
             lost = [(row, desired.owner) for desired, _, row in dirty if row.run not in written]
+            news = [desired for desired, _, row in dirty if row.run in refused and not desired.is_refused]
+            for desired in news:
+                desired.is_refused = True
         self._report_lost(ledger, lost)  # before who waits: it would submit
+        for desired in news:
+            desired.owner.tell("away", refused[desired.row.run])
         for future in waiting:
             future.set_result(None)
+
+    def _write_rows(
+        self, ledger: S, rows: list[Row], entering: set[str], *, durable: bool
+    ) -> tuple[set[str], dict[str, str]]:
+        """Write rows, those that do not enter together; returns the runs that were written, and why others can't be.
+
+        If one is refused for what is in it, each is written by itself: it would keep all others from being written.
+        """
+        from .ledger import RefusedRow
+
+        refused: dict[str, str] = {}
+        try:
+            written = {row.run for row in rows if row.run in entering and ledger.enter(row)}
+            if others := [row for row in rows if row.run not in entering]:
+                written |= ledger.write(*others, durable=durable)
+        except RefusedRow:
+            written = set()
+            for row in rows:
+                try:
+                    if ledger.enter(row) if row.run in entering else ledger.write(row, durable=durable):
+                        written.add(row.run)
+                except RefusedRow as error:
+                    refused[row.run] = str(error)
+        return written, refused
 
     def _write_figures(self, ledger: S) -> None:
         with self._changed:

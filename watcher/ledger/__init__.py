@@ -18,11 +18,11 @@ without it, less safe but not stopped.
 `schema`    its tables, and how an older file becomes a newer one
 `sqlite`    the local ledger
 `postgres`  the shared ledger
-`errors`    `LedgerError` and a kind of it, and nothing else is raised
+`errors`    `LedgerError` and what is one, and nothing else is raised
 """
 
 from .budgets import PERIODS, Balance, Budget, Period, ReservationWish, Reserved, standing
-from .errors import LedgerBusy, LedgerError
+from .errors import LedgerBusy, LedgerError, RefusedRow
 from .file import state_directory
 from .row import FINAL, UNFINISHED, Row, RunState, safe_endpoint
 from .rules import KEPT_FOR, LEASE_SECONDS, SWEPT_FOR, Liveness, Ruling, Wish, judge, judge_by_lease
@@ -43,6 +43,7 @@ __all__ = [
     "LedgerError",
     "Liveness",
     "Period",
+    "RefusedRow",
     "ReservationWish",
     "Reserved",
     "Row",

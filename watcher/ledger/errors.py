@@ -7,3 +7,7 @@ class LedgerError(Exception):
 
 class LedgerBusy(LedgerError):
     """Another process has locked it for too long: a moment later it may be free."""
+
+
+class RefusedRow(LedgerError):
+    """A row is refused for what is in it, and would be at every try; others can be written."""

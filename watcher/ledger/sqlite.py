@@ -25,7 +25,7 @@ from .. import host_identity
 from ..host_identity import INITIAL_PID_NAMESPACE, HostIdentity, IsRunning, Process
 from . import rules, schema
 from .columns import IN_SQLITE, on_conflict, row_of, values_of
-from .errors import LedgerBusy, LedgerError
+from .errors import LedgerBusy, LedgerError, RefusedRow
 from .file import File, prepare
 from .row import Row, fitted, safe_detail, safe_endpoint, text_of
 from .rules import CLAIM_LEASE_SECONDS, LEASE_SECONDS
@@ -342,7 +342,9 @@ def _translated(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into a sentence of our own."""
     try:
         yield
-    except (sqlite3.Error, OverflowError, UnicodeError) as error:
+    except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError, UnicodeError) as error:
+        raise RefusedRow(_sentence(path, error)) from error
+    except sqlite3.Error as error:
         is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in BUSY
         raise (LedgerBusy if is_busy else LedgerError)(_sentence(path, error)) from error
 

@@ -16,7 +16,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
-from ..errors import LedgerError
+from ..errors import LedgerError, RefusedRow
 
 ANSWER_SECONDS = 5.0
 """How long one answer may take. Where the server is stopped, or a cable pulled, nobody closes the connection."""
@@ -139,6 +139,8 @@ def translated() -> Iterator[None]:
     """Turn psycopg's errors into a sentence of our own."""
     try:
         yield
+    except (psycopg.IntegrityError, psycopg.DataError) as error:
+        raise RefusedRow(f"The shared ledger can't be used: {_reason(error)}.") from None
     except psycopg.Error as error:
         raise Away(f"The shared ledger can't be used: {_reason(error)}.") from None
     except (OSError, UnicodeError, ValueError) as error:
