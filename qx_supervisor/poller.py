@@ -1,7 +1,7 @@
-"""One poller of job states for all runs of a process.
+"""One poller of job states for all runs of a process, and one for the jobs of each other driver that it has taken over.
 
 Up to ten jobs are read one by one, each when it is due, as the official client reads them. More are listed together,
-200 at a time, by the tag that all jobs of this process have: a thousand jobs then cost a handful of requests per
+200 at a time, by the tag that all jobs of one driver have: a thousand jobs then cost a handful of requests per
 interval, and none waits for the others' turn. A list shows only jobs that are not final; any other is read by itself.
 """
 
@@ -57,7 +57,7 @@ def interval(seconds: float, shortest: float = SHORTEST_INTERVAL) -> float:
 
 
 class Poller:
-    """Reads the states of the jobs of one instance. Safe to use from any thread.
+    """Reads the states of one driver's jobs at one instance. Safe to use from any thread.
 
     Args:
         there: The instance.
@@ -207,16 +207,20 @@ def ask(there: remote.Remote, question: Callable[[], T]) -> T:
         return question()
 
 
-_pollers: weakref.WeakValueDictionary[int, Poller] = weakref.WeakValueDictionary()
+_pollers: weakref.WeakValueDictionary[tuple[int, str], Poller] = weakref.WeakValueDictionary()
 _making = forks.make_lock()
 
 
 def poller_of(there: remote.Remote, tag: str) -> Poller:
-    """The poller of an instance; there is one for as long as anybody holds it."""
+    """The poller of the jobs with this tag at an instance; there is one for as long as anybody holds it.
+
+    A job that was attached, or taken up by its key, has that of the driver that submitted it: a list by that shows none
+    of this process's own jobs.
+    """
     with _making:
-        known = _pollers.get(id(there))
+        known = _pollers.get((id(there), tag))
         if known is None:
-            known = _pollers[id(there)] = Poller(there, tag)
+            known = _pollers[id(there), tag] = Poller(there, tag)
         return known
 
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from qiskit import transpile
 from testkit.circuits import BACKEND, ones
+from testkit.client import Sampler
 from testkit.drivers import Driver
 from testkit.processes import wait_for_end
 from testkit.watchers import watchers_of
 
-from qx_supervisor import Run, RunError, Status, local, poller, submit
+from qx_supervisor import Run, RunError, Status, attach, local, poller, submit
 from qx_supervisor.flight.polling import Polling
 from qx_supervisor.watcher import cancel, remote
 
@@ -60,6 +62,24 @@ def test_more_than_ten_are_listed_together(ibm: local.Service, begin: Begin) -> 
     ibm.hold(None)
     assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
     assert [job.cancel_requests for job in ibm.jobs()] == [0] * MANY
+
+
+@pytest.mark.long
+def test_those_of_another_driver_are_listed_apart(ibm: local.Service, service: Any, begin: Begin) -> None:
+    """A job that was attached before is no reason to read each of one's own by itself."""
+    ibm.hold("queued")
+    tags = {"environment": {"job_tags": ["qxd-another"]}}
+    theirs = Sampler(mode=service.backend(BACKEND), options=tags).run([transpile(ones(), service.backend(BACKEND))])
+    held = attach(theirs.job_id(), service=service, poll_interval=0.1)
+    ibm.wait_for("GET", f"{JOBS}/{theirs.job_id()}", count=3)
+    runs = begin()
+    after = ibm.wait_for("GET", JOBS, count=3)[-1].seq
+    latest = ibm.wait_for("GET", JOBS, count=3, after=after)[-1]
+    read = [entry for entry in ibm.journal(method="GET", path=ONE_JOB, after=after) if entry.seq < latest.seq]
+    assert {entry.path for entry in read} <= {f"{JOBS}/{theirs.job_id()}"}
+    ibm.hold(None)
+    assert held.result(60).counts
+    assert [each.result(60).counts for each in runs] == [{"1": 8}] * MANY
 
 
 @pytest.mark.long
