@@ -191,6 +191,7 @@ def test_run_in_a_session(ibm, backend, isa):
         assert sum(run(isa, session, shots=32, panel=None).counts.values()) == 32
 
 
+@pytest.mark.long
 def test_blocks_in_blocks_for_one_session(ibm, fork):
     """The end of the inner block leaves the outer one as it was; a job submitted in both belongs to both."""
     ibm.hold("queued")
