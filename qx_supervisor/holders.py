@@ -3,16 +3,19 @@
 Two drivers that guard one job would each have it cancelled at its death, and so the one takes it from the other.
 
 Of two that want it at the same moment one gets it: a driver looks, and writes that the job is its own, in one
-transaction of the local ledger. The watcher would write it too late: it may have to be started first.
+transaction of the local ledger. The watcher would write it too late: it may have to be started first. In the shared
+ledger it does so once its watcher has written the run there, by which the watcher's lease is on it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from . import settings, shared_ledger
 from .errors import ConfigError
@@ -20,6 +23,9 @@ from .link import link, logger
 from .tags import tags_of
 from .watcher import host_identity, ledger, remote
 from .watcher.facts import End
+
+if TYPE_CHECKING:
+    from .watcher.ledger.postgres import SharedLedger
 
 OPEN = ("", "unconfirmed")
 """Outcomes of jobs that whoever guards them may still cancel."""
@@ -32,7 +38,7 @@ LOOK_SECONDS = 0.05
 
 
 @contextlib.contextmanager
-def taking(job: str, state: remote.JobState, run: ledger.Row) -> Iterator[None]:
+def taking(job: str, state: remote.JobState, run: ledger.Row) -> Iterator[Callable[[], None]]:
     """Make sure that nobody else will cancel a job that this process is about to guard; in the block it does so.
 
     Others see from here on that the job is this process's. What a driver left behind that died together with its
@@ -43,10 +49,14 @@ def taking(job: str, state: remote.JobState, run: ledger.Row) -> Iterator[None]:
         state: What the service says of it.
         run: The run that is to guard it, as its driver knows it.
 
+    Yields:
+        A function to be called when the watcher has written the run, and does not know the job: it has other hosts see
+        that the job is this process's, or raises the same.
+
     Raises:
         ConfigError: Another driver guards it, or somebody is about to cancel it.
     """
-    _check_shared(job, state)
+    is_shared = _check_shared(job, state)
     book: ledger.Ledger | None = None
     claimed: list[ledger.Row] = []
     with contextlib.ExitStack() as stack:
@@ -55,7 +65,7 @@ def taking(job: str, state: remote.JobState, run: ledger.Row) -> Iterator[None]:
             claimed = _take(book, job, state, run, stack)
         except ledger.LedgerError as error:
             logger.warning("whether another program guards job %s is not known: %s", job, error)
-        yield
+        yield functools.partial(_take_shared, job, state, run.run) if is_shared else lambda: None
         if book is None:
             return
         with contextlib.suppress(ledger.LedgerError):
@@ -158,18 +168,35 @@ def _cancelling(job: str, who: str) -> ConfigError:
     return ConfigError("config", f"{who} is cancelling job {job}; submit it again", job)
 
 
-def _check_shared(job: str, state: remote.JobState) -> None:
-    """Check that no driver on another host guards the job, as far as the shared ledger knows."""
+def _check_shared(job: str, state: remote.JobState) -> bool:
+    """Check that no driver on another host guards the job; returns whether there is a shared ledger that knows."""
     if not settings.ledger_url():
-        return
+        return False
     try:
         with shared_ledger.opened() as book:
-            now, here = book.clock(), book.host_identity
-            for row in _rows(book, job, state):
-                if row.host_identity == here:
-                    continue  # the local ledger knows more
-                if ledger.judge_by_lease(row, now) == "live":
-                    raise _held(row, job, is_seen=True)
-                raise _cancelling(job, f"process {row.pid} on {row.host_identity.host} has ended, and a reaper")
+            _check_hosts(book, job, state)
     except ledger.LedgerError as error:
         logger.warning("whether another host guards job %s is not known: the shared ledger is away (%s)", job, error)
+        return False
+    return True
+
+
+def _take_shared(job: str, state: remote.JobState, run: str) -> None:
+    """Write to the shared ledger that the job is this process's, unless a driver on another host has it by now."""
+    try:
+        with shared_ledger.opened() as book, book.batch():
+            book.lock_job(job)
+            _check_hosts(book, job, state)
+            book.add_job(run, job)
+    except ledger.LedgerError as error:  # as the watcher says too
+        logger.debug("other hosts do not learn yet that job %s is guarded here: %s", job, error)
+
+
+def _check_hosts(book: SharedLedger, job: str, state: remote.JobState) -> None:
+    now, here = book.clock(), book.host_identity
+    for row in _rows(book, job, state):
+        if row.host_identity == here:
+            continue  # the local ledger knows more
+        if ledger.judge_by_lease(row, now) == "live":
+            raise _held(row, job, is_seen=True)
+        raise _cancelling(job, f"process {row.pid} on {row.host_identity.host} has ended, and a reaper")

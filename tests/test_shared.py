@@ -17,6 +17,8 @@ from typing import Any
 import psycopg
 import pytest
 import requests
+from testkit.circuits import BACKEND, ones
+from testkit.client import Sampler
 from testkit.drivers import RUN, Driver, kill_both
 from testkit.postgres import Cable, Server
 from testkit.processes import until, wait_for_end
@@ -24,6 +26,8 @@ from testkit.processes import until, wait_for_end
 from qx_supervisor import local
 from qx_supervisor.cli import main
 from qx_supervisor.doctor import hosts, machine
+from qx_supervisor.watcher.host_identity import HostIdentity
+from qx_supervisor.watcher.ledger import Row
 from qx_supervisor.watcher.ledger.postgres import Held, SharedLedger
 
 LEASE = 1.0
@@ -826,6 +830,71 @@ def test_another_host_takes_a_key_up(
     assert second.end() == 0, second.errors
     assert [each.id for each in ibm.jobs()] == [job]
     assert ibm.job(job).cancel_requests == 0
+
+
+ATTACHED = """
+try:
+    attached = attach({job!r}, service=service(), on_status=tell)
+    say("attached it", attached.job_id)
+    attached.result()
+except QxError as error:
+    say("refused", type(error).__name__, error)
+"""
+
+HOLDS_STILL = """
+from qx_supervisor.flight import attachment
+from qx_supervisor.flight.submission import Submission
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
+step = {where}
+def hold_still(*given, **named):
+    say("holds still")
+    signal.sigwait({{signal.SIGUSR1}})
+    step(*given, **named)
+{where} = hold_still
+"""
+
+
+@pytest.mark.long
+def test_a_job_that_another_host_attaches_at_the_same_moment_is_left_to_it(
+    ibm: local.Service, fork: Any, shared: Shared, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QX_LEASE_SECONDS", "30")  # nothing runs out here
+    ibm.hold("queued")
+    assert not shared.book.held()  # its tables are there
+    job = Sampler(mode=service.backend(BACKEND)).run([ones()], shots=16).job_id()
+    driver = fork(HOLDS_STILL.format(where="Submission.announce") + ATTACHED.format(job=job))
+    driver.line("holds still")  # it has looked, and nobody had the job
+    there = HostIdentity("", "there", "boot-there", 1)
+    with SharedLedger.open(shared.url, where=there) as other:
+        other.renew()
+        other.write(Row(run="theirs", host_identity=there, pid=7, start_ticks=70, jobs={job: ""}))
+        driver.send(signal.SIGUSR1)
+        said = " ".join(driver.line("refused "))
+        assert said.startswith(f"ConfigError job {job} is guarded by process 7 on there, which lives, ")
+    driver.end()
+    [ours] = [held.row for held in shared.wait(lambda found: len(found) > 1) if held.row.run != "theirs"]
+    assert ours.state == "done"
+    assert ibm.job(job).cancel_requests == 0
+
+
+@pytest.mark.long
+def test_other_hosts_see_that_a_job_is_attached_before_it_counts_as_such(
+    ibm: local.Service, fork: Any, shared: Shared, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QX_LEASE_SECONDS", "30")
+    ibm.hold("queued")
+    assert not shared.book.held()  # its tables are there
+    job = Sampler(mode=service.backend(BACKEND)).run([ones()], shots=16).job_id()
+    driver = fork(HOLDS_STILL.format(where="attachment._take") + ATTACHED.format(job=job))
+    driver.line("holds still")
+    [held] = shared.book.held()
+    assert (held.row.jobs, held.judgement) == ({job: ""}, "live")
+    driver.send(signal.SIGUSR1)
+    driver.line("attached it ")
+    driver.kill()
+    assert ibm.wait_job(job, "Cancelled").cancel_requests == 1
+    [held] = shared.wait(lambda found: found[0].judgement == "final")
+    assert (held.row.state, held.row.jobs) == ("cancelled", {job: "cancelled"})
 
 
 def test_the_grace_passes_and_nobody_came(ibm: local.Service, fork: Any, shared: Shared) -> None:

@@ -271,6 +271,33 @@ def test_a_renewal_writes_no_index(shared_url: str, opened: Opener) -> None:
     assert updated == hot == 50
 
 
+def test_of_drivers_that_want_one_job_one_sees_that_it_is_free(opened: Opener) -> None:
+    """Each writes to a run of its own, on which its watcher has the lease."""
+    watcher = opened()
+    runs = [f"r{number}" for number in range(8)]
+    watcher.write(*(row(run, watcher) for run in runs))
+    gate = threading.Barrier(8)
+
+    def take(run: str) -> bool:
+        driver = opened()
+        gate.wait()
+        with driver.batch():
+            driver.lock_job("job-1")
+            is_free = not any(each.jobs for each in driver.rows(UNFINISHED))
+            if is_free:
+                driver.add_job(run, "job-1")
+            return is_free
+
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(take, runs))
+    assert sum(got) == 1
+    assert [run for run, is_its in zip(runs, got, strict=True) if is_its] == [
+        each.run for each in watcher.rows(UNFINISHED) if each.jobs == {"job-1": ""}
+    ]
+    watcher.add_job("never written", "job-1")
+    assert watcher.row("never written") is None
+
+
 # Keys -------------------------------------------------------------------------------------------------------------
 
 

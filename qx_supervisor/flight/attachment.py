@@ -39,9 +39,10 @@ def attach(core: Core, submission: Submission) -> str:
     if state.is_final:
         _take(core, is_guarded=False)
     else:
-        with holders.taking(request.attached, state, _row(core)):
+        with holders.taking(request.attached, state, _row(core)) as take_shared:
             submission.announce(service.account_name(client), functools.partial(service.credentials, client))
             submission.await_acknowledgement()
+            take_shared()
             _take(core, is_guarded=True)
     core.say("poll", "attached", f"submitted before, to {core.place.name}")
     reap_in_background(client)

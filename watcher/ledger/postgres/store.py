@@ -294,6 +294,21 @@ class SharedLedger(Store):
             if is_over:
                 self._update("run = :run", {"run": run}, durable=True, state="done", **ending(end))
 
+    def lock_job(self, job: str) -> None:
+        """Keep others that do the same from a job, until the batch around it ends."""
+        self._lock_key(job)
+
+    def add_job(self, run: str, job: str) -> None:
+        """Write a job of a run, by its driver itself: its watcher has the lease, and learns the job later.
+
+        Nothing happens if the watcher has not written the run.
+        """
+        self._execute(
+            "INSERT INTO qx_jobs (run, job, outcome) SELECT run, :job, '' FROM qx_runs WHERE run = :run "
+            "ON CONFLICT (run, job) DO NOTHING",
+            {"run": run, "job": text_of(job)},
+        )
+
     def holds(self, run: str, holder: str) -> bool:  # noqa: ARG002
         """See `Store.holds`; what the database does not know is nobody else's."""
         return run in self._epochs and run not in self.lost()
