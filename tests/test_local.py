@@ -25,8 +25,10 @@ import pytest
 from testkit.processes import Process, wait_for_end
 
 from qx_supervisor import local
+from qx_supervisor.local import process as processes
+from qx_supervisor.local import registry
 from qx_supervisor.local.charges import shots_of
-from qx_supervisor.watcher import process_state
+from qx_supervisor.watcher import ledger, process_state
 
 pytest.importorskip("localqpu")
 
@@ -653,6 +655,14 @@ class TestProcess:
             state_file.write_text(content)
             assert local.find() is None
             assert not state_file.exists()
+
+    def test_a_home_directory_that_no_shell_has_filled_in(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("QX_STATE_DIR", "~/state")
+        assert registry._state_file() == ledger.state_directory() / "local-service.json"
+        assert processes._environment()["QX_STATE_DIR"] == str(tmp_path / "state")
 
     def test_stopping_reaps_it_and_may_be_repeated(self) -> None:
         ibm = local.start()  # stopped while it loads its engine

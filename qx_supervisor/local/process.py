@@ -193,7 +193,7 @@ def _environment() -> dict[str, str]:
     # Circuits here are small, and a thread pool per simulation would slow down what is being tested.
     environment.setdefault("OMP_NUM_THREADS", "1")
     if folder := environment.get("QX_STATE_DIR"):
-        environment["QX_STATE_DIR"] = str(Path(folder).absolute())  # the service's working directory is /
+        environment["QX_STATE_DIR"] = str(registry.state_directory(folder))  # the service's working directory is /
     return environment
 
 

@@ -78,10 +78,15 @@ def forget(pid: int) -> None:
             path.unlink()
 
 
+def state_directory(chosen: str) -> Path:
+    """The directory that `QX_STATE_DIR` names. A "~" may be left in it: there is no shell in units and containers."""
+    return Path(os.path.expanduser(chosen)).absolute()  # noqa: PTH111 - where there is no home, that raises nothing
+
+
 def _state_file() -> Path:
     folder = os.environ.get("QX_STATE_DIR")
     if not folder:
         import platformdirs
 
         folder = platformdirs.user_state_dir("qx_supervisor")
-    return Path(folder) / "local-service.json"
+    return state_directory(folder) / "local-service.json"
