@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from testkit.client import IS_CURRENT
 from testkit.drivers import assert_cancelled_once
 
 from qx_supervisor import ConfigError, JobFailed, SubmitError, attach, run, submit
+from qx_supervisor.service import programs
 
 if not IS_CURRENT:
     pytest.skip("this client has no such programs, or others", allow_module_level=True)
@@ -105,6 +108,17 @@ def test_a_killed_program(ibm, fork, way, how):
     driver.kill()
     ibm.wait_job(job, "Cancelled")
     assert_cancelled_once(ibm, job)
+
+
+@pytest.mark.parametrize("samplomatic", ["older", "newer"])
+def test_a_program_of_a_client_before_050(monkeypatch, samplomatic):
+    """It is no kind of samplomatic's, which may have none."""
+    if samplomatic == "older":
+        monkeypatch.setitem(sys.modules, "samplomatic.quantum_program", None)
+    made = type("QuantumProgram", (), {"__module__": "qiskit_ibm_runtime.quantum_program", "items": [1]})()
+    assert programs._program(made) is made
+    with pytest.raises(ConfigError, match="takes one QuantumProgram, not SimpleNamespace"):
+        programs._program(SimpleNamespace(items=[1]))
 
 
 @pytest.mark.parametrize("mode", ["job", "session", "local"])

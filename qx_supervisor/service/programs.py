@@ -57,10 +57,19 @@ def _what_it_learns_from(primitive: Any) -> tuple[str, Any]:
     )
 
 
-def _program(given: Any) -> Any:
-    from samplomatic.quantum_program import QuantumProgram
+def _is_program(given: Any) -> bool:
+    """Whether it is a quantum program: the client's, or since 0.50 samplomatic's, of which that is a kind now."""
+    if internals.is_a(given, "QuantumProgram"):
+        return True
+    try:
+        from samplomatic.quantum_program import QuantumProgram
+    except ImportError:
+        return False
+    return isinstance(given, QuantumProgram)
 
-    if not isinstance(given, QuantumProgram):
+
+def _program(given: Any) -> Any:
+    if not _is_program(given):
         raise _refuse(
             f"an Executor takes one QuantumProgram, not {type(given).__name__}; append circuits to a program, or run "
             'them with primitive="sampler"'
