@@ -10,12 +10,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import settings
 from .errors import QxError
 from .local import Service
+from .watcher.ledger import Ledger, LedgerError, state_directory
 from .watcher.process_handle import ProcessHandle
 
 TIMEOUT = 60.0
 """Seconds until the driver's job must be queued, and for each step after the kill."""
+
+LOOK_SECONDS = 0.1
+"""How often the ledger is looked at, where the watcher stays."""
+
+MOST_ROWS = 100
+"""How many of the ledger's newest runs are looked at."""
 
 DRIVER = """
 import sys
@@ -91,7 +99,7 @@ def kill_a_driver(
         ended = ibm.wait_job(job, timeout=TIMEOUT)
     except TimeoutError as error:
         raise KillTestError(f"the killed driver's job was not cancelled: {error}") from None
-    _wait_for_end(watcher)  # it confirms the cancel and looks for duplicates, and needs the service for that
+    _wait_until_done(watcher, job)  # it confirms the cancel and looks for duplicates, and needs the service for that
     requests = ibm.job(job).cancel_requests
     return KillTest(job, ended.status, requests, (request.arrived - killed) / 1e6)
 
@@ -109,6 +117,16 @@ def _queued(driver: subprocess.Popen[str], is_late: threading.Event) -> tuple[in
     raise KillTestError(f"the driver ended before its job was queued{f': {lines[-1]}' if lines else ''}")
 
 
-def _wait_for_end(pid: int) -> None:
+def _wait_until_done(pid: int, job: str) -> None:
+    """Wait until the watcher has ended; one that others share stays, and has written then that the run is over."""
+    looks = TIMEOUT if settings.placement() != "node" else LOOK_SECONDS
+    deadline = time.monotonic() + TIMEOUT
     with contextlib.suppress(ProcessLookupError), contextlib.closing(ProcessHandle(pid)) as watcher:
-        watcher.ends_within(TIMEOUT)
+        while not watcher.ends_within(looks) and not _is_over(job) and time.monotonic() < deadline:
+            pass
+
+
+def _is_over(job: str) -> bool:
+    with contextlib.suppress(LedgerError), Ledger.open(state_directory()) as book:
+        return any(job in row.jobs and row.is_over for row in book.rows(limit=MOST_ROWS))
+    return False  # there is no ledger

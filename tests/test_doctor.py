@@ -7,8 +7,10 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ import click
 import pytest
 from testkit.client import need_iam_url
 from testkit.drivers import RUN, kill_both
+from testkit.processes import wait_for_end
+from testkit.watchers import titles
 
 from qx_supervisor import doctor, kill_test, local, node_launch, placement, service, settings
 from qx_supervisor.cli import main
@@ -189,6 +193,8 @@ def test_a_pod_without_an_account_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         ("QX_WATCHER_PLACEMENT", "systemd", "or unset QX_WATCHER_PLACEMENT"),
         ("QX_LEASE_SECONDS", "soon", "it must be a number of seconds, such as 30"),
         ("QX_SWEEP_WINDOW", "-1", "it must be a number of seconds, such as 120"),
+        ("QX_BUDGET", "abc", "must be a number of seconds of at least 1, not 'abc'"),
+        ("QX_LABEL", "two\nlines", "must be one line of 100 printable characters or fewer"),
     ],
 )
 def test_a_setting_with_which_nothing_is_submitted(
@@ -387,6 +393,20 @@ def test_a_drill_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kill_test, "DRIVER", "raise SystemExit('no room')")
     (found,) = doctor.kill_test.check()
     assert (found.verdict, found.text) == ("fault", "the driver ended before its job was queued: no room")
+
+
+@pytest.mark.long
+def test_a_drill_whose_watcher_stays(ibm: local.Service, monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
+    """It is not waited for: another program may use it."""
+    base = Path(tempfile.mkdtemp(prefix="qx-node-"))  # pytest's own path is too long for a socket
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+    monkeypatch.setenv("QX_WATCHER_PLACEMENT", "node")
+    tested = kill_test.kill_a_driver(ibm, is_quiet=True)
+    assert (tested.status, tested.cancel_requests) == ("Cancelled", 1)
+    [watcher] = [process for process, title in titles() if title.is_in(state)]
+    watcher.terminate()  # it has nothing to do
+    wait_for_end(watcher)
+    shutil.rmtree(base)
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import node_launch, placement, reap_timer, service, settings, systemd_launch
+from .. import about, node_launch, placement, reap_timer, service, settings, systemd_launch
 from ..errors import ConfigError, WatcherError
 from ..watcher import ledger, system
 from .finding import Finding
@@ -167,6 +167,10 @@ def _placement() -> None:
             node_launch.folder()
 
 
+def _label() -> None:
+    about.check_label(None)
+
+
 def _settings() -> Finding:
     found = {name: value for name, value in os.environ.items() if name.startswith("QX_")}
     for secret in {settings.LEDGER, settings.NOTIFY, settings.PAGE_TOKEN} & found.keys():  # some hold a password
@@ -176,7 +180,15 @@ def _settings() -> Finding:
     ]
     unknown = sorted(set(found) - set(settings.MEANINGS))
     text = ", ".join(known) or "none of QX_*"
-    for read in (settings.sweep_window, settings.lease_seconds, settings.notify, settings.uses_local, _placement):
+    for read in (
+        settings.sweep_window,
+        settings.lease_seconds,
+        settings.notify,
+        settings.uses_local,
+        settings.budget,
+        _label,
+        _placement,
+    ):
         try:
             read()
         except (ConfigError, WatcherError) as error:
