@@ -104,13 +104,17 @@ class Reservation:
             least,
             {budget.name: float(budget.qpu_seconds) for budget in self.budgets},
         )
-        end = time.monotonic() + CHARGE_SECONDS
+        end, has_looked = time.monotonic() + CHARGE_SECONDS, False
         for attempt in itertools.count():
             found = self.answer = self._ask(wanted)
             if found is None or not found["is_refused"]:
                 break
             if not found["pending"] or time.monotonic() >= end:
-                raise exceeded(found, least)
+                if has_looked or not found["reserved"]:
+                    raise exceeded(found, least)
+                has_looked = True  # a job that was detached may have ended, of which nobody has asked what it cost
+                self._look_for_charges()
+                continue
             say(f"{found['pending']:g} s are held by jobs that are over, until their charge is known")
             self._sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
             if attempt % LOOK_EVERY == LOOK_EVERY - 1:

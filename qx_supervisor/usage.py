@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from .watcher import ledger
 from .watcher.facts import Figures
 
 By = Literal["day", "backend", "label", "program", "key"]
+
+T = TypeVar("T")
 
 AFTER_A_DEATH = ("watcher", "reap", "reaper")
 """Those who end a run because its driver is dead."""
@@ -55,6 +57,27 @@ def moment_of(row: ledger.Row, job: str) -> float:
     return row.created_at
 
 
+def jobs_of(runs: Iterable[T], row_of: Callable[[T], ledger.Row]) -> list[tuple[T, str]]:
+    """The jobs of some runs, each once, with the run that knows what it was charged, or else the first.
+
+    A job that was detached and attached again is in the rows of two runs; so is one of a session that is guarded in a
+    program under `exec`.
+    """
+    found: dict[str, T] = {}
+    charged: set[str] = set()
+    for run in runs:
+        row = row_of(run)
+        for job, outcome in row.jobs.items():
+            if outcome == "gone":
+                continue
+            is_charged = row.figures.get(job, Figures()).charged is not None
+            if job not in found or (is_charged and job not in charged):
+                found[job] = run
+            if is_charged:
+                charged.add(job)
+    return [(run, job) for job, run in found.items()]
+
+
 def add_up(rows: Iterable[ledger.Row], by: By, since: float | None = None) -> dict[str, Usage]:
     """Add up what jobs cost, in groups.
 
@@ -69,10 +92,8 @@ def add_up(rows: Iterable[ledger.Row], by: By, since: float | None = None) -> di
     """
     group_of: Callable[[ledger.Row, str], str] = _day if by == "day" else lambda row, _: getattr(row, by) or ""
     groups: dict[str, Usage] = {}
-    for row in rows:
-        for job, outcome in row.jobs.items():
-            if outcome == "gone" or (since is not None and moment_of(row, job) < since):
-                continue
+    for row, job in jobs_of(rows, lambda row: row):
+        if since is None or moment_of(row, job) >= since:
             groups.setdefault(group_of(row, job), Usage()).add(row, job)
     if by == "day":
         return dict(sorted(groups.items()))

@@ -83,6 +83,33 @@ def test_parallel_runs_share_what_is_left(ibm: local.Service, service: Any) -> N
     assert sorted(job.max_execution_time for job in ibm.jobs()) == [2, 4, 4, 4]
 
 
+DETACHED = """
+queued, seen = threading.Event(), []
+with budget(qpu_seconds=10):
+    detached = submit(isa(), backend(), shots=16, on_status=lambda status: status.state == "queued" and queued.set())
+    assert queued.wait(60)
+    detached.detach()
+    try:
+        run(isa(), backend(), shots=16, panel=None, on_status=lambda status: seen.append(status.state))
+    except BudgetExceeded as error:
+        say("exceeded", error.spent, error.reserved, "waiting for charges" in seen)
+    ibm.hold(None)
+    ibm.wait_job(detached.job_id, "Completed")
+    run(isa(), backend(), shots=16, panel=None)
+"""
+
+
+@pytest.mark.long
+def test_a_job_that_was_detached_holds_its_part_until_it_is_over(ibm: local.Service, fork: Any) -> None:
+    """Nobody waits for that: it may be in the queue for days. When it is over, who needs it asks what it cost."""
+    ibm.charge(fixed=2, estimate=None)
+    ibm.hold("queued")
+    driver = fork(DETACHED)
+    assert driver.line("exceeded ") == ["0.0", "10.0", "False"]
+    assert driver.end() == 0
+    assert [job.max_execution_time for job in ibm.jobs()] == [10, 8]
+
+
 def test_an_estimate_above_what_is_left_cancels_in_the_queue(ibm: local.Service, service: Any) -> None:
     ibm.charge(fixed=20)
     ibm.hold("queued")

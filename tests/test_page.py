@@ -293,7 +293,7 @@ def test_plots_have_everything_and_not_too_many_bars(since: float) -> None:
     steps = [0.0, 1.0, since / 3, since / 2, since - 1]
     entries = [
         final(f"r{i}", "cancelled", "watcher" if i % 2 else "program", began_at=NOW - step,
-              jobs={"j": "cancelled"}, figures={"j": Figures(charged=1.0, ran=NOW - step)})
+              jobs={f"j{i}": "cancelled"}, figures={f"j{i}": Figures(charged=1.0, ran=NOW - step)})
         for i, step in enumerate(steps)
     ]  # fmt: skip
     entries.append(Entry.of(a_row("open", began_at=NOW - 2 * since), "live"))  # it began before

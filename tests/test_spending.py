@@ -133,6 +133,32 @@ def test_a_run_of_which_others_found_nothing_may_have_made_a_job(book: Store, by
     assert (book.balance(OWN).spent, book.balance(OWN).reserved) == (1, 0)
 
 
+def test_a_job_that_was_detached_may_be_in_the_queue_still(book: Store) -> None:
+    begin(book, "r1", answered=True, jobs={"j1": ""})
+    assert reserve(book, "r1") == 4
+    book.finish("r1", "done", end=End("detached", "program"))
+    book.settle()
+    assert (book.balance(OWN).reserved, book.balance(OWN).pending) == (4, 0)
+    charge(book, "r1", "j1", 1)
+    book.settle()
+    assert (book.balance(OWN).spent, book.balance(OWN).reserved) == (1, 0)
+
+
+def test_what_is_known_of_a_run_counts_before_all_of_it_is(book: Store) -> None:
+    """There may be a job that is not known, since its driver died in the middle of a POST."""
+    begin(book, "r1", jobs={"j1": ""})
+    charge(book, "r1", "j1", 9)
+    book.finish("r1", "cancelled", end=End("cancelled", "watcher"))
+    begin(book, "long ago", jobs={"j1": ""})
+    book.job_figures("long ago", "j1", Figures(charged=9, ended=0.0))
+    book.finish("long ago", "cancelled", end=End("cancelled", "watcher"))
+    book.set_budget(standing(10, "month", "", ""))
+    assert reserve(book, "r2", 10, own=None) == 1
+    book.found_all("r1", ["j1"])
+    [balance] = book.balances()
+    assert (balance.spent, balance.reserved) == (9, 1)
+
+
 def test_what_an_unfinished_run_has_made_is_not_taken_for_all(book: Store) -> None:
     begin(book, "r1")
     book.found_all("r1", ["j1"])

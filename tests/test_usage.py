@@ -17,6 +17,8 @@ from testkit.terminals import Terminal
 
 from qx_supervisor import local
 from qx_supervisor.cli import main
+from qx_supervisor.page.entry import Entry
+from qx_supervisor.page.totals import counts
 from qx_supervisor.usage import Usage, add_up, total
 from qx_supervisor.watcher.facts import Figures
 from qx_supervisor.watcher.ledger import Ledger, Row
@@ -60,6 +62,16 @@ def test_jobs_are_added_up_in_groups() -> None:
         "a": Usage(1, 2.0, 1.0),
     }
     assert add_up([], "day") == {}
+
+
+def test_a_job_of_two_runs_counts_once() -> None:
+    """One that was detached and attached again, say; the charge is known to the later one, or to the other."""
+    known, unknown = Figures(2.0, 9.0, ran=NOON), Figures(2.0, ran=NOON)
+    for figures in ((known, known), (known, unknown), (unknown, known)):
+        rows = [row("later", {"j": figures[0]}), row("earlier", {"j": figures[1]})]
+        assert add_up(rows, "backend") == {"": Usage(jobs=1, estimated=2.0, charged=9.0)}
+    found = counts([Entry.of(each, "") for each in rows], [])
+    assert (found["charged"], found["uncharged"]) == (9.0, 0)
 
 
 @pytest.fixture

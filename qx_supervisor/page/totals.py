@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ..usage import AFTER_A_DEATH, moment_of
+from ..usage import AFTER_A_DEATH, jobs_of, moment_of
 from ..watcher import ledger
 from ..watcher.facts import Figures
 from .deaths import Death
@@ -60,24 +60,22 @@ def page(lines: Sequence[Any], number: int) -> dict[str, Any]:
     }
 
 
-def counts(entries: Iterable[Entry], deaths: Sequence[Death]) -> dict[str, Any]:
+def counts(entries: Sequence[Entry], deaths: Sequence[Death]) -> dict[str, Any]:
     """What there is of each state, and what it cost."""
     states: Counter[str] = Counter()
     charged = after_death = estimated = 0.0
     uncharged = 0
     for entry in entries:
         states[entry.state] += 1
-        for job, outcome in entry.row.jobs.items():
-            if outcome == "gone":
-                continue
-            figures = entry.row.figures.get(job, Figures())
-            charged += figures.charged or 0.0
-            if entry.row.ended_by in AFTER_A_DEATH:
-                after_death += figures.charged or 0.0
-            if entry.is_open:
-                estimated += figures.estimated or 0.0
-            elif figures.charged is None:
-                uncharged += 1
+    for entry, job in jobs_of(entries, lambda entry: entry.row):
+        figures = entry.row.figures.get(job, Figures())
+        charged += figures.charged or 0.0
+        if entry.row.ended_by in AFTER_A_DEATH:
+            after_death += figures.charged or 0.0
+        if entry.is_open:
+            estimated += figures.estimated or 0.0
+        elif figures.charged is None:
+            uncharged += 1
     return {
         "states": dict(states),
         "runs": states.total(),
@@ -90,7 +88,7 @@ def counts(entries: Iterable[Entry], deaths: Sequence[Death]) -> dict[str, Any]:
     }
 
 
-def plots(entries: Iterable[Entry], deaths: Iterable[Death], since: float, now: float) -> dict[str, Any]:
+def plots(entries: Sequence[Entry], deaths: Iterable[Death], since: float, now: float) -> dict[str, Any]:
     """Runs by when they began, charges by when their jobs ran, and deaths, in bars of equal length.
 
     Args:
@@ -115,9 +113,10 @@ def plots(entries: Iterable[Entry], deaths: Iterable[Death], since: float, now: 
     for entry in entries:
         if (i := bar(entry.began)) >= 0:
             runs[kind_of(entry)][i] += 1
-        for job, figures in entry.row.figures.items():
-            if figures.charged and (i := bar(moment_of(entry.row, job))) >= 0:
-                (after_death if entry.row.ended_by in AFTER_A_DEATH else charged)[i] += figures.charged
+    for entry, job in jobs_of(entries, lambda entry: entry.row):
+        figures = entry.row.figures.get(job, Figures())
+        if figures.charged and (i := bar(moment_of(entry.row, job))) >= 0:
+            (after_death if entry.row.ended_by in AFTER_A_DEATH else charged)[i] += figures.charged
     for death in deaths:
         if (i := bar(death.at)) >= 0:
             died[i] += 1

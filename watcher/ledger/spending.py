@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 from .budgets import Balance, Budget, ReservationWish, Reserved, bounds, judge, standing
@@ -178,7 +179,8 @@ class Spending(ABC):
         )
         which = f"FROM {{p}}reservations r WHERE {' AND '.join(scope)}"
         values = {"instance": budget.instance, "label": budget.label, "name": budget.name, "began": began}
-        is_over = f"EXISTS (SELECT 1 FROM {{runs}} WHERE run = r.run AND {FINAL_SQL})"
+        # Nothing is said there of the job of a run that was detached: it may be in the queue for days.
+        is_over = f"EXISTS (SELECT 1 FROM {{runs}} WHERE run = r.run AND {FINAL_SQL} AND outcome <> 'detached')"
         [(spent, reserved, pending)] = self._ask(
             "SELECT coalesce(sum(r.charged), 0), "
             "coalesce(sum(CASE WHEN r.charged IS NULL THEN r.seconds ELSE 0 END), 0), "
@@ -268,14 +270,19 @@ class Spending(ABC):
         with self.batch(durable=True):
             self._lock_budgets()
             self._rename_earlier()
+            now = self.clock()
             self._write_budget(budget, "UPDATE SET seconds = excluded.seconds")
             # Those that are in flight were posted without a bound; their charges count, by whichever clock.
+            # Of one that is over there may be a job that is not known: until that is looked for, the others count.
+            ended = f"coalesce(j.ended, {self.SECONDS.format('t.updated_at')})"
+            known = f"(SELECT sum(j.charged) FROM {{jobs}} j WHERE j.run = t.run AND {ended} >= :began)"
             made = f"CASE WHEN {FINAL_SQL} THEN {self.SECONDS.format('created_at')} ELSE :now END"
             self._write(
                 "INSERT INTO {p}reservations (run, instance, label, seconds, post, latest, made_at) "
-                f"SELECT run, instance, label, 0, '', 0, {made} FROM {{runs}} t "
+                f"SELECT run, instance, label, coalesce({known}, 0), '', 0, {made} FROM {{runs}} t "
                 "WHERE NOT EXISTS (SELECT 1 FROM {p}reservations r WHERE r.run = t.run)",
-                now=self.clock(),
+                now=now,
+                began=bounds(replace(budget, created_at=now), now)[0],
             )
             self._settle()
 
