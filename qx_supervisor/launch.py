@@ -107,9 +107,13 @@ class WatcherProcess:
     def kill(self) -> None:
         """Kill it: it receives nothing any more, and would act on outdated knowledge when this process ends."""
         # Not by the pidfd: if the driver closed all descriptors, that number may be another process's now.
-        if self.start_ticks is not None and host_identity.start_ticks(self.pid) == self.start_ticks:
-            with contextlib.suppress(OSError):
+        seen = host_identity.start_ticks(self.pid)
+        with contextlib.suppress(OSError):
+            if seen is not None and seen == self.start_ticks:
                 os.kill(self.pid, signal.SIGKILL)
+            # But where /proc is mounted with hidepid, a watcher is hidden from its own user, for it is not dumpable.
+            elif seen is None and self.pidfd is not None and _pid_of(self.pidfd) == self.pid:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def give_up(self) -> None:
         """End it if it is this driver's own; a shared one forgets this driver's runs when it is connected to anew."""
@@ -136,6 +140,18 @@ def _file_of(number: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _pid_of(pidfd: int) -> int | None:
+    """The pid of the process that a descriptor refers to; None if it is no pidfd, or that process has been waited for.
+
+    See pidfd_open(2) and proc_pid_fdinfo(5).
+    """
+    try:
+        lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+        return next((int(line.partition(":")[2]) for line in lines if line.startswith("Pid:")), None)
+    except (OSError, ValueError):
+        return None
 
 
 class Starting(Protocol):

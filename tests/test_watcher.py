@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from dataclasses import astuple
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from testkit.drivers import RUN
 from testkit.processes import wait_for_end
+from testkit.watchers import titles
 
 from qx_supervisor.launch import ledger_word
 from qx_supervisor.watcher import system
@@ -350,6 +352,39 @@ def test_a_stopped_watcher_is_an_error_before_the_submission(ibm, fork):
     assert "did not answer" in " ".join(driver.line("refused "))
     assert driver.end() == 0, driver.errors
     assert not ibm.journal(method="POST", path="/api/v1/jobs")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="a /proc of one's own needs root")
+def test_linux_stopped_where_proc_hides_it_from_its_driver(ibm, start, state):
+    """It is replaced all the same; here without the capability by which root sees what is hidden."""
+    ibm.hold("queued")
+    hidden = 'mount -t proc -o hidepid=2,gid=65534 none /proc && exec setpriv --bounding-set -sys_ptrace "$@"'
+    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "sh", "-c", hidden, "sh"]
+    driver = start(
+        HELD
+        + """
+from qx_supervisor import link as links
+from qx_supervisor.watcher.host_identity import start_ticks
+links.SEND_SECONDS = 0.1
+first = links.link.watcher_pid
+say("hidden", start_ticks(first) is None)
+os.kill(first, signal.SIGSTOP)
+while links.link.watcher_pid == first:
+    links.link.cancelling(held._flight.core.run_id)
+with links.link._changed:
+    links.link._changed.wait_for(lambda: links.link.watcher_pid is not None)
+say("replaced")
+signal.pause()
+""",
+        wrap=lambda command: [*alone, *command],
+    )
+    assert driver.line("hidden ") == ["True"]
+    driver.line("replaced")
+    [watcher] = [process for process, title in titles() if title.is_in(state)]
+    watcher.suspend()  # it would learn of the death before it is killed with the namespace
+    driver.kill()
+    wait_for_end(watcher)
 
 
 def test_stopped_in_flight_it_acts_when_it_goes_on(ibm, fork):
