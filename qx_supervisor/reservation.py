@@ -61,6 +61,8 @@ class Reservation:
         self._warn = warn
         self._is_protected = is_protected
         self._is_taken = False
+        self._post = ""  # the word for the POST that was reserved for last
+        self._is_away = False  # the ledger could not be asked just now
 
     def take(self, wanted: int | None, say: Callable[[str], object] = lambda _: None) -> int | None:
         """Reserve what the job may take, before its first POST. Called again before that has left, it is reserved once.
@@ -93,17 +95,38 @@ class Reservation:
         if self.seconds is not None:
             self._reserve(self.seconds, self.seconds, lambda _: None)
 
+    def confirm(self, say: Callable[[str], object]) -> None:
+        """See that it is still reserved, before a POST leaves that had to wait.
+
+        It is not, if this host was taken for lost meanwhile. A ledger that is away is waited for, as is all else that
+        keeps a POST from leaving.
+
+        Args:
+            say: Told what is waited for.
+
+        Raises:
+            BudgetExceeded: It is not, and not enough is left.
+            WatcherError: It is not; or whether it is can't be known.
+        """
+        if self.seconds is None:
+            return
+        wanted = self._wanted(self.seconds, self.seconds)
+        for attempt in itertools.count():
+            try:
+                found = self._ask(wanted)
+            except WatcherError as error:
+                if not self._is_away:
+                    raise
+                say(error.reason)
+                self._sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
+            else:
+                if found is not None and found["is_refused"]:
+                    raise exceeded(found, self.seconds)
+                return
+
     def _reserve(self, most: int, least: int, say: Callable[[str], object]) -> int | None:
-        guarded = self._guarded
-        wanted = protocol.Reserve(
-            guarded.run,
-            guarded.account,
-            guarded.about.label,
-            uuid.uuid4().hex,
-            most,
-            least,
-            {budget.name: float(budget.qpu_seconds) for budget in self.budgets},
-        )
+        self._post = uuid.uuid4().hex
+        wanted = self._wanted(most, least)
         end, has_looked = time.monotonic() + CHARGE_SECONDS, False
         for attempt in itertools.count():
             found = self.answer = self._ask(wanted)
@@ -121,9 +144,21 @@ class Reservation:
                 self._look_for_charges()
         return found and found["seconds"]
 
+    def _wanted(self, most: int, least: int) -> protocol.Reserve:
+        guarded = self._guarded
+        return protocol.Reserve(
+            guarded.run,
+            guarded.account,
+            guarded.about.label,
+            self._post,
+            most,
+            least,
+            {budget.name: float(budget.qpu_seconds) for budget in self.budgets},
+        )
+
     def _ask(self, wanted: protocol.Reserve) -> protocol.ReserveAnswer | None:
         found, trouble = None, "no watcher guards this run"
-        is_needed = bool(self.budgets)
+        is_needed, self._is_away = bool(self.budgets), False
         if self._is_protected:
             try:
                 found = link.reserve(wanted)
@@ -134,9 +169,12 @@ class Reservation:
                     return found
                 if found is None:
                     trouble = "the watcher is of an earlier release; restart the program"
+                elif found["is_refused"]:
+                    raise WatcherError("submit", f"nothing was submitted: the ledger says that {found['trouble']}")
                 else:
                     trouble = f"the ledger can't be asked ({found['trouble'].rstrip('.')})"
                     is_needed |= found["is_limited"]
+                    self._is_away = True
         if is_needed:
             raise WatcherError(
                 "submit", f"nothing was submitted, because what is left of its budget is not known: {trouble}"

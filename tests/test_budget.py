@@ -186,6 +186,57 @@ def test_a_submission_is_not_sent_again_without_a_reservation(ibm: local.Service
     assert [job.max_execution_time for job in ibm.jobs()] == [5]
 
 
+CUT_OFF = """
+from qx_supervisor.watcher.facts import End
+from qx_supervisor.watcher.ledger import Ledger, state_directory
+def cut_off(status):
+    if status.state == "rate limited, waiting":
+        with Ledger.open(state_directory()) as book:
+            [row] = book.rows()
+            book.finish(row.run, "done", end=End("cancelled", "reaper"))
+            book.found_all(row.run, [])
+try:
+    run(isa(), backend(), shots=16, panel=None, budget=5, on_status=cut_off)
+except WatcherError as error:
+    say("raised", error)
+"""
+
+
+@pytest.mark.long
+def test_a_submission_that_had_to_wait_is_not_sent_without_its_reservation(ibm: local.Service, fork: Any) -> None:
+    """While it waits, its run is ended as a reaper does that takes its host for lost."""
+    limited = {"method": "POST", "path": "/api/v1/jobs", "status": 429, "retry_after": 3, "times": 1}
+    ibm.scenario({"http_faults": [limited]})
+    driver = fork(CUT_OFF)
+    said = " ".join(driver.line("raised "))
+    assert "nothing was submitted: the ledger says that this run is over" in said
+    assert driver.end() == 0
+    assert len(ibm.journal(method="POST", path="/api/v1/jobs")) == 1
+    assert not ibm.jobs()
+
+
+@pytest.mark.long
+def test_a_submission_that_had_to_wait_waits_for_the_ledger_too(ibm: local.Service, fork: Any) -> None:
+    limited = {"method": "POST", "path": "/api/v1/jobs", "status": 429, "retry_after": 0, "times": 1}
+    ibm.scenario({"http_faults": [limited]})
+    driver = fork(
+        """
+        from qx_supervisor.link import link
+        ask, asked, seen = link.reserve, [], []
+        def reserve(wanted):
+            asked.append(wanted)
+            found = ask(wanted)
+            return found if len(asked) != 2 else {**found, "seconds": None, "trouble": "The ledger is away."}
+        link.reserve = reserve
+        run(isa(), backend(), shots=16, panel=None, budget=5, on_status=lambda status: seen.append(status.state))
+        say("done", seen.count("waiting for the ledger"), len({each.post for each in asked}), len(asked))
+        """
+    )
+    assert driver.line("done ") == ["1", "1", "3"]
+    assert driver.end() == 0
+    assert [job.max_execution_time for job in ibm.jobs()] == [5]
+
+
 PROGRAM = """
 import os
 os.environ["QX_BUDGET"] = "{seconds}"

@@ -88,6 +88,8 @@ def test_a_reservation_counts_until_all_its_charges_are_known(book: Store) -> No
     found, _ = book.reserve(wish("r4"))
     assert found.tightest is not None
     assert (found.seconds, found.tightest.largest) == (None, (("a", 5.5), ("driver.py", 4)))
+    assert book.reserve(wish("r1", 1, post="more"))[0].is_over
+    book._update("run = :run", {"run": "r1"}, durable=True, state="guarded")  # as when its key is taken up
     assert (
         reserve(book, "r1", 1, post="more", least=1, own=Budget(name="other", seconds=5)) == 1
     )  # its key has another job
@@ -157,6 +159,20 @@ def test_what_is_known_of_a_run_counts_before_all_of_it_is(book: Store) -> None:
     book.found_all("r1", ["j1"])
     [balance] = book.balances()
     assert (balance.spent, balance.reserved) == (9, 1)
+
+
+def test_nothing_is_reserved_for_a_run_that_others_have_ended(book: Store) -> None:
+    """What it held is another's by now, although its driver, on a host that was cut off, is about to submit."""
+    begin(book, "r1")
+    assert reserve(book, "r1", 10) == 10
+    book.finish("r1", "done", end=End("cancelled", "reaper"))
+    assert book.reserve(wish("r1"))[0].is_over
+    book.found_all("r1", [])
+    assert reserve(book, "r2", 10) == 10
+    for post in ("r1", "another"):
+        found, _ = book.reserve(wish("r1", post=post))
+        assert (found.seconds, found.is_over) == (None, True)
+    assert (book.balance(OWN).spent, book.balance(OWN).reserved) == (0, 10)
 
 
 def test_what_an_unfinished_run_has_made_is_not_taken_for_all(book: Store) -> None:

@@ -53,6 +53,8 @@ BUDGET_SECONDS = 8.0
 
 TOO_SLOW = "it takes too long"
 
+OVER = "this run is over: its host was taken for lost, and what it had reserved is free for others"
+
 _SAID_ANEW = (protocol.Intent, protocol.GuardSession, protocol.OpenedSession, protocol.TakeLease, protocol.Bye)
 """Messages by which a driver has begun to tell its runs on a new connection, or has none."""
 
@@ -494,7 +496,8 @@ class Caller:
         def answered(said: Future[tuple[Reserved, bool]]) -> None:
             trouble = said.exception()
             if trouble is None:
-                answer(said.result()[0])
+                reserved = said.result()[0]
+                answer(reserved, OVER if reserved.is_over else "")
             elif isinstance(trouble, LedgerBusy) and waiting:  # it has waited for a second
                 ask()
             else:
@@ -769,12 +772,13 @@ def _reservation_wish(wanted: protocol.Reserve, instance: str) -> ReservationWis
 
 def _reserve_answer(reserved: Reserved | None, trouble: str, *, is_limited: bool) -> protocol.ReserveAnswer:
     balance = reserved.tightest if reserved is not None else None
+    is_over = reserved is not None and reserved.is_over
     now = time.time()
     return {
         "seconds": reserved.seconds if reserved is not None else None,
         "trouble": trouble,
-        "is_limited": is_limited,
-        "is_refused": reserved is not None and balance is not None and reserved.seconds is None,
+        "is_limited": is_limited or is_over,  # so that earlier releases, too, take the trouble for a refusal
+        "is_refused": reserved is not None and reserved.seconds is None and (balance is not None or is_over),
         "words": balance.budget.words if balance else "",
         "limit": balance.budget.seconds if balance else 0.0,
         "spent": balance.spent if balance else 0.0,

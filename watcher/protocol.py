@@ -469,7 +469,7 @@ class ReserveAnswer(TypedDict):
     """How much QPU time a job may take, or which budget has not enough left for it."""
 
     seconds: int | None  # None: no budget is for the run, or it is refused, or this is not known
-    trouble: str  # why the ledger can't say
+    trouble: str  # why the ledger can't say; or, if it is refused, that the run is over in it
     is_limited: bool  # with trouble: there are standing budgets, as far as is known
     is_refused: bool
     words: str  # what a message calls the budget that has the least left, or ""; its figures were so before

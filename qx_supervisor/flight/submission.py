@@ -237,6 +237,11 @@ class Submission(service.PatientSubmission):
         if self._reservation is not None:
             self._reservation.take_again()
 
+    def _confirm_reservation(self) -> None:
+        """See that QPU time is still reserved for a POST that had to wait."""
+        if self._reservation is not None:
+            self._reservation.confirm(lambda why: self._core.say("submit", "waiting for the ledger", why))
+
     def put_off(self, status: int, seconds: float | None) -> None:
         """Wait after a 423 or 429: this POST made no job."""
         self._act(m.PutOff())
@@ -246,6 +251,7 @@ class Submission(service.PatientSubmission):
         else:
             self._core.say("submit", "rate limited, waiting", f"{pause:.0f} s")
         self._core.sleep(pause)
+        self._confirm_reservation()
         self.begin_post()
 
     def unanswered(self, error: Exception) -> str | None:
@@ -260,6 +266,7 @@ class Submission(service.PatientSubmission):
                 case m.PostLater():
                     assert outage is not None
                     core.sleep(self._connecting.failed(outage))
+                    self._confirm_reservation()
                     self.begin_post()
                     return None
         why = service.describe(error)[:100]

@@ -146,10 +146,12 @@ class Reserved:
     Attributes:
         seconds: The maximum execution time that its job may have; None: no budget is for it, or it is refused.
         tightest: The budget that has the least left, as it was before.
+        is_over: Whether it is refused because the run is over in the ledger: what it had reserved is free by now.
     """
 
     seconds: int | None = None
     tightest: Balance | None = None
+    is_over: bool = False
 
 
 def judge(wish: ReservationWish, balances: Collection[Balance]) -> Reserved:

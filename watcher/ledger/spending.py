@@ -120,6 +120,8 @@ class Spending(ABC):
             if not mine:
                 return Reserved(), bool(standing)
             self._lock_budgets()
+            if self._ask(f"SELECT 1 FROM {{runs}} WHERE run = :run AND {FINAL_SQL}", run=wish.run):
+                return Reserved(is_over=True), bool(standing)  # a reaper took its host for lost
             known = self._ask(
                 "SELECT latest FROM {p}reservations WHERE run = :run AND post = :post",
                 run=wish.run,
