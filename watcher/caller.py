@@ -490,6 +490,8 @@ class Caller:
 
         def answer(reserved: Reserved | None, trouble: str = "") -> None:
             if waiting:
+                if reserved is None and not wanted.budgets and self._book.is_limited is False:
+                    trouble = ""  # there was none when it was read last
                 content = _reserve_answer(reserved, trouble, is_limited=bool(self._book.is_limited))
                 self._send(protocol.Ack(content), waiting.pop())
 
