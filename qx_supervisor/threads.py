@@ -113,6 +113,19 @@ class ThreadPool:
             del work  # what it holds need not wait for the next
 
 
+def do_alone(name: str, work: Work) -> None:
+    """Have a thread of its own do something that others must not have to wait for.
+
+    Args:
+        name: What the thread is called in a debugger.
+        work: What it does.
+
+    Raises:
+        RuntimeError: None can be started.
+    """
+    threading.Thread(target=_do, args=(work,), name=name, daemon=True).start()
+
+
 class Timer:
     """Work to be done later, unless it is cancelled."""
 

@@ -33,7 +33,7 @@ class World:
         is_keyed: Whether the run has a key.
         is_attached: Whether it is attached to a job, instead of submitting one.
         wishes: How many threads may wish the run's end, beside its own.
-        extras: What else may happen once: "hurry", "detach", "limit", "lose", "unwatched".
+        extras: What else may happen once: "hurry", "overdue", "detach", "limit", "lose", "unwatched".
     """
 
     def __init__(self, *, is_keyed: bool, is_attached: bool, wishes: int, extras: tuple[str, ...]) -> None:
@@ -128,6 +128,7 @@ class World:
             moves += [("wish", False, False), ("wish", False, True)]
             moves += [("wish", True, False)] if self.is_keyed else []
         moves += [("hurry",)] if self.left.get("hurry") and (self.is_wished or self.left["wish"]) else []
+        moves += [("overdue",)] if self.left.get("overdue") and self.machine.ending and not self.is_over else []
         moves += [("detach",)] if self.left.get("detach") else []
         moves += [("limit",)] if self.left.get("limit") else []
         moves += [("lose",)] if self.left.get("lose") and self.is_announced else []
@@ -217,6 +218,9 @@ class World:
             case ("hurry",):
                 self.left["hurry"], self.is_hurried = 0, True
                 self.tell(m.Hurried(), "hurry")
+            case ("overdue",):  # a request of whoever ends it is not answered: it is handed over by another thread
+                self.left["overdue"], self.is_hurried = 0, True
+                self.tell(m.Hurried(), "overdue")
             case ("watcher dies",):
                 self.left["unwatched"], self.is_watched = 0, False
             case ("detach",):
@@ -229,11 +233,14 @@ class World:
                 self.left["lose"] = 0
                 self.tell(m.LeaseLost("another"))
             case ("wait over", who):
+                del self.enders[who]
                 self.tell(m.WaitOver(), who)
             case ("cancelled", who, state):
                 self.finish()
+                del self.enders[who]
                 self.tell(m.CancelEnded(state), who)
             case ("not cancelled", who):
+                del self.enders[who]
                 self.tell(m.CancelEnded(None), who)
             case ("handed over", who, accepts):
                 del self.enders[who]
@@ -453,6 +460,7 @@ def test_without_a_watcher_the_driver_cancels_late() -> None:
 
 KINDS: dict[str, tuple[bool, int, tuple[str, ...]]] = {
     "signals": (False, 2, ("hurry",)),
+    "overdue": (False, 2, ("overdue",)),
     "unwatched": (False, 1, ("hurry", "unwatched")),
     "detached": (False, 2, ("detach",)),
     "detached, timed out": (False, 0, ("detach", "limit")),

@@ -43,6 +43,7 @@ from qx_supervisor.flight import Flight, SplitFlight, flight, retried
 from qx_supervisor.flight.failures import timed_out
 from qx_supervisor.flight.retried import RetriedFlight
 from qx_supervisor.flight.submission import Submission
+from qx_supervisor.watcher import remote
 from qx_supervisor.watcher.ledger import UNFINISHED, Ledger
 
 JOBS = "/api/v1/jobs"
@@ -276,6 +277,48 @@ def test_a_cancel_says_the_same_of_one_job_and_of_several(
     assert held.cancel() == held.cancel() == "handed over"
     for job in held.job_ids:
         ibm.wait_job(job, "Cancelled")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["cancel", "time limit"])
+@pytest.mark.parametrize("several", [{"split": None}, {"retries": 1, "split": None}, {"split": 2}], ids=str)
+def test_a_request_that_is_not_answered_keeps_nobody_waiting(
+    ibm: local.Service,
+    service: QiskitRuntimeService,
+    several: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """The service may take half a minute for that: meanwhile the watcher cancels, by connections of its own."""
+    answered, ask = threading.Event(), remote.Remote.cancel
+
+    def ask_in_vain(self: remote.Remote, job: str) -> int:
+        answered.wait()
+        return ask(self, job)
+
+    monkeypatch.setattr(remote.Remote, "cancel", ask_in_vain)
+    monkeypatch.setattr(flight, "CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr(flight, "HAND_OVER_SECONDS", 5.0)  # a loaded machine may be silent for a second
+    ibm.hold("queued")
+    held = split(service, timeout=3600, **several)
+    whole: Any = held._flight
+    try:
+        until(lambda: len(held.job_ids), lambda known: known == len(getattr(whole, "_parts", [whole])))
+        if how == "cancel":
+            assert held.cancel() == held.cancel() == "handed over"
+            with pytest.raises(JobCancelled, match="cancelled by this program"):
+                held.result(DEADLINE)
+        else:
+            (whole._time_limits.time_out if isinstance(whole, Flight) else whole._time_out)()
+            with pytest.raises(RunTimeout, match="watcher"):
+                held.result(DEADLINE)
+        last = held.status()
+        for job in held.job_ids:
+            ibm.wait_job(job, "Cancelled")
+    finally:
+        answered.set()
+    until(lambda: {each.name for each in threading.enumerate()}, lambda names: "qx-cancel" not in names)
+    assert (held.status().state, held.status().detail) == (last.state, last.detail)  # though they are seen to be over
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -265,12 +266,7 @@ class Flight:
             if is_first:
                 self._error = error
         if is_first:
-            try:
-                self._carry_out(actions, time.monotonic() + CANCEL_SECONDS)
-            except BaseException:
-                self._carry_out(core.handle(m.HandOverEnded(is_accepted=False)), 0.0)
-                raise
-            return outcome.result()
+            return self._carry_out_in_time(actions, outcome)
         match actions:
             case [m.Answer(answer)]:
                 return answer
@@ -291,6 +287,39 @@ class Flight:
         """Let the watcher forget the run, while its job goes on: it may outlive this process."""
         self.core.handle(m.Detached())
         self._time_limits.lift()
+
+    def _carry_out_in_time(self, actions: list[m.Action], outcome: Future[CancelOutcome]) -> CancelOutcome:
+        """Do what ends the run; hand over when there is no more time, though a request may still be under way."""
+        asks = (m.AwaitAnswer, m.CancelJob, m.HandOver)
+        if not any(isinstance(action, asks) for action in actions):
+            self._carry_out(actions, 0.0)
+            return outcome.result()
+        core, over = self.core, threading.Event()
+        deadline = time.monotonic() + CANCEL_SECONDS
+
+        def work() -> None:
+            try:
+                self._carry_out(actions, deadline)
+            except BaseException:
+                self._carry_out(core.handle(m.HandOverEnded(is_accepted=False)), 0.0)
+                raise
+            finally:
+                over.set()
+
+        try:
+            threads.do_alone("qx-cancel", work)
+        except RuntimeError:  # no thread can be had
+            work()
+        end = deadline + HAND_OVER_SECONDS  # most often the thread itself hands over, at the deadline
+        while not over.wait(min(WAIT_LIMIT, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                hurried = core.handle(m.Hurried())
+                self._carry_out(hurried, 0.0)
+                match hurried:
+                    case [*_, m.Answer(answer)] if not outcome.done():
+                        return answer
+                break
+        return outcome.result()
 
     def _carry_out(self, actions: list[m.Action], deadline: float) -> None:
         """Do what ends the run."""
@@ -317,6 +346,7 @@ class Flight:
     def _cancel(self, deadline: float) -> list[m.Action]:
         core = self.core
         assert core.job_id is not None
+        was_over = core.machine.is_over
         core.say("job", "cancelling, confirming")
 
         def wait(seconds: float) -> bool:
@@ -329,9 +359,11 @@ class Flight:
             if trouble:
                 core.log.warning("job %s: its cancel is not confirmed yet: %s", core.job_id, trouble)
             return core.handle(m.CancelEnded(None))
+        is_overdue = core.machine.is_over and not was_over  # it was handed over meanwhile, and the run's end was told
         actions = core.finished(m.CancelEnded(state_of(final[0])), final[0])
         self._cost.read(final[0])
-        core.say("job", "finished before it could be cancelled" if outcome == "finished" else "cancelled")
+        if not is_overdue:
+            core.say("job", "finished before it could be cancelled" if outcome == "finished" else "cancelled")
         return actions
 
     def _cancel_late(self) -> None:
