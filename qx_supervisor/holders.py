@@ -59,10 +59,13 @@ def taking(job: str, state: remote.JobState, run: ledger.Row) -> Iterator[Callab
     is_shared = _check_shared(job, state)
     book: ledger.Ledger | None = None
     claimed: list[ledger.Row] = []
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as claims:
         try:
             book = stack.enter_context(ledger.Ledger.open(ledger.state_directory()))
-            claimed = _take(book, job, state, run, stack)
+            left = _take(book, job, state, run)
+            # A row that no watcher has made its own would stay, and whoever reaps would cancel a job that was let go.
+            stack.callback(_withdraw, book, run.run)
+            claimed = _claim(book, left, job, claims)
         except ledger.LedgerError as error:
             logger.warning("whether another program guards job %s is not known: %s", job, error)
         yield functools.partial(_take_shared, job, state, run.run) if is_shared else lambda: None
@@ -73,22 +76,25 @@ def taking(job: str, state: remote.JobState, run: ledger.Row) -> Iterator[Callab
                 book.job_outcome(row.run, job, "kept")
                 if row.answered and set(row.jobs) == {job}:  # else others may turn up, for whoever reaps
                     book.finish(row.run, "done", end=End("detached", reason=f"attached by process {os.getpid()}"))
+            claims.close()
             _wait_until_written(book, run.run)
 
 
-def _take(
-    book: ledger.Ledger, job: str, state: remote.JobState, run: ledger.Row, stack: contextlib.ExitStack
-) -> list[ledger.Row]:
-    """Write that the job is this process's; returns what others left behind, which is claimed until the stack ends."""
+def _take(book: ledger.Ledger, job: str, state: remote.JobState, run: ledger.Row) -> list[ledger.Row]:
+    """Write that the job is this process's; returns what others left behind that may have it cancelled."""
     me = host_identity.this_process(book.host_identity)
     with book.batch(durable=False):
         left = [row for row in _rows(book, job, state) if not _is_mine(row, me) and _is_left(book, row, job)]
         book.write(replace(run, host_identity=book.host_identity), durable=False)
-    # A row that no watcher has made its own would stay, and whoever reaps would cancel a job that was let go.
-    stack.callback(_withdraw, book, run.run)
+    return left
+
+
+def _claim(book: ledger.Ledger, left: list[ledger.Row], job: str, claims: contextlib.ExitStack) -> list[ledger.Row]:
+    """Claim what others left behind, until the stack ends."""
+    me = host_identity.this_process(book.host_identity)
     claimed = [row for row in left if book.claim(row.run, me)]
     for row in claimed:
-        stack.callback(book.release, row.run, me)
+        claims.callback(book.release, row.run, me)
     if len(claimed) < len(left):
         raise _cancelling(job, "another process")
     return claimed
