@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +43,13 @@ class Transpiling:
         return self.layout is not None or self.manager is not None
 
 
-_users_manager = forks.make_lock()
-"""Passes keep what they find in themselves: two threads can't run the user's pass manager at once."""
+_turn = forks.make_lock()
+"""Held by who transpiles, where two threads can't at once.
+
+The user's pass manager can't be run by two: passes keep what they find in themselves. And before Qiskit 2.2 nothing can
+be: `BasisTranslator` borrows the library of equivalent gates, one for all threads, for itself alone, and calls Python
+meanwhile. Another thread's then fails: "Already borrowed".
+"""
 
 
 _ROTATIONS = ("rz", "rx")
@@ -169,17 +176,25 @@ def to_isa(pubs: Sequence[Any], foreign: list[int], target: Target, kind: str, h
 def _transpile(circuits: list[Any], target: Target, how: Transpiling) -> list[Any]:
     from qiskit.transpiler import generate_preset_pass_manager
 
-    if how.manager is not None:
-        with _users_manager:
+    with _turn if how.manager is not None or _takes_turns() else contextlib.nullcontext():
+        if how.manager is not None:
             return list(how.manager.run(circuits))
-    manager = generate_preset_pass_manager(
-        optimization_level=how.level,
-        backend=target.backend,
-        seed_transpiler=how.seed,
-        initial_layout=None if how.layout is None else list(how.layout),
-    )
-    transpiled = list(manager.run(circuits))
-    return list(map(_with_few_rotations, transpiled)) if how.few_rotations else transpiled
+        manager = generate_preset_pass_manager(
+            optimization_level=how.level,
+            backend=target.backend,
+            seed_transpiler=how.seed,
+            initial_layout=None if how.layout is None else list(how.layout),
+        )
+        transpiled = list(manager.run(circuits))
+        return list(map(_with_few_rotations, transpiled)) if how.few_rotations else transpiled
+
+
+def _takes_turns() -> bool:
+    """Whether only one thread can transpile at a time."""
+    import qiskit
+
+    major, minor = map(int, re.findall(r"\d+", qiskit.__version__)[:2])
+    return (major, minor) < (2, 2)
 
 
 def check_angles(pubs: Sequence[Any], target: Target) -> None:
