@@ -184,6 +184,6 @@ def may_be_remote(request: Request) -> bool:
     if service.is_a(where, "Session", "Batch"):
         where = service.backend_of(where)
     if where is None or isinstance(where, str):
-        return not getattr(request.service, "is_local", False)
+        return not service.is_a(request.service, "QiskitRuntimeLocalService")
     module = type(where).__module__
     return module.startswith("qiskit_ibm_runtime.") and not module.startswith("qiskit_ibm_runtime.fake_provider")
