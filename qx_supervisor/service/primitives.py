@@ -29,6 +29,10 @@ def make_primitive(kind: str, target: Target, options: Any, shots: int | None) -
     return primitive
 
 
+_NO_SUCH_OPTION = ("extra_forbidden", "unexpected_keyword_argument")
+"""What pydantic says of one: of the client's current options, and of those of `SamplerV2` and `EstimatorV2`."""
+
+
 def _mistakes(error: Exception) -> str:
     """What is wrong with options, in one line: pydantic's own message is four lines for each, one of them a URL."""
     from pydantic import ValidationError
@@ -38,7 +42,7 @@ def _mistakes(error: Exception) -> str:
     found = [(".".join(map(str, each["loc"])), each) for each in error.errors(include_url=False, include_input=False)]
     return one_line(
         "; ".join(
-            f"there is no option {where}" if each["type"] == "extra_forbidden" else f"{where}: {each['msg']}"
+            f"there is no option {where}" if each["type"] in _NO_SUCH_OPTION else f"{where}: {each['msg']}"
             for where, each in found
         )
     )
