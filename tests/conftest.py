@@ -41,6 +41,7 @@ from qx_supervisor import WatcherError, local, quota
 from qx_supervisor.cli import main
 from qx_supervisor.link import link
 from qx_supervisor.local import registry
+from qx_supervisor.local.records import HOST
 
 guards = importlib.import_module("qx_supervisor.guard")  # the package has a function of that name
 
@@ -60,9 +61,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set up for older versions of Qiskit and its client."""
     if not reads_iam_url():  # whatever a test forgets, no request for a token leaves this machine: this port discards
         os.environ.setdefault("HTTPS_PROXY", "http://127.0.0.1:9")
+        os.environ.setdefault("NO_PROXY", f"127.0.0.1,{HOST}")  # it would take the place of the account's proxy, too
     # With Qiskit 1 the client and Aer use what that deprecates, for the sake of Qiskit 2.
     config.addinivalue_line("filterwarnings", "ignore:The RuntimeOptions class is deprecated:DeprecationWarning")
     config.addinivalue_line("filterwarnings", r"ignore:.*is deprecated as of qiskit 1\.:DeprecationWarning")
+    config.addinivalue_line("filterwarnings", r"ignore:qiskit\.providers\.models is deprecated:DeprecationWarning")
 
 
 @pytest.hookimpl(wrapper=True)

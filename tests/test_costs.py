@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from testkit.circuits import ones
+from testkit.client import needs_pickled_results
 from testkit.drivers import RUN as SHOWN
 from testkit.drivers import Driver, kill_both
 from testkit.processes import DEADLINE, until, wait_for_end
@@ -66,6 +67,7 @@ def test_a_result_does_not_wait_for_its_cost(ibm: local.Service, service: Any) -
     assert until(lambda: result.qpu_seconds, lambda known: known is not None) == 1.25
 
 
+@needs_pickled_results
 def test_a_charge_that_is_pending_is_known_later(
     ibm: local.Service, service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,10 @@ from qx_supervisor.link import link
 from qx_supervisor.watcher import ledger, remote
 from qx_supervisor.watcher.facts import Figures
 
+BY_A_CLIENT_THAT_DEPRECATES_IT = pytest.mark.filterwarnings(
+    r"ignore:The delete_job\(\) method is deprecated:DeprecationWarning"
+)
+
 JOBS = "/api/v1/jobs"
 ONE_JOB = JOBS + "/" + "?" * 20  # and not its results, nor its cancel
 RESULTS = JOBS + "/*/results"
@@ -170,6 +174,7 @@ def test_cancelled_by_someone_else(ibm: local.Service, running: Running) -> None
     assert cancels(ibm) == [1]  # someone else's
 
 
+@BY_A_CLIENT_THAT_DEPRECATES_IT
 def test_deleted_by_someone_else_before_its_driver_died(ibm: local.Service, service: Any, fork: Any) -> None:
     """Its driver dies: that there is no such job might be a gateway's word, so it is looked for again."""
     ibm.hold("queued")
@@ -187,6 +192,7 @@ def test_deleted_by_someone_else_before_its_driver_died(ibm: local.Service, serv
         assert [row.jobs for row in book.rows()] == [{job: ""}]
 
 
+@BY_A_CLIENT_THAT_DEPRECATES_IT
 def test_deleted_by_someone_else(ibm: local.Service, running: Running) -> None:
     """404 is no proof of it: a gateway may say that too. So it is asked again, until the program wants no more."""
     ibm.hold("queued")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from testkit.client import pickled
 from testkit.drivers import Driver
 from testkit.processes import wait_for_end
 from testkit.watchers import wait_for_watchers, wait_for_watchers_in
@@ -84,7 +84,7 @@ def test_the_embedded_service_takes_the_accounts_place(
     assert told[-1].is_embedded
     assert told[-1].backend == "ibm_brisbane"
     assert "ibm_brisbane (embedded service)" in capsys.readouterr().err
-    for shown in (result, pickle.loads(pickle.dumps(result))):  # in a later cell of a notebook, or another process
+    for shown in (result, pickled(result)):  # in a later cell of a notebook, or another process
         assert "ibm_brisbane (embedded service)" in shown._repr_html_()
         assert "vqe step 17" in shown._repr_html_()
         assert "backend='ibm_brisbane', is_embedded=True, label='vqe step 17'" in repr(shown)
@@ -160,6 +160,7 @@ def test_without_localqpu(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "localqpu" else find_spec(name))
     monkeypatch.setenv("QX_LOCAL", "1")
+    monkeypatch.delenv("QX_LOCAL_PYTHON", raising=False)  # with another client than its own, it has it there
     with pytest.raises(ConfigError, match=r"QX_LOCAL asks for .*pip install 'qx-supervisor\[local\]'"):
         run(circuit(), "ibm_brisbane", panel=None)
     with pytest.raises(ConfigError, match=r"pip install 'qx-supervisor\[local\]'"):

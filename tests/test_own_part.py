@@ -84,7 +84,7 @@ def test_a_token_service_that_answers_nonsense_ends_nothing(
 
     run = submit(bell(), "ibm_brisbane", service=service, shots=16, on_status=note)
     assert queued.wait(60)
-    manager = service._active_api_client._session.auth.tm
+    manager = run._flight.core.place.client._session.auth.tm
     answer = manager.request_token
 
     def nonsense() -> Any:

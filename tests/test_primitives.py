@@ -29,7 +29,7 @@ from qiskit_aer.noise import NoiseModel, depolarizing_error
 from qiskit_ibm_runtime import Batch, Session
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 from testkit.circuits import BACKEND, bell, ones
-from testkit.client import SamplerOptions
+from testkit.client import SamplerOptions, pickled
 from testkit.drivers import assert_cancelled_once, end
 from testkit.processes import DEADLINE
 
@@ -561,7 +561,7 @@ def test_copies(ibm, backend):
     for copied in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(QxError, match="pass on its job_id"):
             copied(job)
-    assert pickle.loads(pickle.dumps(job.result()))[0].data.meas.num_shots == 5
+    assert pickled(job.result())[0].data.meas.num_shots == 5
 
 
 # Wrong use --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from qiskit_ibm_runtime import QiskitRuntimeService
+from testkit.client import pickled
 from testkit.drivers import end
 from testkit.processes import DEADLINE
 from testkit.runs import Running
@@ -102,7 +103,7 @@ def test_a_job_that_failed_twice_and_then_did_not(ibm: local.Service, running: R
     assert "failed" not in running.states()
     assert running.states()[-1] == "done"
     assert not ibm.journal(path="/api/v1/jobs/*/cancel")
-    assert pickle.loads(pickle.dumps(result)).failed_job_ids == result.failed_job_ids
+    assert pickled(result).failed_job_ids == result.failed_job_ids
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import io
+import itertools
 import json
 import logging
 import pickle
@@ -36,7 +37,9 @@ from testkit.client import (
     Sampler,
     SamplerOptions,
     needs_current_primitives,
+    needs_pickled_results,
     needs_the_least_busy,
+    pickled,
 )
 from testkit.watchers import watchers_of
 
@@ -130,7 +133,9 @@ def test_a_circuit(running: Run) -> None:
 
 
 def test_the_primitives_default_is_the_default_of_shots(running: Run) -> None:
-    assert sum(running(ones()).counts.values()) == SamplerOptions().default_shots
+    # A client that has none sends none, and the service has its own.
+    default = SamplerOptions().default_shots if IS_CURRENT else 4096
+    assert sum(running(ones()).counts.values()) == default
 
 
 @pytest.mark.parametrize(
@@ -311,7 +316,9 @@ def test_observables_against_parameter_values(estimating: Any) -> None:
     result = estimating((circuit, [["Z"], ["Y"]], [0, np.pi, 2 * np.pi]))
     assert result.expectation_values.shape == result.standard_errors.shape == (2, 3)
     assert result.expectation_values[0] == pytest.approx(np.array([1, -1, 1]))
-    assert result.standard_errors[1] == pytest.approx(np.full(3, 0.1), rel=0.5)
+    # Of EstimatorV2's options the embedded service reads the precision only, and without one it computes exactly.
+    error = 0.1 if IS_CURRENT else 0.0
+    assert result.standard_errors[1] == pytest.approx(np.full(3, error), rel=0.5)
 
 
 def test_several_estimator_pubs(estimating: Any) -> None:
@@ -611,13 +618,18 @@ def test_what_on_status_raises_is_logged_and_ends_nothing(running: Run, caplog: 
     assert "a secret" not in caplog.text
 
 
+def _changes(states: list[str]) -> list[str]:
+    """States, each once: another place in the queue is told, too, and is no line of the log."""
+    return [state for state, _ in itertools.groupby(states)]
+
+
 def test_the_plain_panel_writes_lines(running: Run, capsys: pytest.CaptureFixture[str]) -> None:
     result = running(bell(), shots=SHOTS, panel="plain")
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = shown.err.splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d qx: ", line) for line in lines)
-    assert [line.split(" qx: ")[1].split(" · ")[0] for line in lines] == running.states()
+    assert _changes([line.split(" qx: ")[1].split(" · ")[0] for line in lines]) == _changes(running.states())
     assert sum("watched by pid" in line for line in lines) == 1
     assert result.job_id in lines[-1]
 
@@ -645,7 +657,7 @@ def test_a_list_is_given_lists(running: Run, estimating: Any) -> None:
     assert running((ones(),), shots=SHOTS).counts == {"1": SHOTS}  # a PUB
     assert running([ones()], shots=SHOTS).counts == [{"1": SHOTS}]
     assert running((each for each in [ones()]), shots=SHOTS).counts == [{"1": SHOTS}]
-    copied = pickle.loads(pickle.dumps(running([(ones(), None)], shots=SHOTS)))
+    copied = pickled(running([(ones(), None)], shots=SHOTS))
     assert copied.counts == [{"1": SHOTS}]
     estimated = estimating([(flipped(), "IIZ")])
     assert (len(estimated.expectation_values), len(estimated.standard_errors)) == (1, 1)
@@ -653,9 +665,9 @@ def test_a_list_is_given_lists(running: Run, estimating: Any) -> None:
 
 
 def test_a_register_may_have_any_name(running: Run) -> None:
-    circuit = QuantumCircuit(
-        QuantumRegister(1), ClassicalRegister(1, "evs"), ClassicalRegister(1, "stds"), ClassicalRegister(0, "none")
-    )
+    circuit = QuantumCircuit(QuantumRegister(1), ClassicalRegister(1, "evs"), ClassicalRegister(1, "stds"))
+    if IS_CURRENT:  # SamplerV2 refuses an empty one
+        circuit.add_register(ClassicalRegister(0, "none"))
     circuit.x(0)
     circuit.measure(0, 0)
     result = running(circuit, shots=SHOTS)
@@ -679,6 +691,7 @@ def test_a_result_says_where_the_rest_is(running: Run, estimating: Any) -> None:
         _ = kerneled.counts
 
 
+@needs_pickled_results
 def test_a_result_pickles(running: Run) -> None:
     result = running(ones(), shots=SHOTS)
     again = pickle.loads(pickle.dumps(result))
@@ -704,7 +717,7 @@ def test_the_log_has_every_state_for_those_who_ask_and_no_warning(
         result = running(ones(), shots=SHOTS)
     told = [record for record in caplog.records if record.name.startswith("qx_supervisor")]
     assert {record.levelname for record in told} == {"INFO"}
-    assert [record.getMessage().split(" · ")[0] for record in told] == running.states()
+    assert _changes([record.getMessage().split(" · ")[0] for record in told]) == _changes(running.states())
     assert result.job_id in told[-1].getMessage()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import signal
 import threading
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime import Batch, QiskitRuntimeService, Session
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 from testkit.circuits import BACKEND, bell, ones
-from testkit.client import Sampler
+from testkit.client import Sampler, pickled
 from testkit.drivers import assert_cancelled_once, end
 from testkit.processes import DEADLINE, until
 
@@ -119,7 +118,7 @@ def test_the_parts_are_joined_in_order(ibm: local.Service, service: QiskitRuntim
     assert [state for state in states if state.endswith("parts done")] == sorted(
         state for state in states if state.endswith("parts done")
     )
-    kept = pickle.loads(pickle.dumps(result))
+    kept = pickled(result)
     assert (kept.job_ids, kept.counts) == (result.job_ids, result.counts)
     with Ledger.open(os.environ["QX_STATE_DIR"]) as book:
         until(lambda: book.rows(UNFINISHED), lambda rows: not rows)  # the watcher writes after the result is there

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
+from typing import Any
 
 import pytest
+from qiskit.primitives import DataBin
 
 from qx_supervisor.service import internals
 
@@ -49,3 +52,25 @@ needs_the_least_busy = pytest.mark.skipif(
 needs_current_primitives = pytest.mark.skipif(
     not IS_CURRENT, reason="this client has no primitives but SamplerV2 and EstimatorV2"
 )
+
+ASKS_FOR_THE_USAGE = hasattr(internals.find("QiskitRuntimeService"), "_check_instance_usage")
+"""Whether it asks at each submission what the instance has left, as since 0.44, and warns if that is nothing."""
+
+
+def _pickles_results() -> bool:
+    try:
+        pickle.loads(pickle.dumps(DataBin()))
+    except NotImplementedError:
+        return False
+    return True
+
+
+PICKLES_RESULTS = _pickles_results()
+"""Whether Qiskit can unpickle what a result holds, as it can since 2.1."""
+
+needs_pickled_results = pytest.mark.skipif(not PICKLES_RESULTS, reason="this Qiskit can't unpickle a result")
+
+
+def pickled(result: Any) -> Any:
+    """A result as another process gets it; where Qiskit can't unpickle one, the same."""
+    return pickle.loads(pickle.dumps(result)) if PICKLES_RESULTS else result

@@ -18,7 +18,6 @@ import numpy as np
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm2, transpile
 from qiskit.circuit import (
     AncillaRegister,
-    Annotation,
     Clbit,
     ForLoopOp,
     Gate,
@@ -36,6 +35,11 @@ from qiskit.synthesis import SuzukiTrotter
 
 from qx_supervisor.fingerprint import fingerprint
 from qx_supervisor.request import Request, check
+
+try:
+    from qiskit.circuit import Annotation
+except ImportError:  # Qiskit 1 has none
+    Annotation = object
 
 Made = Callable[[], Request]
 
