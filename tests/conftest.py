@@ -252,6 +252,7 @@ def end_watcher_at_work() -> None:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(state: Path) -> Iterator[None]:
     """No process, no descriptor and no temporary file is left by a test, and no other test's module is taken away."""
+    assert isinstance(state, Path), "a parameter named state hides this fixture: the test would use the user's ledger"
     drivers.made.clear()
     modules = sys.modules.keys() - ()
     open_before = descriptors()

@@ -233,10 +233,10 @@ def test_results_that_can_not_be_read_for_good(
 # Tokens
 
 
-@pytest.mark.parametrize("state", ["submitted", "queued", "running", "fetching results"])
+@pytest.mark.parametrize("at", ["submitted", "queued", "running", "fetching results"])
 @pytest.mark.client
 def test_a_token_that_is_void_is_renewed(
-    tokens: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, state: str
+    tokens: local.Service, running: Running, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     is_void, results = threading.Event(), remote.Remote.results
 
@@ -244,7 +244,7 @@ def test_a_token_that_is_void_is_renewed(
         assert is_void.wait(60)
         return results(there, job)
 
-    tokens.hold("queued" if state in ("submitted", "queued") else "running")
+    tokens.hold("queued" if at in ("submitted", "queued") else "running")
 
     voided: list[int] = []
 
@@ -254,8 +254,8 @@ def test_a_token_that_is_void_is_renewed(
         tokens.hold(None)
         is_void.set()
 
-    acts: Acts = {state: void}
-    if state == "fetching results":
+    acts: Acts = {at: void}
+    if at == "fetching results":
         acts["running"] = lambda: tokens.hold(None)
         monkeypatch.setattr(remote.Remote, "results", after_that)  # else they are there before the token is void
     assert running(acts).result().counts == {"1": 16}

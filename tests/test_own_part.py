@@ -39,8 +39,8 @@ def test_detached_before_the_post(ibm, fork, when):
     assert (left.id, left.status, left.cancel_requests) == (job, "Queued", 0)
 
 
-@pytest.mark.parametrize("state", ["submitting", "submitted", "queued", "cancelling, confirming"])
-def test_cancelled_by_its_own_on_status(ibm: local.Service, service: Any, state: str) -> None:
+@pytest.mark.parametrize("at", ["submitting", "submitted", "queued", "cancelling, confirming"])
+def test_cancelled_by_its_own_on_status(ibm: local.Service, service: Any, at: str) -> None:
     ibm.hold("queued")
     runs: list[Any] = []
     begun, queued = threading.Event(), threading.Event()
@@ -49,18 +49,18 @@ def test_cancelled_by_its_own_on_status(ibm: local.Service, service: Any, state:
         begun.wait()
         if status.state == "queued":
             queued.set()
-        if status.state == state:
+        if status.state == at:
             runs[0].cancel()
 
     runs.append(submit(bell(), "ibm_brisbane", service=service, on_status=cancel))
     begun.set()
-    if state.startswith("cancelling"):
+    if at.startswith("cancelling"):
         assert queued.wait(60)
         assert runs[0].cancel() == "confirmed"
     with pytest.raises(JobCancelled):
         runs[0].result(60)
     # While it is told that the POST is about to leave, it may leave.
-    assert [job.cancel_requests for job in ibm.jobs()] in ([1], [] if state == "submitting" else [1])
+    assert [job.cancel_requests for job in ibm.jobs()] in ([1], [] if at == "submitting" else [1])
     assert runs[0]._flight.core.run_id not in link._runs
 
 

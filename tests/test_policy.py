@@ -467,16 +467,16 @@ def table() -> dict[tuple[str, str], str]:
     return cells
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_table(state):
+@pytest.mark.parametrize("at", STATES)
+def test_table(at):
     events = {
         name: event
         for name, event in EVENTS.items()
-        if ("died" not in state or not isinstance(event, p.Received))  # the dead say nothing
-        and (state == "claiming" or not isinstance(event, p.LeaseTaken))  # and only what was asked is answered
+        if ("died" not in at or not isinstance(event, p.Received))  # the dead say nothing
+        and (at == "claiming" or not isinstance(event, p.LeaseTaken))  # and only what was asked is answered
     }
-    assert {name: words(brought_to(*STATES[state]).handle(event)) for name, event in events.items()} == {
-        name: cell for (row, name), cell in table().items() if row == state and name in events
+    assert {name: words(brought_to(*STATES[at]).handle(event)) for name, event in events.items()} == {
+        name: cell for (row, name), cell in table().items() if row == at and name in events
     }
 
 
