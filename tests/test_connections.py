@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import select
 import shutil
 import signal
@@ -425,7 +426,9 @@ def test_a_watcher_without_its_packages_is_no_guard(fork: Any) -> None:
     except WatcherError as error:
         say("refused", error)
     """)
-    assert " the service can't be reached (ModuleNotFoundError: requests)" in " ".join(driver.line("refused "))
+    said = " ".join(driver.line("refused "))
+    # Another thread may import it at the same moment: what remains is then a package without it.
+    assert re.search(r" the service can't be reached \((ModuleNotFoundError: requests|ImportError: watcher)\)", said)
     driver.kill()
 
 
