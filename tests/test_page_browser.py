@@ -528,6 +528,7 @@ def test_contrast(serve: Callable[..., Page], show: Callable[..., Shown], state:
     weak = []
 
     def check(where: str) -> None:
+        tab.wait_for_load_state()  # with its style sheet
         found = contrasts(tab)
         assert len(found) >= 5
         weak.extend((where, each) for each in found if each.ratio < LEAST_CONTRAST)
