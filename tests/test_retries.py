@@ -42,7 +42,7 @@ def failing(times: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("state", "is_retryable"),
+    ("ended", "is_retryable"),
     [
         ({"status": "Failed", "reason": "Internal error.", "reason_code": 9999}, True),
         ({"status": "Failed", "reason": "Error returned at backend level.", "reason_code": 1010}, True),
@@ -74,8 +74,8 @@ def failing(times: int) -> dict[str, Any]:
         ({"status": "Failed", "reason": "Ran too long", "reason_code": 1305}, False),
     ],
 )
-def test_by_the_services_code_and_words(state: dict[str, Any], is_retryable: bool) -> None:
-    error = ending(remote.JobState.from_reply({"state": state}), "J", text="", by="")
+def test_by_the_services_code_and_words(ended: dict[str, Any], is_retryable: bool) -> None:
+    error = ending(remote.JobState.from_reply({"state": ended}), "J", text="", by="")
     assert getattr(error, "is_retryable", None) is is_retryable
     assert pickle.loads(pickle.dumps(error)).is_retryable is is_retryable
 
