@@ -301,6 +301,10 @@ def _start_beside(command: list[str], order: protocol.Order) -> _Beside:
     return _Beside(ours, child, lock)
 
 
+class _Unread(WatcherError):
+    """It ended before it had read its order, as happens now and then in a program that gevent has patched."""
+
+
 def launch(begun: Starting | None = None) -> WatcherProcess:
     """Wait for a watcher: the one that was started, or another one.
 
@@ -308,7 +312,11 @@ def launch(begun: Starting | None = None) -> WatcherProcess:
         WatcherError: If it can't be started; the text says why, and what to do.
     """
     if begun is not None:
-        return _meet(begun)
+        try:
+            return _meet(begun)
+        except _Unread as error:
+            logger.debug("%s, before it had read its order; another one is started", error.reason)
+            return _meet(start())
     try:
         return _meet(start())
     except WatcherError as error:
@@ -359,8 +367,9 @@ def _hello(connection: Connection) -> protocol.Hello:
         hello = protocol.decode_hello(connection.recv_bytes())
     except protocol.VersionError as error:
         raise WatcherError("config", f"the installed watcher can't be used: {error}") from None
-    except (EOFError, OSError, protocol.ProtocolError):
-        raise WatcherError(
+    except (EOFError, OSError, protocol.ProtocolError) as error:
+        kind = _Unread if isinstance(error, ConnectionResetError) else WatcherError
+        raise kind(
             "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, requests'`"
         ) from None
     if isinstance(hello, protocol.Nack):
