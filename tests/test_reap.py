@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from testkit.circuits import bell
-from testkit.drivers import RUN, Driver, end, kill_both
+from testkit.drivers import LETS_GO, RUN, Driver, end, kill_both
 from testkit.processes import until, wait_for_end
 from testkit.watchers import titles, wait_until_written
 
@@ -336,20 +336,7 @@ def kill_its_watcher(driver: Driver) -> None:
 def test_a_job_that_was_let_go_while_there_was_no_watcher(ibm, fork):
     """Nobody could be told, so the driver itself has to write it down."""
     ibm.hold("queued")
-    driver = fork(
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        known = threading.Event()
-        held = submit(
-            isa(), backend(), on_status=lambda status: status.state == "queued" and known.set()
-        )
-        known.wait()
-        say("queued", held.job_id)
-        signal.sigwait({signal.SIGUSR1})
-        held.detach()
-        os._exit(0)
-        """
-    )
+    driver = fork(LETS_GO + "os._exit(0)")
     job = driver.queued()
     kill_its_watcher(driver)
     driver.send(signal.SIGUSR1)
@@ -362,21 +349,7 @@ def test_a_job_that_was_let_go_while_there_was_no_watcher(ibm, fork):
 def test_a_job_that_was_let_go_just_before_both_died(ibm, fork, state):
     """As at the end of a container. The watcher, which is stopped here, could not write it down."""
     ibm.hold("queued")
-    driver = fork(
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        known = threading.Event()
-        held = submit(
-            isa(), backend(), on_status=lambda status: status.state == "queued" and known.set()
-        )
-        known.wait()
-        say("queued", held.job_id)
-        signal.sigwait({signal.SIGUSR1})
-        held.detach()
-        say("detached")
-        signal.pause()
-        """
-    )
+    driver = fork(LETS_GO + 'say("detached")\nsignal.pause()')
     job = driver.queued()
     wait_until_written(driver)
     with Ledger.open(state) as book, book.batch():  # so that it does not have the ledger's lock

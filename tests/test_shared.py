@@ -19,7 +19,7 @@ import pytest
 import requests
 from testkit.circuits import BACKEND, ones
 from testkit.client import Sampler
-from testkit.drivers import RUN, Driver, kill_both
+from testkit.drivers import LETS_GO, RUN, Driver, kill_both
 from testkit.postgres import Cable, Server
 from testkit.processes import until, wait_for_end
 
@@ -687,14 +687,7 @@ def test_a_job_that_was_let_go_while_the_database_was_away(
 ) -> None:
     """The driver is gone by then. Its watcher stays until the ledger knows: else a reaper would cancel the job."""
     ibm.hold("queued")
-    driver = fork(
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        held = submit(isa(), backend(), on_status=tell)
-        signal.sigwait({signal.SIGUSR1})
-        held.detach()
-        """
-    )
+    driver = fork(LETS_GO)
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
     watcher = driver.watcher()
@@ -720,17 +713,14 @@ def test_a_watcher_that_was_told_to_leave_writes_what_it_owes(
     """Its driver lives on, says goodbye after an idle minute, here after a moment, and leaves it the time."""
     ibm.hold("queued")
     driver = fork(
-        """
-        from qx_supervisor import link as links
-        links.LINGER_SECONDS = 0.2
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        held = submit(isa(), backend(), on_status=tell)
-        signal.sigwait({signal.SIGUSR1})
-        held.detach()
-        with links.link._changed:
-            links.link._changed.wait_for(lambda: links.link.watcher_pid is None)
-        say("alone")
-        signal.pause()
+        f"""
+from qx_supervisor import link as links
+links.LINGER_SECONDS = 0.2
+{LETS_GO}
+with links.link._changed:
+    links.link._changed.wait_for(lambda: links.link.watcher_pid is None)
+say("alone")
+signal.pause()
         """
     )
     job = driver.queued()
@@ -757,15 +747,7 @@ def test_a_job_that_was_let_go_while_there_was_no_watcher(
 ) -> None:
     """Nobody could be told, so the driver itself has to write it down, here too."""
     ibm.hold("queued")
-    driver = fork(
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        held = submit(isa(), backend(), on_status=tell)
-        signal.sigwait({signal.SIGUSR1})
-        held.detach()
-        os._exit(0)
-        """
-    )
+    driver = fork(LETS_GO + "os._exit(0)")
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
     watcher = driver.watcher()
@@ -787,16 +769,7 @@ def test_a_job_that_was_let_go_just_before_its_host_was_lost(
 ) -> None:
     """The watcher, which is stopped here, could not write it down."""
     ibm.hold("queued")
-    driver = fork(
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        held = submit(isa(), backend(), on_status=tell)
-        signal.sigwait({signal.SIGUSR1})
-        held.detach()
-        say("detached")
-        signal.pause()
-        """
-    )
+    driver = fork(LETS_GO + 'say("detached")\nsignal.pause()')
     job = driver.queued()
     shared.wait(lambda found: found and found[0].row.answered)
     driver.watcher().suspend()

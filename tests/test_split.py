@@ -481,6 +481,16 @@ Submission.posted = first_alone
         assert not book.rows(UNFINISHED)
 
 
+def assert_interrupted(ibm, driver, jobs):
+    """It says so, its jobs are cancelled once each, and its batch is closed."""
+    said = driver.line("interrupted ")
+    assert said[0] == "confirmed"
+    assert sorted(said[1:]) == sorted(jobs)
+    assert end(driver) == 0
+    assert_cancelled_once(ibm, *jobs)
+    assert closed(ibm) == [*opened(ibm)]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(ibm, fork, number):
@@ -488,12 +498,7 @@ def test_interrupted(ibm, fork, number):
     driver = fork(DRIVER.format(more=""))
     jobs = in_flight(ibm)
     driver.send(number)
-    said = driver.line("interrupted ")
-    assert said[0] == "confirmed"
-    assert sorted(said[1:]) == sorted(jobs)
-    assert end(driver) == 0
-    assert_cancelled_once(ibm, *jobs)
-    assert closed(ibm) == [*opened(ibm)]
+    assert_interrupted(ibm, driver, jobs)
 
 
 @pytest.mark.long
@@ -514,12 +519,7 @@ Together.close = stuck
     driver.send(signal.SIGINT)
     driver.line("closing")
     driver.send(signal.SIGINT)
-    said = driver.line("interrupted ")
-    assert said[0] == "confirmed"
-    assert sorted(said[1:]) == sorted(jobs)
-    assert end(driver) == 0
-    assert_cancelled_once(ibm, *jobs)
-    assert closed(ibm) == [*opened(ibm)]
+    assert_interrupted(ibm, driver, jobs)
 
 
 @pytest.mark.long

@@ -67,6 +67,14 @@ def tell(status):
 RUN = "run(isa(), backend(), shots=64, on_status=tell)"
 """A driver's most common line: its status lines are "state job-id"."""
 
+LETS_GO = """
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+held = submit(isa(), backend(), on_status=tell)
+signal.sigwait({signal.SIGUSR1})
+held.detach()
+"""
+"""A driver that lets its job go at SIGUSR1."""
+
 TELL_WATCHERS = """
 from qx_supervisor.link import link
 def tell_watchers():
