@@ -301,10 +301,6 @@ def _start_beside(command: list[str], order: protocol.Order) -> _Beside:
     return _Beside(ours, child, lock)
 
 
-class _Unread(WatcherError):
-    """It ended before it had read its order, as happens now and then in a program that gevent has patched."""
-
-
 def launch(begun: Starting | None = None) -> WatcherProcess:
     """Wait for a watcher: the one that was started, or another one.
 
@@ -314,9 +310,11 @@ def launch(begun: Starting | None = None) -> WatcherProcess:
     if begun is not None:
         try:
             return _meet(begun)
-        except _Unread as error:
-            logger.debug("%s, before it had read its order; another one is started", error.reason)
-            return _meet(start())
+        except WatcherError as error:
+            # It had not read its order, as happens now and then in a program that gevent has patched: why is not known.
+            if not isinstance(error.__cause__, ConnectionResetError):
+                raise
+            return launch()
     try:
         return _meet(start())
     except WatcherError as error:
@@ -368,10 +366,9 @@ def _hello(connection: Connection) -> protocol.Hello:
     except protocol.VersionError as error:
         raise WatcherError("config", f"the installed watcher can't be used: {error}") from None
     except (EOFError, OSError, protocol.ProtocolError) as error:
-        kind = _Unread if isinstance(error, ConnectionResetError) else WatcherError
-        raise kind(
+        raise WatcherError(
             "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, requests'`"
-        ) from None
+        ) from error
     if isinstance(hello, protocol.Nack):
         raise WatcherError("config", f"the watcher could not be started: {hello.reason}")
     return hello

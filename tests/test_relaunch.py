@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from testkit.circuits import bell
+from testkit.drivers import RUN, assert_cancelled_once
 from testkit.processes import wait_for_end
 
 from qx_supervisor import Run, Status, WatcherError, detached, local, submit
@@ -191,3 +194,32 @@ def test_a_driver_survives_that_sends_to_a_dead_watcher_on_linux(fork: Any) -> N
     driver = fork(ENDED_BY_A_CLOSED_PIPE)
     assert driver.end() == 0
     assert driver.lines.count("lives") == 2
+
+
+def test_a_watcher_that_ends_before_it_has_read_its_order(ibm: local.Service, fork: Any, tmp_path: Path) -> None:
+    """Another one is started at once, and guards the run: the first one has done nothing."""
+    ibm.hold("queued")
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    driver = fork(
+        f"""
+        from qx_supervisor import detached
+        from qx_supervisor import link as links
+        start, spawn = links.start, detached.spawn
+        def spawn_no_watcher(shown, *given, **more):
+            detached.spawn = spawn
+            return spawn(["/bin/sh", "-c", "read go < {gate}"], *given, **more)
+        def begin(*given):
+            links.start, detached.spawn = start, spawn_no_watcher
+            begun = start(*given)
+            with open({str(gate)!r}, "w") as file:
+                file.write("go\\n")  # the order has been sent
+            return begun
+        links.start = begin
+        {RUN}
+        """
+    )
+    job = driver.queued()
+    driver.kill()
+    ibm.wait_job(job, "Cancelled")
+    assert_cancelled_once(ibm, job)
