@@ -216,6 +216,7 @@ def test_a_watcher_that_ends_before_it_has_read_its_order(ibm: local.Service, fo
                 file.write("go\\n")  # the order has been sent
             return begun
         links.start = begin
+        links.link.inspect()  # waits for the watcher that is being started
         {RUN}
         """
     )
