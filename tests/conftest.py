@@ -141,8 +141,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def running_service() -> Iterator[local.Service]:
-    """One embedded service for all tests of this worker."""
-    with local.start() as service:
+    """One embedded service for all tests of this worker; it ends by itself, should the worker be killed."""
+    with local.start(linger=local.LINGER) as service:
         service.health()
         yield service
 
