@@ -7,6 +7,7 @@ program ends Python joins those of `concurrent.futures`, and a queue of a thousa
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import itertools
 import logging
@@ -94,7 +95,7 @@ class ThreadPool:
 
     def after(self, seconds: float, work: Work) -> Timer:
         """Have it done after some seconds."""
-        return timers.after(seconds, lambda: self.do(work))
+        return timers.after(seconds, functools.partial(self.do, work))
 
     def _serve(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import gc
 import importlib
 import itertools
@@ -37,7 +38,7 @@ from testkit.processes import DEADLINE, until, wait_for_first_run
 from testkit.watchers import wait_for_watchers_in
 from testkit.zygote import Zygote
 
-from qx_supervisor import WatcherError, local, quota
+from qx_supervisor import WatcherError, local, quota, threads
 from qx_supervisor.cli import main
 from qx_supervisor.link import link
 from qx_supervisor.local import registry
@@ -249,6 +250,27 @@ def end_watcher_at_work() -> None:
                 assert link._changed.wait_for(lambda: link._process is not process, DEADLINE)
 
 
+def drop_requests_that_nobody_awaits() -> None:
+    """Wait until this process's runs ask nothing more, and have none of them ask later.
+
+    What a job cost is read after its run's end, for whoever comes to look: the next test's journal would have it.
+    """
+    until(lambda: _drop_later_looks() or _ask(), lambda has_work: not has_work)
+
+
+def _drop_later_looks() -> int:
+    with threads.timers._changed:
+        works = [(timer, timer.work) for _, _, timer in threads.timers._timers]
+    later = [timer for timer, work in works if isinstance(work, functools.partial) and work.func == threads.looking.do]
+    for timer in later:
+        timer.cancel()
+    return len(later)
+
+
+def _ask() -> bool:
+    return any(pool._work or pool._idle < pool._threads for pool in (threads.looking, threads.asking))
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(state: Path) -> Iterator[None]:
     """No process, no descriptor and no temporary file is left by a test, and no other test's module is taken away."""
@@ -266,6 +288,7 @@ def nothing_left_behind(state: Path) -> Iterator[None]:
     for run in list(link._runs):
         link.stand_down(run)
     end_watcher_at_work()
+    drop_requests_that_nobody_awaits()
     link._deaths.clear()  # of watchers that were killed
     with link._changed:  # a run that was refused at once leaves a watcher that is being started
         assert link._changed.wait_for(lambda: link._process is not None or link._thread is None, DEADLINE)
