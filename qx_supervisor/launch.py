@@ -272,6 +272,8 @@ def given(order: protocol.Order) -> bytes:
 
 def _start_beside(command: list[str], order: protocol.Order) -> _Beside:
     ours, theirs = socket.socketpair()
+    # Sockets of gevent and eventlet do not block, and the loader, which has nothing else to do, waits for its order.
+    os.set_blocking(theirs.fileno(), True)
     pidfd = host_identity.pidfd_of(os.getpid())
     lock = RobustLock.make()
     passed: list[int] = []
@@ -308,13 +310,7 @@ def launch(begun: Starting | None = None) -> WatcherProcess:
         WatcherError: If it can't be started; the text says why, and what to do.
     """
     if begun is not None:
-        try:
-            return _meet(begun)
-        except WatcherError as error:
-            # It had not read its order, as happens now and then in a program that gevent has patched: why is not known.
-            if not isinstance(error.__cause__, ConnectionResetError):
-                raise
-            return launch()
+        return _meet(begun)
     try:
         return _meet(start())
     except WatcherError as error:
@@ -365,10 +361,10 @@ def _hello(connection: Connection) -> protocol.Hello:
         hello = protocol.decode_hello(connection.recv_bytes())
     except protocol.VersionError as error:
         raise WatcherError("config", f"the installed watcher can't be used: {error}") from None
-    except (EOFError, OSError, protocol.ProtocolError) as error:
+    except (EOFError, OSError, protocol.ProtocolError):
         raise WatcherError(
             "config", f"the watcher ended as it started; run `{sys.executable} -c 'import psutil, requests'`"
-        ) from error
+        ) from None
     if isinstance(hello, protocol.Nack):
         raise WatcherError("config", f"the watcher could not be started: {hello.reason}")
     return hello

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -196,30 +194,27 @@ def test_a_driver_survives_that_sends_to_a_dead_watcher_on_linux(fork: Any) -> N
     assert driver.lines.count("lives") == 2
 
 
-def test_a_watcher_that_ends_before_it_has_read_its_order(ibm: local.Service, fork: Any, tmp_path: Path) -> None:
-    """Another one is started at once, and guards the run: the first one has done nothing."""
+def test_a_watcher_waits_for_its_order_where_sockets_do_not_block(ibm: local.Service, fork: Any) -> None:
+    """As those of gevent and eventlet, which may run something else before the order is sent."""
     ibm.hold("queued")
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
     driver = fork(
         f"""
+        import os, socket
         from qx_supervisor import detached
-        from qx_supervisor import link as links
-        start, spawn = links.start, detached.spawn
-        def spawn_no_watcher(shown, *given, **more):
-            detached.spawn = spawn
-            return spawn(["/bin/sh", "-c", "read go < {gate}"], *given, **more)
-        def begin(*given):
-            links.start, detached.spawn = start, spawn_no_watcher
-            begun = start(*given)
-            with open({str(gate)!r}, "w") as file:
-                file.write("go\\n")  # the order has been sent
-            return begun
-        links.start = begin
-        links.link.inspect()  # waits for the watcher that is being started
+        make, spawn = socket.socketpair, detached.spawn
+        def pair():
+            made = make()
+            for each in made:
+                os.set_blocking(each.fileno(), False)
+            return made
+        def look_and_spawn(command, env, *, passed):
+            say("waits", os.get_blocking(passed[0]))
+            return spawn(command, env, passed=passed)
+        socket.socketpair, detached.spawn = pair, look_and_spawn
         {RUN}
         """
     )
+    assert driver.line("waits ") == ["True"]
     job = driver.queued()
     driver.kill()
     ibm.wait_job(job, "Cancelled")
