@@ -37,6 +37,9 @@ BACKGROUND_SECONDS = 130.0
 LOOK_SECONDS = 0.25
 """How often it looks whether a watcher has done its work that lives on for other drivers."""
 
+STILL_AT_WORK = "its watcher is still at work; if that ends, reap again"
+"""What is said of a run whose watcher has not resolved it when the wait is over."""
+
 
 Fate = Literal[Outcome, "in grace", "other account", "elsewhere"]
 
@@ -74,7 +77,8 @@ def reap(service: Any = None, *, wait: float = 0.0) -> list[Reaped]:
             this container, or this machine, would end them in the middle of it.
 
     Returns:
-        What became of each run that was left behind; those that live are not among them.
+        What became of each run that was left behind; those that live are not among them. Where a watcher is still at
+        work after the wait, its run is "pending".
 
     Raises:
         QxError: If the ledger can't be read, or there are orphans and no account can be used.
@@ -95,6 +99,8 @@ def reap_with(connect: Callable[[], Any], wait: float = 0.0) -> list[Reaped]:
             clients = qiskit_service.clients_of(connect()) if is_needed else []
             found = _reap(book, clients)
             _read_charges(book, clients, connect)
+            if wait > 0:
+                found += [_reaped(row, "pending", STILL_AT_WORK) for row in _at_work(book, wait)]
             return found
     except ledger.LedgerError as error:
         raise QxError(str(error)) from None
@@ -112,7 +118,7 @@ def _read_charges(book: ledger.Ledger, clients: list[Any], connect: Callable[[],
 def _wait_for_watchers(book: ledger.Ledger, seconds: float) -> None:
     """Wait for watchers that are at work for dead drivers, but not for those that leave a job to its grace."""
     end = time.monotonic() + seconds
-    while seconds > 0 and (at_work := [row for row in book.rows(ledger.UNFINISHED) if _is_at_work(row, book, seconds)]):
+    while seconds > 0 and (at_work := _at_work(book, seconds)):
         left = end - time.monotonic()
         if left <= 0:
             return
@@ -125,9 +131,25 @@ def _wait_for_watchers(book: ledger.Ledger, seconds: float) -> None:
             os.close(pidfd)
 
 
-def _is_at_work(row: ledger.Row, book: ledger.Ledger, seconds: float) -> bool:
-    in_grace = row.key is not None and row.state == "guarded" and row.grace > seconds
-    return not in_grace and ledger.judge(row, book.host_identity) == "ending"
+def _at_work(book: ledger.Ledger, seconds: float) -> list[ledger.Row]:
+    def is_at_work(row: ledger.Row) -> bool:
+        in_grace = row.key is not None and row.state == "guarded" and row.grace > seconds
+        return not in_grace and ledger.judge(row, book.host_identity) == "ending"
+
+    return [row for row in book.rows(ledger.UNFINISHED) if is_at_work(row)]
+
+
+def watchers_at_work() -> int:
+    """How many runs of dead drivers have a watcher that lives, and has not resolved them yet.
+
+    Raises:
+        QxError: If the ledger can't be read.
+    """
+    try:
+        with ledger.Ledger.open(ledger.state_directory()) as book:
+            return len(_at_work(book, 0.0))
+    except ledger.LedgerError as error:
+        raise QxError(str(error)) from None
 
 
 _begun = threading.Lock()

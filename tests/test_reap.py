@@ -23,6 +23,7 @@ from qx_supervisor.cli import main
 from qx_supervisor.watcher.host_identity import this_host
 from qx_supervisor.watcher.ledger import SWEPT_FOR, Ledger, Row
 
+CANCEL = "/api/v1/jobs/*/cancel"
 REAP = """
 for reaped in reap(service()):
     say("reaped", reaped.fate, *reaped.jobs)
@@ -82,6 +83,26 @@ def test_it_can_wait_for_a_watcher_that_is_at_work(ibm, fork):
     assert ibm.job(job).cancel_requests == 1
 
 
+def test_a_watcher_that_is_not_done_in_time_is_not_passed_over(here, fork, call):
+    """Whoever reads that nothing is left ends the container, and the watcher with it."""
+    here.hold("queued")
+    here.scenario({"http_faults": [{"path": CANCEL, "method": "POST", "status": 503, "times": 1000}]})
+    driver = fork(RUN)
+    job = driver.queued()
+    watcher = driver.watcher()
+    driver.kill()
+    here.wait_for("POST", CANCEL)
+    (pending,) = reap(here.service(), wait=0.1)
+    assert (pending.fate, pending.jobs, pending.pid) == ("pending", (job,), driver.pid)
+    code, (line,), _ = call("reap", "--local", "--wait", "0.1")
+    assert (code, line.split()[0]) == (6, "pending")
+    code, lines, said = call("reap", "--local")
+    assert (code, lines, said) == (0, [], "qx-supervisor: 1 left to watchers that are at work; --wait waits for them\n")
+    here.scenario({})
+    wait_for_end(watcher)
+    assert call("reap", "--local", "--wait", "0.1") == (0, [], "qx-supervisor: nothing is left behind\n")
+
+
 @pytest.mark.long
 def test_it_does_not_wait_for_those_that_live_nor_for_a_grace(ibm, fork):
     ibm.hold("queued")
@@ -118,7 +139,7 @@ def test_what_lives_is_not_touched(ibm, fork):
 @pytest.mark.long
 def test_a_live_watcher_of_a_dead_driver_is_left_to_it(ibm, fork):
     """The service does not answer its cancel: the watcher goes on trying, and a reaper stays away."""
-    ibm.scenario({"http_faults": [{"path": "/api/v1/jobs/*/cancel", "method": "POST", "status": 503, "times": 1000}]})
+    ibm.scenario({"http_faults": [{"path": CANCEL, "method": "POST", "status": 503, "times": 1000}]})
     ibm.hold("queued")
     driver = fork(RUN)
     job = driver.queued()

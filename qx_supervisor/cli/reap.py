@@ -19,6 +19,8 @@ EPILOG = """\b
   detail     more words, or an empty string
   host, pid  where the driver ran"""
 
+NOTHING = "nothing is left behind"
+
 
 @click.command("reap", epilog=EPILOG)
 @account.account_options
@@ -50,8 +52,8 @@ def reap_command(
 ) -> int:
     """Cancel what dead drivers left behind on this machine.
 
-    Whose driver or watcher lives is never touched. The exit code is 6 if something could not be resolved: "pending", or
-    "expired".
+    Whose driver or watcher lives is never touched. The exit code is 6 if something could not be resolved: "pending", as
+    where a watcher is still at work after --wait, or "expired".
 
     The timer is one of the user's systemd, with the --local, --instance and --ledger that are given; it uses the saved
     account. Without a user manager of systemd, a line for crontab is printed, and nothing is installed.
@@ -67,7 +69,7 @@ def reap_command(
             raise click.UsageError("--wait and --json are not for a timer", click.get_current_context())
         reap_timer.change(install=install_timer, every=every, local=local, instance=instance, ledger_url=ledger_url)
         return exits.DONE
-    from ..reap import reap_with
+    from ..reap import reap_with, watchers_at_work
 
     unresolved = False
     found = reap_with(lambda: account.connect(local, instance), wait)
@@ -88,5 +90,6 @@ def reap_command(
     if any(reaped.fate == "other account" for reaped in found):
         output.say("for the jobs of another account, instance or service, reap again with --instance or --local")
     if not found:
-        output.say("nothing is left behind")
+        count = watchers_at_work()
+        output.say(f"{count} left to watchers that are at work; --wait waits for them" if count else NOTHING)
     return exits.UNCONFIRMED if unresolved else exits.DONE
