@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from . import local
-from .kill_test import KillTestError, kill_a_driver
+from .kill_test import KillTestError, apart, kill_a_driver
 from .run import run
 
 
+@apart()
 def show() -> None:
     """Run the demonstration.
 

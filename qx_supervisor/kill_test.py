@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import settings
@@ -21,9 +23,6 @@ TIMEOUT = 60.0
 
 LOOK_SECONDS = 0.1
 """How often the ledger is looked at, where the watcher stays."""
-
-MOST_ROWS = 100
-"""How many of the ledger's newest runs are looked at."""
 
 DRIVER = """
 import sys
@@ -39,6 +38,10 @@ def tell(status):
     print(status.state, status.watcher, status.job_id, flush=True)
 run(circuit, "ibm_brisbane", service=service, on_status=tell, panel="plain", label="kill -9 drill")
 """
+
+
+NOT_ITS_OWN = (settings.LEDGER, settings.BUDGET, settings.BUDGET_ID, settings.NOTIFY)
+"""What the user has set for runs that are meant."""
 
 
 class KillTestError(QxError):
@@ -62,10 +65,31 @@ class KillTest:
     milliseconds: float
 
 
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Have this process, and what it starts, write to a ledger of its own for the time of a block.
+
+    In the user's, a run of the embedded service would reserve what the budgets have left, and be refused where they
+    have nothing; and it would be among the user's runs and charges.
+    """
+    before = dict(os.environ)
+    # A watcher that is shared stays for a while, with its ledger open.
+    with tempfile.TemporaryDirectory(prefix="qx-apart-", ignore_cleanup_errors=True) as folder:
+        for name in NOT_ITS_OWN:
+            os.environ.pop(name, None)
+        os.environ[settings.STATE_DIR] = folder
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@apart()
 def kill_a_driver(
     ibm: Service, *, is_quiet: bool = False, before_kill: Callable[[int], None] = lambda _: None
 ) -> KillTest:
-    """Start a driver, kill it while its job is queued, and wait until its watcher has finished.
+    """Start a driver apart from the user's, kill it while its job is queued, and wait until its watcher has finished.
 
     Args:
         ibm: A service without other jobs; all jobs are held in the queue.
@@ -128,5 +152,5 @@ def _wait_until_done(pid: int, job: str) -> None:
 
 def _is_over(job: str) -> bool:
     with contextlib.suppress(LedgerError), Ledger.open(state_directory()) as book:
-        return any(job in row.jobs and row.is_over for row in book.rows(limit=MOST_ROWS))
+        return any(job in row.jobs and row.is_over for row in book.rows())
     return False  # there is no ledger

@@ -395,15 +395,35 @@ def test_a_drill_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.verdict, found.text) == ("fault", "the driver ended before its job was queued: no room")
 
 
+def test_a_drill_touches_neither_budgets_nor_the_users_runs(
+    ibm: local.Service, monkeypatch: pytest.MonkeyPatch, state: Path
+) -> None:
+    """A budget is all reserved by a run that is under way; the drill needs none of it, and is no user's run."""
+    monkeypatch.setenv("QX_BUDGET", "1")
+    with ledger.Ledger.open(state) as book:
+        book.set_budget(ledger.standing(1.0, "month", "", ""))
+        book.reserve(ledger.ReservationWish(run="under way", post="p1", instance="crn", label="", most=100))
+        [balance] = book.balances()
+        assert balance.left == 0
+    tested = kill_test.kill_a_driver(ibm, is_quiet=True)
+    assert (tested.status, tested.cancel_requests) == ("Cancelled", 1)
+    assert os.environ["QX_STATE_DIR"] == str(state)
+    with ledger.Ledger.open(state) as book:
+        assert book.rows() == []
+
+
 @pytest.mark.long
-def test_a_drill_whose_watcher_stays(ibm: local.Service, monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
-    """It is not waited for: another program may use it."""
+def test_a_drill_whose_watcher_stays(ibm: local.Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays for as long as a shared watcher does without drivers, and is not waited for."""
     base = Path(tempfile.mkdtemp(prefix="qx-node-"))  # pytest's own path is too long for a socket
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
     monkeypatch.setenv("QX_WATCHER_PLACEMENT", "node")
-    tested = kill_test.kill_a_driver(ibm, is_quiet=True)
+    drills: list[Path | str] = []
+    tested = kill_test.kill_a_driver(
+        ibm, is_quiet=True, before_kill=lambda _: drills.append(os.environ["QX_STATE_DIR"])
+    )
     assert (tested.status, tested.cancel_requests) == ("Cancelled", 1)
-    [watcher] = [process for process, title in titles() if title.is_in(state)]
+    [watcher] = [process for process, title in titles() if title.is_in(*drills)]
     watcher.terminate()  # it has nothing to do
     wait_for_end(watcher)
     shutil.rmtree(base)
