@@ -365,9 +365,18 @@ def test_wrong_use_is_one_sentence(command: Call) -> None:
         assert said in err
 
 
+def test_a_variable_that_is_not_set_does_not_remove_everybodys_budget(command: Call) -> None:
+    assert command("set", "--seconds", "9", "--per", "month")[0] == 0
+    for empty in ("--label", "--instance"):
+        code, out, err = command("remove", "--per", "month", empty, "")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+    assert json.loads(command("--json")[1])["seconds"] == 9
+
+
 def test_a_label_is_that_of_runs(command: Call) -> None:
     assert command("set", "--seconds", "9", "--label", " tests ")[0] == 0
     assert json.loads(command("--json")[1])["label"] == "tests"
+    assert command("remove", "--label", " tests ")[0] == 0
 
 
 def test_without_the_ledger_nothing_is_submitted(ibm: local.Service, fork: Any, state: Path) -> None:

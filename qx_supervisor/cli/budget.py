@@ -91,17 +91,8 @@ def set_command(
     """
     if not 1 <= seconds < math.inf:
         raise click.UsageError(f"--seconds must be at least 1, the least that a job can be given, not {seconds:g}")
-    if instance is not None and not instance.startswith("crn:"):
-        raise click.UsageError(
-            f"--instance takes a CRN, not {instance!r}, for a name may change; "
-            "`qx-supervisor backends --json` has the CRNs of your instances"
-        )
-    if label is not None:
-        from ..about import check_label
-
-        label = check_label(label)  # as that of a run is written
+    budget = _budget(seconds, per, instance, label)
     hosts.use(ledger_url)
-    budget = ledger.standing(seconds, per or "", instance or "", label or "")
     _in_ledger(lambda book: book.set_budget(budget))
     output.say(f"{budget.words} is set, for all drivers of {_place()}")
 
@@ -114,11 +105,26 @@ def remove_command(
     *, per: ledger.Period | None, instance: str | None, label: str | None, ledger_url: str | None
 ) -> None:
     """Remove the budget of a period, an instance and a label."""
+    budget = _budget(1.0, per, instance, label)
     hosts.use(ledger_url)
-    budget = ledger.standing(1.0, per or "", instance or "", label or "")
     if not _in_ledger(lambda book: book.remove_budget(budget)):
         raise QxError("there is no such budget; `qx-supervisor budget` lists those that are set")
     output.say("removed")
+
+
+def _budget(seconds: float, per: ledger.Period | None, instance: str | None, label: str | None) -> ledger.Budget:
+    """A budget, by what was given: an empty word is a mistake, for without it the budget is everybody's."""
+    if instance is not None and not instance.startswith("crn:"):
+        raise click.UsageError(
+            f"--instance takes a CRN, not {instance!r}, for a name may change; "
+            "`qx-supervisor backends --json` has the CRNs of your instances",
+            click.get_current_context(),
+        )
+    if label is not None:
+        from ..about import check_label
+
+        label = check_label(label)  # as that of a run is written
+    return ledger.standing(seconds, per or "", instance or "", label or "")
 
 
 def _show(*, as_json: bool) -> None:
