@@ -72,19 +72,23 @@ class Guards:
         return list(self._sessions)
 
 
-def read() -> Guards:
+def read(*, over: bool = False) -> Guards:
     """Read the ledger of this machine and, if one is named, that of all hosts.
+
+    Args:
+        over: Also read runs that are over: their programs may have let their jobs go.
 
     Raises:
         LedgerError: One can't be read.
         RunError: The shared ledger can't be used.
     """
+    states = ledger.UNFINISHED | (ledger.FINAL if over else frozenset())
     with ledger.Ledger.open(ledger.state_directory()) as book:
-        found = [Guarded(row, ledger.judge(row, book.host_identity)) for row in book.rows(ledger.UNFINISHED)]
+        found = [Guarded(row, ledger.judge(row, book.host_identity)) for row in book.rows(states)]
     if settings.ledger_url():
         here = {each.row.run for each in found if each.liveness != "elsewhere"}
         with shared_ledger.opened() as shared:
-            held = shared.held(ledger.UNFINISHED)
+            held = shared.held(states)
         found = [each for each in found if each.row.run in here]
         found += [Guarded(each.row, each.judgement) for each in held if each.row.run not in here]
-    return Guards(found)
+    return Guards(sorted(found, key=lambda each: each.row.state in ledger.FINAL))

@@ -27,9 +27,6 @@ from .watcher.facts import End
 if TYPE_CHECKING:
     from .watcher.ledger.postgres import SharedLedger
 
-OPEN = ("", "unconfirmed")
-"""Outcomes of jobs that whoever guards them may still cancel."""
-
 WRITTEN_SECONDS = 5.0
 """How long the watcher may take to write a run that it has acknowledged: a disk may be slow. `attach` has returned by
 then; the run's own thread waits."""
@@ -121,7 +118,7 @@ def _rows(book: ledger.Store, job: str, state: remote.JobState) -> list[ledger.R
 
     def may_cancel(row: ledger.Row) -> bool:
         is_its = job in row.jobs or row.tag in tags
-        return (is_its and row.jobs.get(job, "") in OPEN) or bool(
+        return (is_its and row.jobs.get(job, "") in ledger.OPEN_OUTCOMES) or bool(
             session and row.session_owner and row.session == session
         )
 

@@ -82,3 +82,8 @@ class JoinedCost(JobCost):
 def _sum(seconds: Sequence[float | None]) -> float | None:
     known = [each for each in seconds if each is not None]
     return sum(known) if known and len(known) == len(seconds) else None
+
+
+def in_words(seconds: float) -> str:
+    """QPU time as it is shown: 0.333 s, 7.5 s, 1249 s."""
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import forks, threads
+from .job_cost import in_words
 from .watcher import remote
 from .watcher.facts import moment, number
 
@@ -68,10 +69,10 @@ class Quota:
         """How much is left, and until when."""
         parts = []
         if self.used is not None and self.limit is not None:
-            used, limit, left = map(_seconds, (self.used, self.limit, self.left or 0.0))
+            used, limit, left = map(in_words, (self.used, self.limit, self.left or 0.0))
             parts.append(f"{used} of {limit} are used, {left} are left")
         elif self.used is not None:
-            parts.append(f"{_seconds(self.used)} are used, and no limit is told")
+            parts.append(f"{in_words(self.used)} are used, and no limit is told")
         if self.ends is not None and self.ends > time.time():
             parts.append(f"its period ends at {_minute(self.ends)}")
         return ", ".join(parts)
@@ -82,10 +83,6 @@ class Quota:
             return ""
         words = self.words()
         return f"the instance has used up its time ({f'{words}; ' if words else ''}{WHERE})"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
 def _minute(then: float) -> str:

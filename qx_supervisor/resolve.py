@@ -124,7 +124,7 @@ def resolve(
             troubles.append(trouble)
 
     for job, outcome in row.jobs.items():
-        if outcome in ("", "unconfirmed"):
+        if outcome in ledger.OPEN_OUTCOMES:
             cancel_one(job)
     session = row.session if row.session_owner else ""
     if session:

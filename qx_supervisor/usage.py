@@ -42,10 +42,15 @@ class Usage:
         self.jobs += 1
         self.estimated += figures.estimated or 0.0
         self.charged += figures.charged or 0.0
-        if row.ended_by in AFTER_A_DEATH:
+        if is_a_deaths(row, job):
             self.after_death += figures.charged or 0.0
         if figures.charged is None and (row.is_over or row.jobs[job]):
             self.uncharged += 1
+
+
+def is_a_deaths(row: ledger.Row, job: str) -> bool:
+    """Whether a death has made of a job what it is: a session's row has those, too, that had finished before."""
+    return row.ended_by in AFTER_A_DEATH and row.jobs.get(job) != "finished"
 
 
 def moment_of(row: ledger.Row, job: str) -> float:

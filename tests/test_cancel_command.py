@@ -157,6 +157,23 @@ def test_with_a_label_by_the_ledger(here, fork, submitted, call, state):
     (state / "ledger.db").rmdir()
 
 
+def test_with_the_label_of_a_run_that_has_let_its_job_go(here, fork, call):
+    """Its program has ended, and guards nothing any more: the job goes on, and costs."""
+    here.hold("queued")
+    driver = fork(
+        f"""
+        held = {RUN.replace("run(", "submit(").replace("shots=64", "shots=64, label='night'")}
+        say("job", held.wait_for_job())
+        held.detach()
+        """
+    )
+    [job] = driver.line("job ")
+    assert driver.end() == 0
+    assert call("cancel", "--label", "day", "--local", "--yes")[1] == []
+    assert call("cancel", "--label", "night", "--local", "--yes")[1] == [f"cancelled    {job}"]
+    assert asked_to_cancel(here) == {job}
+
+
 @pytest.mark.parametrize(
     "words, reason",
     [

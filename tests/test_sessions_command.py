@@ -187,6 +187,17 @@ def test_a_close_that_is_not_confirmed(here, opened, call, monkeypatch):
 
 
 @pytest.mark.long
+def test_a_close_that_is_refused_keeps_no_other_open(here, opened, call):
+    """As of the session of another user of the account."""
+    others, mine = (opened()[0] for _ in range(2))
+    refused = {"path": CLOSE.replace("*", others), "method": "DELETE", "status": 403, "times": 1000}
+    here.scenario({"http_faults": [refused]})
+    code, lines, said = call("sessions", "--close", others, "--close", mine, "--local", "--yes")
+    assert (code, lines) == (6, [f"unconfirmed  {others}", f"closed       {mine}"])
+    assert "403" in said
+
+
+@pytest.mark.long
 def test_wrong_use_asks_nobody(here, call):
     before = here.cursor()
     for words, reason in (

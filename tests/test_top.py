@@ -449,6 +449,9 @@ def test_a_driver_is_looked_at_once_per_reading(state, monkeypatch):
         assert len(seen.runs) == 50
         [over] = [each for each in seen.runs if each.is_over]
         assert (over.row.run, over.state, over.jobs) == ("run7", "finished", [])
+        book.write(row(8, state="pending", jobs={"job8": "unconfirmed", "other8": "finished"}))
+        [pending] = [each for each in reader.read().runs if each.row.run == "run8"]
+        assert pending.jobs == ["job8"]  # that of which nobody knows is what somebody may have to cancel
         monkeypatch.setattr(snapshot, "KEPT_SECONDS", 0.0)
         assert len(reader.read().runs) == 49
     reader.close()

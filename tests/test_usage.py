@@ -38,7 +38,15 @@ def row(run: str, figures: dict[str, Figures], **values: Any) -> Row:
 
 ROWS = [
     row("r1", {"j1": Figures(2.0, 3.0, ran=NOON), "j2": Figures(2.0, 1.0, ran=NOON + DAY)}, backend="a", label="vqe"),
-    row("r2", {"j3": Figures(5.0, 4.5, ended=NOON + DAY)}, backend="b", ended_by="watcher", key="step", program="d.py"),
+    row(
+        "r2",
+        {"j3": Figures(5.0, 4.5, ended=NOON + DAY)},
+        jobs={"j3": "cancelled"},
+        backend="b",
+        ended_by="watcher",
+        key="step",
+        program="d.py",
+    ),
     row("r3", {"j4": Figures(1.0)}, backend="b"),
     row("r4", {"j5": Figures(7.0)}, backend="b", state="guarded", jobs={"j5": ""}),
     row("r5", {"j6": Figures()}, backend="b", jobs={"j6": "gone"}),
@@ -175,6 +183,17 @@ def test_since_when(call: Any) -> None:
         code, _, said = call(f"--since={wrong}")
         assert code == 2
         assert "such as 12h, 7d or 4w, or a date such as 2026-01-31" in said
+
+
+def test_what_finished_before_a_death_is_not_among_its_costs() -> None:
+    """One row has all jobs of a session that is guarded."""
+    session = row(
+        "r1",
+        {"j1": Figures(100.0, 100.0), "j2": Figures(100.0, 3.0)},
+        jobs={"j1": "finished", "j2": "cancelled"},
+        ended_by="watcher",
+    )
+    assert total(add_up([session], "label").values()).after_death == 3.0
 
 
 def test_without_any_job(call: Any) -> None:

@@ -78,12 +78,14 @@ class Job:
         client: The REST client of its instance.
         state: Its state.
         guarded: Who guards it, or None.
+        label: The label of the run that it is of; "" if none is known.
     """
 
     id: str
     client: Any
     state: remote.JobState
     guarded: Guarded | None
+    label: str
 
     @property
     def tags(self) -> list[str]:
@@ -101,23 +103,24 @@ class Job:
             "STATE": self.state.status.lower(),
             "AGE": "" if created is None else rows.age(time.time() - created),
             "BACKEND": str(self.state.reply.get("backend") or ""),
-            "LABEL": guard.row.label if guard else "",
+            "LABEL": self.label,
             "TAGS": ",".join(tags),
             "GUARDED BY": "" if guard is None else f"{guard.driver} ({rows.state_of(guard.row, guard.liveness)})",
         }
 
 
-def guards(*, required: bool) -> Guards:
+def guards(*, required: bool, over: bool = False) -> Guards:
     """Read who guards what.
 
     Args:
         required: Whether there is no going on without it.
+        over: Also read runs that are over, which guard nothing any more.
 
     Raises:
         QxError: The ledger can't be read, and is required.
     """
     try:
-        return read()
+        return read(over=over)
     except (ledger.LedgerError, QxError) as error:
         if required:
             raise QxError(str(error)) from None
@@ -132,7 +135,8 @@ def find(service: Any, choice: Choice) -> list[Job]:
         QxError: The ledger is needed, and can't be read.
         RemoteError: The service could not be asked.
     """
-    known = guards(required=choice.label is not None)
+    # A program may have let the jobs of a label go: their runs are over.
+    known = guards(required=choice.label is not None, over=choice.label is not None)
     found: list[Job] = []
     for client in qiskit_service.clients_of(service):
         there = qiskit_service.remote_of(client)
@@ -141,7 +145,9 @@ def find(service: Any, choice: Choice) -> list[Job]:
             return there.unfinished_jobs(tag=choice.tag or "", session=choice.session or "")
 
         for id_, state in ask(there, listed).items():
-            job = Job(id_, client, state, known.of_state(id_, state))
+            run = known.of_state(id_, state)
+            is_guarded = run is not None and run.row.state in ledger.UNFINISHED
+            job = Job(id_, client, state, run if is_guarded else None, run.row.label if run else "")
             if _is_meant(job, choice):
                 found.append(job)
     return found
@@ -152,5 +158,5 @@ def _is_meant(job: Job, choice: Choice) -> bool:
     return (
         (choice.tag is None or choice.tag in job.tags)
         and (choice.session is None or job.state.reply.get("session_id") == choice.session)
-        and (choice.label is None or (job.guarded is not None and job.guarded.row.label == choice.label))
+        and (choice.label is None or job.label == choice.label)
     )

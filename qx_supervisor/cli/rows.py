@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..job_cost import in_words
 from ..run_fields import fields, signal_name, state_of, who_ended
 from ..watcher import ledger
 
@@ -36,8 +37,8 @@ def cells(row: ledger.Row, state: str, now: float) -> dict[str, str]:
 def cost(row: ledger.Row) -> str:
     """The QPU time of a run: charged, or "~" and what is expected."""
     if row.charged is not None:
-        return f"{row.charged:.3g} s"
-    return "" if row.estimated is None else f"~{row.estimated:.3g} s"
+        return in_words(row.charged)
+    return "" if row.estimated is None else f"~{in_words(row.estimated)}"
 
 
 def age(seconds: float) -> str:

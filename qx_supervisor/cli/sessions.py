@@ -284,6 +284,8 @@ def _close_one(there: remote.Remote, session: OpenSession) -> tuple[str, str]:
             trouble = "it says that it is open"
         except remote.Transient as error:
             trouble = str(error)
+        except remote.RemoteError as error:  # as for the session of somebody else; the others are closed all the same
+            return "unconfirmed", str(error)
         if time.monotonic() + pause >= end:
             return "unconfirmed", trouble
         time.sleep(pause)

@@ -103,5 +103,7 @@ class Entry:
 
     @property
     def unfinished_jobs(self) -> list[str]:
-        """Its jobs of which nobody has said what became of them, while it is not over."""
-        return [job for job, outcome in self.row.jobs.items() if not outcome] if self.is_open else []
+        """Its jobs of which nobody knows what became of them, while it is not over."""
+        return (
+            [job for job, outcome in self.row.jobs.items() if outcome in ledger.OPEN_OUTCOMES] if self.is_open else []
+        )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ..usage import AFTER_A_DEATH, jobs_of, moment_of
+from ..usage import AFTER_A_DEATH, is_a_deaths, jobs_of, moment_of
 from ..watcher import ledger
 from ..watcher.facts import Figures
 from .deaths import Death
@@ -70,7 +70,7 @@ def counts(entries: Sequence[Entry], deaths: Sequence[Death]) -> dict[str, Any]:
     for entry, job in jobs_of(entries, lambda entry: entry.row):
         figures = entry.row.figures.get(job, Figures())
         charged += figures.charged or 0.0
-        if entry.row.ended_by in AFTER_A_DEATH:
+        if is_a_deaths(entry.row, job):
             after_death += figures.charged or 0.0
         if entry.is_open:
             estimated += figures.estimated or 0.0
@@ -116,7 +116,7 @@ def plots(entries: Sequence[Entry], deaths: Iterable[Death], since: float, now: 
     for entry, job in jobs_of(entries, lambda entry: entry.row):
         figures = entry.row.figures.get(job, Figures())
         if figures.charged and (i := bar(moment_of(entry.row, job))) >= 0:
-            (after_death if entry.row.ended_by in AFTER_A_DEATH else charged)[i] += figures.charged
+            (after_death if is_a_deaths(entry.row, job) else charged)[i] += figures.charged
     for death in deaths:
         if (i := bar(death.at)) >= 0:
             died[i] += 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..errors import Interrupted, RunError
+from ..job_cost import in_words
 from ..origin import place
 from ..result import RunResult
 from ..status import Status
@@ -173,8 +174,8 @@ class View:
         """The QPU time, estimated or charged."""
         estimated, charged = self.status.qpu_seconds_estimated if self.status else None, self.charged
         if charged is not None:
-            return f"{seconds(charged)} charged"
-        return "charge pending" if estimated is None else f"{seconds(estimated)} estimated, charge pending"
+            return f"{in_words(charged)} charged"
+        return "charge pending" if estimated is None else f"{in_words(estimated)} estimated, charge pending"
 
     def quota(self) -> str:
         """What the instance has left of its QPU time, if that is low; or ""."""
@@ -253,11 +254,6 @@ def duration(length: float) -> str:
     days, hour = divmod(hours, 24)
     clock = f"{hour}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
     return f"{days} d {clock}" if days else clock
-
-
-def seconds(length: float) -> str:
-    """Seconds of QPU time."""
-    return f"{length:.3g} s" if length < 100 else f"{length:.0f} s"
 
 
 def when(moment: float | None, now: float) -> str:

@@ -24,7 +24,7 @@ without it, less safe but not stopped.
 from .budgets import PERIODS, Balance, Budget, Period, ReservationWish, Reserved, standing
 from .errors import LedgerBusy, LedgerError, RefusedRow
 from .file import state_directory
-from .row import FINAL, UNFINISHED, Row, RunState, safe_endpoint
+from .row import FINAL, OPEN_OUTCOMES, UNFINISHED, Row, RunState, safe_endpoint
 from .rules import KEPT_FOR, LEASE_SECONDS, SWEPT_FOR, Liveness, Ruling, Wish, judge, judge_by_lease
 from .sqlite import Ledger
 from .store import Store
@@ -33,6 +33,7 @@ __all__ = [
     "FINAL",
     "KEPT_FOR",
     "LEASE_SECONDS",
+    "OPEN_OUTCOMES",
     "PERIODS",
     "SWEPT_FOR",
     "UNFINISHED",

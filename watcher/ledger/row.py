@@ -24,6 +24,9 @@ RunState = Literal["guarded", "done", "cancelled", "pending", "expired"]
 UNFINISHED: frozenset[RunState] = frozenset({"guarded", "pending"})
 FINAL: frozenset[RunState] = frozenset({"done", "cancelled", "expired"})
 
+OPEN_OUTCOMES = ("", "unconfirmed")
+"""Outcomes of jobs that whoever guards them may still cancel."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
