@@ -72,17 +72,17 @@ def apart() -> Iterator[None]:
     In the user's, a run of the embedded service would reserve what the budgets have left, and be refused where they
     have nothing; and it would be among the user's runs and charges.
     """
-    before = dict(os.environ)
-    # A watcher that is shared stays for a while, with its ledger open.
-    with tempfile.TemporaryDirectory(prefix="qx-apart-", ignore_cleanup_errors=True) as folder:
-        for name in NOT_ITS_OWN:
-            os.environ.pop(name, None)
-        os.environ[settings.STATE_DIR] = folder
-        try:
+    before = {name: os.environ.pop(name, None) for name in (*NOT_ITS_OWN, settings.STATE_DIR)}
+    try:
+        # A watcher that is shared stays for a while, with its ledger open.
+        with tempfile.TemporaryDirectory(prefix="qx-apart-", ignore_cleanup_errors=True) as folder:
+            os.environ[settings.STATE_DIR] = folder
             yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @apart()
