@@ -84,7 +84,8 @@ Exit codes:
   3  the job was cancelled, though not by this command
   4  authentication: no account, or it is not accepted
   5  the --timeout or --running-timeout expired
-  6  a cancel could not be confirmed
+  6  a cancel or close could not be confirmed, or a reap left
+     something unresolved
 After Ctrl-C, SIGTERM and SIGHUP the command dies of that signal."""
 
 

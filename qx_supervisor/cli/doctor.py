@@ -9,10 +9,10 @@ from .group import debug_option, json_option
 
 EPILOG = """\b
 --json prints an object for each check:
-  check      versions, pidfd or deaths, state directory, guarded runs,
-             place, exec, settings, shared ledger, account, service,
-             sessions, quota, clock, kill -9 drill; some only where they
-             apply
+  check      versions, pidfd, kqueue or deaths, state directory, guarded
+             runs, place, exec, settings, shared ledger, account,
+             service, sessions, quota, clock, kill -9 drill; some only
+             where they apply
   verdict    "ok", "warning" or "fault"
   text       what was found
   next_step  what to do, or an empty string"""

@@ -13,8 +13,8 @@ from . import output
 from .group import debug_option, json_option
 
 EPILOG = """\b
-WHAT is a run's id, or its first characters; a job's id; or the process id
-of a program. Without it everything is shown.
+WHAT is a run's id, or its first characters, four at least; a job's id; or
+the process id of a program. Without it everything is shown.
 
 \b
 --json prints an object for each line:

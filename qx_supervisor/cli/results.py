@@ -30,7 +30,9 @@ and, if there is no result, one object:
   state        "failed", "cancelled", "timeout", "interrupted", "error"
   stage        where it failed: config, auth, backend, transpile, submit,
                poll, timeout, job or results; null if none of these
-  reason       why, in a sentence"""
+  reason       why, in a sentence
+  raw          what came of the results, undecoded, if they can't be
+               read; else missing"""
 """Part of the help of commands that print results."""
 
 

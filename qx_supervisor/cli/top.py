@@ -23,11 +23,11 @@ Keys:
   q, Ctrl-C  quit; Ctrl-Z suspends
 
 \b
-The columns are those of ps; SERVICE is what the service says of a run's job.
-States and costs come from the ledger, which is read once a second. The
-service is asked for one list of unfinished jobs every --interval seconds,
-however many there are, and never with --no-service. A run that ends while
-it is shown is shown for five more minutes.
+The columns are those of ps, with PROGRAM instead of HOST; SERVICE is what the
+service says of a run's job. States and costs come from the ledger, which is
+read once a second. The service is asked for one list of unfinished jobs every
+--interval seconds, however many there are, and never with --no-service. A run
+that ends while it is shown is shown for five more minutes.
 
 \b
 It needs the package textual: pip install 'qx-supervisor[top]'. In a script,

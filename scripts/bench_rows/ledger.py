@@ -50,7 +50,7 @@ def long_ledger(ibm: local.Service, folder: Path, rows: int, tries: int) -> list
     for _ in range(10):
         listings[EMPTY].append(_list(short / "state"))
         listings[OURS].append(_list(long / "state"))
-    arming = Measure(f"arming a run, {rows:,} old rows in the ledger", "ms", calls, "≤ 2 ms more")
+    arming = Measure(f"announcing a run, {rows:,} old rows in the ledger", "ms", calls, "≤ 2 ms more")
     more = arming.median() - arming.median(EMPTY)
     ps = Measure(f"qx-supervisor ps, {rows:,} old rows", "s", listings, "≤ 0.5 s")
     return [

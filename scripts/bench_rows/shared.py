@@ -149,7 +149,7 @@ def arming(ibm: local.Service, folder: Path, tries: int) -> list[Measure]:
                 place_of_it.mkdir()
                 calls[whose] += arm(ibm, place_of_it, tries // 3, variables)
                 tick()
-    made = Measure("arming a run, with PostgreSQL too", "ms", calls, "≤ 10 ms more")
+    made = Measure("announcing a run, with PostgreSQL too", "ms", calls, "≤ 10 ms more")
     more = made.median() - made.median(WITHOUT)
     return [made.judge(f"{more:+.2f} ms", is_met=more <= 10)]
 
