@@ -51,18 +51,28 @@ class Tail:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._read: dict[int, int] = {}  # bytes, by the file's inode, for files are renamed
+        # Bytes, by the file's inode, for files are renamed, and its first line, for inodes are used again.
+        self._read: dict[tuple[int, bytes], int] = {}
+        self._found: set[tuple[int, bytes]] = set()
 
     def new(self) -> Iterator[Line]:
         """What was written since the last call, whole lines only."""
+        found = set()
         for path in log_file.files(self._directory):
             try:
                 with path.open("rb") as file:
-                    inode = os.fstat(file.fileno()).st_ino
-                    file.seek(self._read.get(inode, 0))
+                    first = file.readline()
+                    if not first.endswith(b"\n"):
+                        continue
+                    key = (os.fstat(file.fileno()).st_ino, first)
+                    file.seek(self._read.get(key, 0))
                     data = file.read()
             except FileNotFoundError:
                 continue  # it was renamed just now: the next look finds it
             whole = data[: data.rfind(b"\n") + 1]
-            self._read[inode] = self._read.get(inode, 0) + len(whole)
+            self._read[key] = self._read.get(key, 0) + len(whole)
+            found.add(key)
             yield from events.read(iter(whole.decode(errors="replace").splitlines()))
+        # A file that is renamed during a look can be missed by it: only what two looks miss is gone.
+        self._read = {key: size for key, size in self._read.items() if key in found or key in self._found}
+        self._found = found

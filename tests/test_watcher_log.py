@@ -156,6 +156,43 @@ def test_an_administrator_asks_by_run_job_or_pid(ibm, fork, state):
     )
 
 
+def numbered(number: int) -> str:
+    return Event("test", "INFO", f"line {number}", time=float(number)).as_json() + "\n"
+
+
+def test_each_line_is_seen_once_however_often_files_are_renamed_and_removed(tmp_path, monkeypatch):
+    """A file system may give a new file the inode of the one that was just removed."""
+    monkeypatch.setattr(log_file, "LARGEST", 2000)
+    path, tail, seen = log_file.path_of(str(tmp_path), HOST), Tail(tmp_path), []
+    for number in range(400):
+        log_file.append(path, numbered(number))
+        seen += [line["message"] for line in tail.new()]
+    assert seen == [f"line {number}" for number in range(400)]
+    assert len(tail._read) <= 2 + log_file.KEPT
+
+
+def test_another_file_with_the_same_inode_is_read_from_its_beginning(tmp_path):
+    path, tail = Path(log_file.path_of(str(tmp_path), HOST)), Tail(tmp_path)
+    path.write_text(numbered(1) + numbered(2))
+    assert len(list(tail.new())) == 2
+    inode = path.stat().st_ino
+    path.write_text(numbered(3))
+    assert path.stat().st_ino == inode
+    assert [line["message"] for line in tail.new()] == ["line 3"]
+
+
+def test_a_file_that_one_look_misses_is_not_read_twice(tmp_path, monkeypatch):
+    """It is renamed between the listing and the reading."""
+    path, tail = log_file.path_of(str(tmp_path), HOST), Tail(tmp_path)
+    log_file.append(path, numbered(1))
+    assert len(list(tail.new())) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(log_file, "files", lambda _: [])
+        assert list(tail.new()) == []
+    log_file.append(path, numbered(2))
+    assert [line["message"] for line in tail.new()] == ["line 2"]
+
+
 def test_the_log_is_followed_over_a_renaming(state):
     state.mkdir(mode=0o700)
     path = log_file.path_of(str(state), "h")
