@@ -78,7 +78,7 @@ class StatusQueue:
             self._listeners.close(outcome)
             work()
 
-        self.put(conclude)
+        self.put(conclude, is_last=True)
 
     def begin_to_tick(self) -> None:
         """Have the panel look at the clock now and then, until the run is over."""
@@ -87,14 +87,27 @@ class StatusQueue:
                 self.put(self._listeners.tick)
             threads.timers.after(2 * TICK, self.begin_to_tick)  # there may be many
 
-    def put(self, work: Callable[[], object]) -> None:
-        """Call something, after all that was put before."""
+    def put(self, work: Callable[[], object], *, is_last: bool = False) -> None:
+        """Call something, after all that was put before.
+
+        Args:
+            work: What is called. If no thread can be had for it now, it is called with what is put next.
+            is_last: That somebody waits for it, and nothing may come after it: without a thread it is called here.
+        """
         with self._lock:
             self._waiting.append(work)
             if self._is_read:
                 return
             self._is_read = True
-        threads.telling.do(self._read)
+            try:
+                threads.telling.do(self._read)
+            except RuntimeError:
+                if not is_last:
+                    self._is_read = False
+                    return
+            else:
+                return
+        self._read()
 
     def _read(self) -> None:
         while True:

@@ -280,15 +280,17 @@ def _run_of(job_id: str) -> AnyFlight | None:
 def _begin(request: Request, panel: PanelName) -> tuple[AnyFlight, Panel]:
     """Begin a run that is not waited for."""
     shown = open_panel(panel, submitted=True)
+    ticking: StatusQueue | None = None
     if request.on_status is None and panel is None:
         flight = flight_of(request, lambda _: None)
     else:
         listeners = StatusListeners(request.on_status, shown)
         queue = StatusQueue(listeners)
         flight = flight_of(request, queue.status, queue.end, asks_details=listeners.is_shown)
-        if listeners.is_shown:
-            queue.begin_to_tick()
+        ticking = queue if listeners.is_shown else None
     try:
+        if ticking is not None:
+            ticking.begin_to_tick()
         flight.start(threads.submitting.do)
     except RuntimeError as error:
         flight.abandon()

@@ -5,9 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
+from qiskit_ibm_runtime.fake_provider import FakeManilaV2
+from testkit.circuits import bell
 
+from qx_supervisor import ConfigError, Status, submit, threads
+from qx_supervisor.errors import RunError
+from qx_supervisor.listeners import StatusListeners, StatusQueue
+from qx_supervisor.panel import Silent
 from qx_supervisor.threads import ThreadPool, Timers
 
 DEADLINE = 60
@@ -82,8 +90,6 @@ def test_a_cancelled_timer_does_nothing_and_is_not_kept():
 
 def test_a_forked_child_has_threads_of_its_own():
     """The parent's are not there, and what they were to do is the parent's."""
-    from qx_supervisor import threads
-
     release = threading.Event()
     reader, writer = os.pipe()
     busy = [threads.ending.begin(lambda: release.wait(DEADLINE)) for _ in range(6)]
@@ -103,3 +109,46 @@ def test_a_forked_child_has_threads_of_its_own():
     assert os.waitpid(child, 0)[1] == 0
     assert os.read(reader, 100) == b"crew clock"
     os.close(reader)
+
+
+# Where no thread can be had -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Lets no thread start, until it is undone."""
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "timers", Timers())
+    monkeypatch.setattr(threads, "telling", ThreadPool("test", 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        yield patched
+
+
+def test_what_could_not_be_told_is_told_with_what_comes_next(no_threads):
+    told, done = [], Future()
+    queue = StatusQueue(StatusListeners(lambda status: told.append(status.state), Silent()))
+    queue.status(Status("job", "queued", "j"))
+    assert told == []
+    no_threads.undo()
+    queue.status(Status("job", "running", "j"))
+    queue.end(RunError("job", "it failed"), lambda: done.set_result(None))
+    done.result(DEADLINE)
+    assert told == ["queued", "running"]
+
+
+def test_the_end_of_a_run_needs_no_thread(no_threads):
+    told, done = [], []
+    queue = StatusQueue(StatusListeners(lambda status: told.append(status.state), Silent()))
+    queue.status(Status("job", "running", "j"))
+    queue.end(RunError("job", "it failed"), lambda: done.append("done"))
+    assert (told, done) == (["running"], ["done"])
+
+
+def test_a_run_with_a_panel_that_can_have_no_thread_is_refused_in_a_sentence(no_threads):
+    with pytest.raises(ConfigError, match="nothing was submitted, because no thread could be started"):
+        submit(bell(), FakeManilaV2(), panel="plain")
+    assert threads.runs() == []
