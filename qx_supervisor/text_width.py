@@ -14,6 +14,11 @@ JOINER = "\u200d"
 """Makes one character of the two that it is between."""
 
 
+def one_line(text: str) -> str:
+    """Text in one line, without what a terminal would obey: a program's own words, or a service's, can be anything."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
 def width(text: str) -> int:
     """How many places a terminal has for it."""
     if text.isascii():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -436,6 +437,34 @@ def test_status(here, service, call):
     assert code == 0
     assert lines.count("state            completed") == 2
     assert lines.count("QPU s, charged   0.0") == 2
+
+
+STRANGE = "it \x1b]0;failed\x07\nat \x9b31mtwo"
+"""What a terminal would obey, and a second line."""
+
+
+def test_what_the_service_says_is_printed_and_not_obeyed(call, monkeypatch):
+    from qx_supervisor.cli import account
+    from qx_supervisor.cli import status as command
+
+    known = dict.fromkeys(
+        ("backend", "created", "queue_position", "estimated_start", "qpu_seconds_estimated", "qpu_seconds", "url")
+    )
+    found = {**known, "job_id": "d1a2", "state": "failed", "reason": STRANGE, "tags": [STRANGE]}
+    monkeypatch.setattr(account, "connect", lambda *_: None)
+    monkeypatch.setattr(command, "_read", lambda *_: found)
+    code, lines, _ = call("status", "d1a2")
+    assert (code, len(lines)) == (0, 11)
+    assert all(line.isprintable() for line in lines)
+    assert "reason           it ]0;failed at 31mtwo" in lines
+
+
+def test_what_reap_says_of_a_run_is_one_line(call, monkeypatch):
+    reap = importlib.import_module("qx_supervisor.reap")  # the package has a function of that name
+    found = reap.Reaped("r1", "pending", ("d1a2",), STRANGE, 42, "node7")
+    monkeypatch.setattr(reap, "reap_with", lambda *_: [found])
+    code, lines, _ = call("reap")
+    assert (code, lines) == (6, ["pending        node7:42  d1a2  it ]0;failed at 31mtwo"])
 
 
 @pytest.mark.parametrize("words", [["status", "{}"], ["wait", "{}"], ["cancel", "{}"]])

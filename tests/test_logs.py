@@ -39,10 +39,11 @@ def test_both_forms_say_the_same() -> None:
     assert HEAD.fullmatch(event.as_text())
 
 
-@pytest.mark.parametrize("label", ["a\nb", 'say "x"', "\x1b[31m", "ü"])
+@pytest.mark.parametrize("label", ["a\nb", 'say "x"', "\x1b[31m", "\x9b31m", "ü"])
 def test_a_label_makes_no_second_line(label: str) -> None:
     event = Event("status", "INFO", "queued", label=label)
     assert event.as_text().isprintable()
+    assert Event("status", "INFO", "queued", job=label).as_text().isprintable()  # what a log file has, from anybody
     assert "\n" not in event.as_json()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import itertools
 import os
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from testkit.circuits import BACKEND
 from testkit.drivers import RUN, assert_cancelled_once
+from testkit.ledgers import make_row
 from testkit.processes import wait_for_end
 from testkit.terminals import Terminal
 
@@ -424,6 +426,46 @@ def test_refused_before_the_screen_is_taken_over(show, words, environment, code,
 
 
 # How it reads
+
+
+def test_what_a_program_says_is_shown_and_not_obeyed():
+    from rich.console import Console
+    from textual.widgets import Static
+
+    from qx_supervisor.cli.top_app import Question, Top
+
+    strange = "it \x1b]0;failed\x07\nat \x9b31mtwo"
+    row = make_row("r1", command=strange, program=strange, label=strange, tags=(strange,), jobs={"d1a2": ""})
+    found = snapshot.Snapshot([snapshot.Shown(row, "live")], strange)
+
+    class Reader:
+        def read(self):
+            return found
+
+        def close(self):
+            pass
+
+    def texts(top):
+        console = Console(width=200, color_system=None)
+        for each in top.screen.query(Static):
+            with console.capture() as drawn:
+                console.print(each.content)
+            yield drawn.get()
+
+    async def look():
+        top = Top(Reader(), None, Reader(), interval=60.0, place="node7")
+        async with top.run_test() as pilot:
+            top._see(found)
+            await pilot.press("d")
+            top._say(strange)
+            shown = list(texts(top))
+            await pilot.press("c")
+            assert isinstance(top.screen, Question)
+            return shown + list(texts(top))
+
+    shown = asyncio.run(look())
+    assert sum("it ]0;failed at 31mtwo" in text for text in shown) >= 4
+    assert all(text.replace("\n", "").isprintable() for text in shown)
 
 
 def test_a_driver_is_looked_at_once_per_reading(state, monkeypatch):

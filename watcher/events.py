@@ -41,11 +41,8 @@ class Event(NamedTuple):
 
     def as_text(self) -> str:
         """One line, or one for each line of the message: every line says when, and what it is about."""
-        label = self.label if self.label.isprintable() and " " not in self.label else _quoted(self.label)
-        head = (
-            f"{moment(self.time)} {self.level} "
-            f"run={self.run[:RUN_LENGTH] or '-'} job={self.job or '-'} label={label or '-'}"
-        )
+        run, job, label = (_word(each) or "-" for each in (self.run[:RUN_LENGTH], self.job, self.label))
+        head = f"{moment(self.time)} {self.level} run={run} job={job} label={label}"
         return "\n".join(f"{head}: {_printable(line)}" for line in self.message.splitlines() or [""])
 
     def as_json(self) -> str:
@@ -117,8 +114,10 @@ def _printable(line: str) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _word(text: str) -> str:
+    """A text as one word: quoted where it is none."""
+    is_word = text.isprintable() and " " not in text
+    return text if is_word else _printable(json.dumps(text, ensure_ascii=False))
 
 
 def _seconds(moment: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..text_width import one_line
 from . import account, exits, hosts, output, reap_timer
 from .durations import Duration
 from .group import debug_option, json_option
@@ -86,7 +87,7 @@ def reap_command(
             )
         else:
             jobs = " ".join(reaped.jobs) or "-"
-            output.line(f"{reaped.fate:13}  {reaped.host}:{reaped.pid}  {jobs}  {reaped.detail}".rstrip())
+            output.line(f"{reaped.fate:13}  {reaped.host}:{reaped.pid}  {jobs}  {one_line(reaped.detail)}".rstrip())
     if any(reaped.fate == "other account" for reaped in found):
         output.say("for the jobs of another account, instance or service, reap again with --instance or --local")
     if not found:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..text_width import one_line
 from . import account, jobs, output
 from .group import debug_option, json_option
 
@@ -57,7 +58,7 @@ def status_command(ids: tuple[str, ...], local: bool, instance: str | None, as_j
             ("tags", " ".join(known["tags"]) or None),
             ("page", known["url"]),
         ):
-            output.line(f"{label:16} {'-' if value is None else value}")
+            output.line(f"{label:16} {'-' if value is None else one_line(str(value))}")
 
 
 def _utc(written: object) -> str | None:

@@ -34,7 +34,7 @@ def lines(
         gives: The columns that are made narrower where that is too little, in turn.
         drops: Those that are left out, in turn, where the others would not be legible.
     """
-    cells = {name: [_cell(row.get(name, "")) for row in rows] for name in header}
+    cells = {name: [text_width.one_line(row.get(name, "")) or "-" for row in rows] for name in header}
     widths = {name: max([len(name), *map(text_width.width, found)]) for name, found in cells.items()}
 
     def needed(name: str) -> int:
@@ -72,11 +72,6 @@ def chosen(header: Sequence[str], ranked: Mapping[str, int], width: int) -> list
             break
         found.add(name)
     return [name for name in header if name in found]
-
-
-def _cell(text: str) -> str:
-    """One line, without what separates the cells."""
-    return " ".join("".join(each if each.isprintable() else " " for each in text).split()) or "-"
 
 
 def _fitted(text: str, width: int, *, is_name: bool) -> str:

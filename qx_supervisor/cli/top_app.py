@@ -27,6 +27,7 @@ from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
 from ..errors import QxError
+from ..text_width import one_line
 from ..watcher import cancel, remote
 from . import rows, table
 from .fullscreen import BY_SIGNAL, PASSED_ON
@@ -89,7 +90,7 @@ class Question(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         """Lay it out."""
         with Vertical(id="question", classes="narrow" if self.app.size.width < NARROW else ""):
-            yield Static(Text("\n".join(self._lines)))
+            yield Static(Text("\n".join(map(one_line, self._lines))))
             yield Static(Text("\ny  yes     n  no", style="bold"))
 
     def action_answer(self, answer: bool) -> None:
@@ -262,7 +263,7 @@ class Top(App[int]):
         self._draw()
 
     def _say(self, text: str) -> None:
-        self.query_one("#said", Static).update(Text(text))
+        self.query_one("#said", Static).update(Text(one_line(text)))
 
     def on_resize(self) -> None:
         """Draw anew, for another width."""
@@ -275,7 +276,7 @@ class Top(App[int]):
         has_labels = not runs or any(each.row.label for each in runs)
         columns = table.chosen(SHOWN, ranked(room, has_labels=has_labels), room)
         header, *lines = table.lines(columns, [self._cells(each) for each in runs], room, GIVES)
-        self.query_one("#head", Static).update(Text(self._head(), no_wrap=True, overflow="ellipsis"))
+        self.query_one("#head", Static).update(Text(one_line(self._head()), no_wrap=True, overflow="ellipsis"))
         self.query_one("#columns", Static).update(Text(MARKS[False] + header, no_wrap=True))
         shown = self.query_one("#runs", OptionList)
         ids = [each.row.run for each in runs]
@@ -353,7 +354,7 @@ class Top(App[int]):
         grid.add_column(overflow="fold")  # an id is to be copied whole
         for name, value in found:
             if value:
-                grid.add_row(name, Text(value))
+                grid.add_row(name, Text(one_line(value)))
         detail.update(grid)
 
     # What is done
