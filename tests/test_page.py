@@ -30,7 +30,7 @@ from testkit.watchers import wait_for_watchers, wait_until_written
 
 from qx_supervisor import ConfigError, local
 from qx_supervisor.cli import main
-from qx_supervisor.page import Address, Page, Token, access, deaths, ledgers, stream, totals
+from qx_supervisor.page import Address, Page, Token, access, deaths, gate, ledgers, stream, totals
 from qx_supervisor.page.address import DEFAULT, is_expected, name_in
 from qx_supervisor.page.entry import Entry
 from qx_supervisor.page.filters import Filter, page_of
@@ -582,11 +582,14 @@ def test_a_name_that_was_given(serve: Callable[..., Client]) -> None:
         ({"Origin": "null"}, 403),
         ({"Origin": "http://127.0.0.1:1"}, 403),  # another server on this machine
         ({"Origin": "file://"}, 403),
+        ({"Origin": "http://["}, 403),  # no address at all
     ],
 )
-def test_origins(serve: Callable[..., Client], headers: dict[str, str], status: int) -> None:
+def test_origins(serve: Callable[..., Client], headers: dict[str, str], status: int, caplog: Any) -> None:
     answer = serve().get("/api/view", **headers)
     assert answer.status_code == status
+    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    assert not caplog.records
     if status == 403:
         assert "another origin" in answer.json()["error"]
 
@@ -707,6 +710,10 @@ def test_a_fault_of_ours_is_a_sentence(
     until(lambda: caplog.text, lambda text: "ZeroDivisionError" in text)  # it is logged after the answer
     monkeypatch.undo()
     assert client.get("/api/view").status_code == 200
+    monkeypatch.setattr(gate, "is_same_origin", lambda *_: 1 // 0)  # before the application is asked
+    answer = client.get("/api/view")
+    assert (answer.status_code, answer.json()["error"].startswith("the page could not answer")) == (500, True)
+    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
 
 
 # Sockets ------------------------------------------------------------------------------------------------------------

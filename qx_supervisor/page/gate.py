@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -74,8 +73,8 @@ class Gate:
                     headers[name] = value
             await send(message)
 
-        answer: ASGIApp = self._refusal(scope) or self._app
         try:
+            answer: ASGIApp = self._refusal(scope) or self._app
             await answer(scope, receive, send_with_headers)
         except Exception:
             logger.exception("the page could not answer %s, by a fault in here", scope["path"])
@@ -116,10 +115,9 @@ def is_same_origin(headers: Headers, method: str) -> bool:
         method: The request's.
     """
     origin = headers.get("origin")
-    if origin is not None:
-        found = urlsplit(origin)
-        if found.scheme not in ("http", "https") or found.netloc.lower() != headers.get("host", "").lower():
-            return False
+    host = headers.get("host", "").lower()
+    if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
+        return False
     site = headers.get("sec-fetch-site", "none")
     if site in ("none", "same-origin"):
         return True
