@@ -659,6 +659,37 @@ def test_with_a_token(serve: Callable[..., Client], state: Path) -> None:
     assert client.post("/login", {"token": SECRET}, **client.origin).status_code == 429
 
 
+def test_two_pages_of_one_host_have_cookies_of_their_own(serve: Callable[..., Client]) -> None:
+    """As at localhost, with ssh -L: to a browser they are one place."""
+    with requests.Session() as browser:
+        pages = [serve(Token(SECRET)) for _ in range(2)]
+        ports = [client.page.address.port for client in pages]
+
+        def answers() -> list[int]:
+            return [browser.get(f"{client.base}/api/view", timeout=DEADLINE).status_code for client in pages]
+
+        for client in pages:
+            browser.post(f"{client.base}/login", {"token": SECRET}, headers=client.origin, timeout=DEADLINE)
+        assert sorted(browser.cookies.keys()) == sorted(f"qx-page-{port}" for port in ports)
+        assert answers() == [200, 200]
+        browser.post(f"{pages[0].base}/logout", headers=pages[0].origin, timeout=DEADLINE)
+        assert browser.cookies.keys() == [f"qx-page-{ports[1]}"]
+        assert answers() == [401, 200]
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "name"),
+    [
+        ("localhost:8470", "http", "qx-page-8470"),
+        ("[::1]:8471", "http", "qx-page-8471"),
+        ("[::1]", "http", "qx-page-80"),
+        ("qx.example.org", "https", "qx-page-443"),
+    ],
+)
+def test_the_name_of_the_cookie(host: str, scheme: str, name: str) -> None:
+    assert gate.cookie_of({"type": "http", "scheme": scheme, "headers": [(b"host", host.encode())]}) == name
+
+
 def test_a_cookie_behind_tls_is_for_tls_alone(serve: Callable[..., Client]) -> None:
     client = serve(Token(SECRET), names=["qx.example.org"])
     headers = {"Host": "qx.example.org", "Origin": "https://qx.example.org"}

@@ -92,6 +92,12 @@ def name_in(authority: str) -> str:
     return (found[1] or found[2]).lower().rstrip(".") if found else ""
 
 
+def port_in(authority: str) -> str:
+    """The port in "host:port"; "" if there is none."""
+    found = re.search(r":(\d{1,5})$", authority)
+    return found[1] if found else ""
+
+
 def is_expected(name: str, names: frozenset[str]) -> bool:
     """Whether a browser that came to this name came to us, and was not sent here by a name of somebody else's.
 

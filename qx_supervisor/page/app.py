@@ -25,7 +25,7 @@ from ..run_fields import fields
 from . import totals
 from .access import Cancel, Token
 from .filters import Filter, page_of
-from .gate import COOKIE, FAULT, Gate, refuse, session_of
+from .gate import FAULT, Gate, cookie_of, refuse, session_of
 from .ledgers import Snapshot
 from .reader import Reader
 from .stream import Listeners
@@ -219,7 +219,7 @@ class _Answers:
         query = request.url.query
         home = f"/?{query}" if query else "/"
         if request.method != "POST":
-            if self._token.is_session(session_of(request.headers)):
+            if self._token.is_session(session_of(request.scope)):
                 return RedirectResponse(home, 303)
             return _login_page("")
         if "origin" not in request.headers:
@@ -231,7 +231,7 @@ class _Answers:
             return _login_page("That is not the token of this page: copy it from where the page was started.", 401)
         answer = RedirectResponse(home, 303)
         answer.set_cookie(
-            COOKIE,
+            cookie_of(request.scope),
             self._token.begin_session(),
             httponly=True,
             samesite="strict",
@@ -242,9 +242,9 @@ class _Answers:
     async def logout(self, request: Request) -> Response:
         """Forget the browser."""
         assert self._token is not None
-        self._token.end_session(session_of(request.headers))
+        self._token.end_session(session_of(request.scope))
         answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        answer.delete_cookie(cookie_of(request.scope), httponly=True, samesite="strict")
         return answer
 
 

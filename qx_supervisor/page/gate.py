@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import Token
-from .address import is_expected, name_in
+from .address import is_expected, name_in, port_in
 
 logger = logging.getLogger("qx_supervisor.page")
 
@@ -38,8 +38,6 @@ FREE = ("/login", "/page.css", "/icon.svg")
 """What a browser needs before it has given the token."""
 
 SAFE = ("GET", "HEAD")
-
-COOKIE = "qx-page"
 
 FAULT = "the page could not answer, by a fault in it: its log has more"
 
@@ -96,7 +94,7 @@ class Gate:
         bearer = bearer_of(headers)
         if bearer is not None:
             return None if self._token.is_right(bearer) else refuse(401, "the token is not the page's: check it")
-        if self._token.is_session(session_of(headers)):
+        if self._token.is_session(session_of(scope)):
             # A browser says of each request that changes something where it comes from.
             if scope["method"] in SAFE or "origin" in headers:
                 return None
@@ -133,10 +131,16 @@ def bearer_of(headers: Headers) -> str | None:
     return given.strip() if scheme.lower() == "bearer" else None
 
 
-def session_of(headers: Headers) -> str:
+def cookie_of(scope: Scope) -> str:
+    """The name of the cookie: a browser sends those of all ports of a host to each of them (RFC 6265, section 8.5)."""
+    port = port_in(Headers(scope=scope).get("host", ""))
+    return f"qx-page-{port or (443 if scope['scheme'] == 'https' else 80)}"
+
+
+def session_of(scope: Scope) -> str:
     """What a browser shows that has given the token, or ""."""
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        found = SimpleCookie(Headers(scope=scope).get("cookie", "")).get(cookie_of(scope))
     except CookieError:
         return ""
     return found.value if found else ""
