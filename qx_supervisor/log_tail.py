@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from .watcher import events, log_file
 SHORTEST = 4
 """How much of a run's id must be given, at least."""
 
+MOST_LINES = 20_000
+"""How many lines whoever follows the log keeps in memory, the latest."""
+
 Line = dict[str, Any]
 
 
-def chosen(what: str | None, lines: list[Line]) -> Callable[[Line], bool]:
+def chosen(what: str | None, lines: Iterable[Line]) -> Callable[[Line], bool]:
     """What tells the lines that are asked for: those about a run or job, and those about its program as a whole."""
     if what is None:
         return lambda _: True

@@ -35,7 +35,8 @@ from qx_supervisor.page.address import DEFAULT, is_expected, name_in
 from qx_supervisor.page.entry import Entry
 from qx_supervisor.page.filters import Filter, page_of
 from qx_supervisor.page.gate import HEADERS
-from qx_supervisor.watcher import system
+from qx_supervisor.watcher import log_file, system
+from qx_supervisor.watcher.events import Event
 from qx_supervisor.watcher.facts import End, Figures
 from qx_supervisor.watcher.host_identity import HostIdentity
 from qx_supervisor.watcher.ledger import Ledger, ReservationWish, Row, Store, standing
@@ -425,6 +426,20 @@ def test_more_than_is_read(source: ledgers.Source, book: Store, monkeypatch: pyt
     monkeypatch.setattr(ledgers, "MOST", 3)
     found = source.look()
     assert ({entry.row.run for entry in found.entries}, found.is_cut) == ({"r1", "r2", "r3"}, True)
+
+
+def test_the_latest_lines_of_the_log_are_kept(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "MOST_LINES", 3)
+    Ledger.open(str(state)).close()
+    source, path = ledgers.ThisMachine(), log_file.path_of(str(state), "node7")
+    try:
+        for number in range(5):
+            line = Event("driver died", "WARNING", f"line {number}", fields={"driver": number}, time=NOW)
+            log_file.append(path, line.as_json() + "\n")
+            found = source.look()
+        assert [line["driver"] for line in found.lines] == [2, 3, 4]
+    finally:
+        source.close()
 
 
 def test_renewed_leases_are_news_now_and_then(shared_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,6 +180,28 @@ def test_another_file_with_the_same_inode_is_read_from_its_beginning(tmp_path):
     path.write_text(numbered(3))
     assert path.stat().st_ino == inode
     assert [line["message"] for line in tail.new()] == ["line 3"]
+
+
+def test_a_follower_keeps_the_latest_lines_only(call, state, monkeypatch):
+    from qx_supervisor import QxError
+    from qx_supervisor.cli import log
+
+    state.mkdir(exist_ok=True)
+    path, numbers, kept, choose = log_file.path_of(str(state), HOST), iter(range(20)), [], log.chosen
+
+    def write_one(_: float) -> None:
+        try:
+            log_file.append(path, numbered(next(numbers)))
+        except StopIteration:
+            raise QxError("enough") from None
+
+    monkeypatch.setattr(log, "MOST_LINES", 5)
+    monkeypatch.setattr(log, "chosen", lambda what, lines: kept.append(len(lines)) or choose(what, lines))
+    monkeypatch.setattr(log, "time", SimpleNamespace(sleep=write_one))
+    _, lines, said = call("log", "--follow")
+    assert "enough" in said
+    assert [line.rpartition(": ")[2] for line in lines] == [f"line {number}" for number in range(20)]
+    assert max(kept) == 5
 
 
 def test_a_file_that_one_look_misses_is_not_read_twice(tmp_path, monkeypatch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from pathlib import Path
 
 import click
 
 from ..errors import QxError
-from ..log_tail import Line, Tail, chosen
+from ..log_tail import MOST_LINES, Line, Tail, chosen
 from . import output
 from .group import debug_option, json_option
 
@@ -52,10 +53,11 @@ def log_command(what: str | None, follow: bool, as_json: bool) -> None:
         _show(line, as_json)
     if not shown and not follow:
         raise QxError(_nothing(what, directory))
+    latest = deque(lines, maxlen=MOST_LINES)
     while follow:
         time.sleep(LOOK_SECONDS)
-        lines += (new := list(tail.new()))
-        wants = chosen(what, lines)
+        latest += (new := list(tail.new()))
+        wants = chosen(what, latest)
         for line in filter(wants, new):
             _show(line, as_json)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..log_tail import Tail
+from ..log_tail import MOST_LINES, Tail
 from ..shared_ledger import opened
 from ..watcher import host_identity, ledger
 from . import deaths
@@ -52,7 +52,7 @@ class Snapshot:
         entries: The runs, the newest first.
         deaths: The deaths, the latest first.
         balances: The standing budgets.
-        lines: What watchers have logged on this machine about deaths.
+        lines: What watchers have logged on this machine about deaths, the latest of it.
         is_cut: Whether there are earlier runs, which were not read.
         trouble: Why the ledger can't be read now, in a sentence; "" if it can.
     """
@@ -210,7 +210,7 @@ class Source(ABC):
             new = [line for line in self._tail.new() if line.get("driver") is not None]
         except OSError:
             return self._latest.lines
-        return (*self._latest.lines, *new) if new else self._latest.lines
+        return (*self._latest.lines, *new)[-MOST_LINES:] if new else self._latest.lines
 
 
 def _is_same(before: Entry, after: Entry) -> bool:
