@@ -672,6 +672,8 @@ def test_with_a_token(serve: Callable[..., Client], state: Path) -> None:
         last = client.post("/login", {"token": "a guess"}, **client.origin)
     assert (last.status_code, "wait a minute" in last.text) == (429, True)
     assert client.post("/login", {"token": SECRET}, **client.origin).status_code == 429
+    script = client.get("/api/view", Authorization=f"Bearer {SECRET}")
+    assert (script.status_code, script.json()["error"]) == (429, "too many wrong tokens: wait a minute")
 
 
 def test_two_pages_of_one_host_have_cookies_of_their_own(serve: Callable[..., Client]) -> None:

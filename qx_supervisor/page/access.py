@@ -29,7 +29,7 @@ MOST_SESSIONS = 100
 
 MOST_WRONG = 10
 WRONG_SECONDS = 60.0
-"""So many wrong tokens in this time, and no login is heard until it has passed."""
+"""So many wrong tokens in this time, and none is heard until it has passed, at the login or with a request."""
 
 Cancel = Callable[[str], tuple[str, str]]
 """Cancels a job; returns what became of it ("cancelled", "finished", "gone", "unconfirmed"), and that in a sentence."""
@@ -60,7 +60,7 @@ class Token:
         return len(self._wrong) == MOST_WRONG and self._clock() - self._wrong[0] < WRONG_SECONDS
 
     def is_right(self, given: str) -> bool:
-        """Whether this is the token; a wrong one counts."""
+        """Whether this is the token, and one is heard now; a wrong one counts."""
         if self.is_closed:
             return False
         # Digests: the comparison takes as long whatever is given, and does not tell the token's length either.

@@ -93,7 +93,11 @@ class Gate:
             return None
         bearer = bearer_of(headers)
         if bearer is not None:
-            return None if self._token.is_right(bearer) else refuse(401, "the token is not the page's: check it")
+            if self._token.is_right(bearer):
+                return None
+            if self._token.is_closed:
+                return refuse(429, "too many wrong tokens: wait a minute")
+            return refuse(401, "the token is not the page's: check it")
         if self._token.is_session(session_of(scope)):
             # A browser says of each request that changes something where it comes from.
             if scope["method"] in SAFE or "origin" in headers:
