@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -307,6 +309,31 @@ def test_plots_have_everything_and_not_too_many_bars(since: float) -> None:
         "finished": 0, "failed": 0, "cancelled": 3, "death": 2, "open": 0,
     }  # fmt: skip
     assert (sum(found["charged"]["alive"]), sum(found["charged"]["death"])) == (3.0, 2.0)
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Has the local time of Berlin, where the clocks were changed on 29 March 2026."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize(("days", "step"), [(30, 1), (90, 7)])
+@pytest.mark.usefixtures("berlin")
+def test_bars_of_days_begin_at_midnight_before_the_clocks_were_changed_too(days: int, step: int) -> None:
+    now = time.mktime((2026, 4, 2, 12, 0, 0, 0, 0, -1))
+    late = time.mktime((2026, 3, 20, 23, 30, 0, 0, 0, -1))
+    found = totals.plots([final("r1", began_at=late)], [], days * totals.DAY, now)
+    begins = found["begins"]
+    assert {time.strftime("%H:%M", time.localtime(each)) for each in begins} == {"00:00"}
+    dates = [date.fromtimestamp(each) for each in begins]
+    assert {(later - earlier).days for earlier, later in itertools.pairwise(dates)} == {step}
+    assert 0 <= (date(2026, 4, 2) - dates[-1]).days < step
+    [i] = [i for i, number in enumerate(found["runs"]["finished"]) if number]
+    assert begins[i] <= late < begins[i + 1]
 
 
 def test_counts_and_groups() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections import Counter
@@ -100,13 +101,11 @@ def plots(entries: Sequence[Entry], deaths: Iterable[Death], since: float, now: 
     size = next(
         (size for size in SIZES if since / size <= MOST_BARS), SIZES[-1] * math.ceil(since / SIZES[-1] / MOST_BARS)
     )
-    zone = time.localtime(now).tm_gmtoff  # bars of a day begin at midnight here
-    last = (now + zone) // size
     number = math.ceil(since / size) + 1
-    begins = [(last - number + 1 + i) * size - zone for i in range(number)]
+    begins = _begins(size, number, now)
 
     def bar(moment: float) -> int:
-        return min(number - 1, int((moment - begins[0]) // size))
+        return bisect.bisect_right(begins, moment) - 1
 
     runs = {kind: [0] * number for kind in KINDS}
     charged, after_death, died = [0.0] * number, [0.0] * number, [0] * number
@@ -127,6 +126,21 @@ def plots(entries: Sequence[Entry], deaths: Iterable[Death], since: float, now: 
         "charged": {"alive": charged, "death": after_death},
         "deaths": died,
     }
+
+
+def _begins(size: float, number: int, now: float) -> list[float]:
+    """When bars of a length begin, the last of which has this moment; those of days begin at midnight here."""
+    here = time.localtime(now)
+    last = (now + here.tm_gmtoff) // size
+    if size < DAY:
+        return [(last - number + 1 + i) * size - here.tm_gmtoff for i in range(number)]
+    # By the calendar: where the clocks are changed, a day has 23 or 25 hours.
+    days = int(size // DAY)
+    ago = int((now + here.tm_gmtoff) // DAY - last * days)  # how many days before today the last one begins
+    return [
+        time.mktime((here.tm_year, here.tm_mon, here.tm_mday - ago - k * days, 0, 0, 0, 0, 0, -1))
+        for k in reversed(range(number))
+    ]
 
 
 def choices(entries: Iterable[Entry]) -> dict[str, list[str]]:
