@@ -214,7 +214,8 @@ def start(placement: str = "") -> Starting:
     me = os.getpid()
     ticks = _own_start(me)
     settings.notify()  # a mistake in it is named before anything is submitted
-    command = [executable, "-I", "-S", "-c", _LOADER]
+    # -I ignores PYTHONUTF8, and a watcher must read the names of files as this process does.
+    command = [executable, "-I", "-S", "-X", f"utf8={sys.flags.utf8_mode}", "-c", _LOADER]
     state = _state_directory()
     order: protocol.Order = {
         "protocol": protocol.VERSION,
@@ -270,8 +271,17 @@ def given(order: protocol.Order) -> bytes:
     return json.dumps([str(BOOT), json.dumps(order)]).encode() + b"\n"
 
 
+def _above_streams(connection: socket.socket) -> socket.socket:
+    """The same connection, where nothing writes to it that means stdout or stderr, which the program has closed."""
+    if connection.fileno() > 2:
+        return connection
+    with connection:
+        return socket.socket(fileno=detached.above_streams(connection.fileno()))
+
+
 def _start_beside(command: list[str], order: protocol.Order) -> _Beside:
     ours, theirs = socket.socketpair()
+    ours = _above_streams(ours)
     # Sockets of gevent and eventlet do not block, and the loader, which has nothing else to do, waits for its order.
     os.set_blocking(theirs.fileno(), True)
     pidfd = host_identity.pidfd_of(os.getpid())
@@ -327,7 +337,7 @@ def _meet(starting: Starting) -> WatcherProcess:
     if starting.lock is not None:
         starting.lock.hold()  # in the link's thread, which lives for as long as the watcher is needed
     try:
-        theirs = starting.connect(START_SECONDS)
+        theirs = _above_streams(starting.connect(START_SECONDS))
         # Python's own: those of gevent do not block, and `Connection` needs one that does.
         plain = _socket.socket(fileno=theirs.detach())
         plain.setblocking(True)
@@ -385,5 +395,8 @@ def _package_folders() -> list[str]:
         if spec is None or spec.origin is None:
             raise WatcherError("config", f"the watcher needs the package {name}; reinstall qx-supervisor")
         folders.append(str(Path(spec.origin).parent.parent))
-    places = [os.path.abspath(each) for each in sys.path]  # noqa: PTH100 - a link is left as it is, as in the origins
+    places = []
+    for each in sys.path:
+        with contextlib.suppress(OSError):  # a relative one, and the current folder is gone
+            places.append(os.path.abspath(each))  # noqa: PTH100 - a link is left as it is, as in the origins
     return sorted(dict.fromkeys(folders), key=lambda each: places.index(each) if each in places else len(places))

@@ -21,6 +21,7 @@ from . import forks, placement, settings, shared_ledger
 from .distribution import please_report
 from .errors import WatcherError
 from .launch import START_SECONDS, Starting, WatcherProcess, launch, start
+from .threads import log_fault
 from .watcher import ledger, protocol
 from .watcher.facts import NOTHING, About, End, Figures
 
@@ -556,8 +557,19 @@ class Link:
 
     def _serve(self, begun: Starting | None) -> None:
         """Have a watcher for as long as one is needed; while none can be had, try again now and then."""
-        while (failure := self._keep_one(begun)) is not None and self._tries_again(failure):
+        while (failure := self._kept(begun)) is not None and self._tries_again(failure):
             begun = None
+
+    def _kept(self, begun: Starting | None) -> WatcherError | None:
+        """`_keep_one`, and whatever fails in it: the runs are to have another watcher."""
+        try:
+            return self._keep_one(begun)
+        except Exception as error:  # noqa: BLE001 - see above
+            log_fault()
+            with self._lock:
+                if self._process is not None:
+                    self._lose(self._process)
+            return _as_watcher_error(error)
 
     def _keep_one(self, begun: Starting | None) -> WatcherError | None:
         """Have a watcher; returns when none is needed any more, or why none can be had."""
@@ -579,24 +591,28 @@ class Link:
                     ).start()
             self._listen(process)
             with self._lock:
-                self._process = None
-                self._armed.clear()
-                # If it lives, it was the connection that broke; or it has nothing to guard, and waits for the database,
-                # which is to know what was let go.
-                if self._leaving is not process:
-                    process.give_up()
-                process.close()
-                questions, self._questions = self._questions, {}
-                for question in questions.values():
-                    question.answered.set()
-                self._deaths.append(time.monotonic())
-                self._changed.notify_all()
+                self._lose(process)
                 if not self._runs:
                     self._thread = None
                     return None
                 if len(self._deaths) > RELAUNCHES and self._deaths[-1] - self._deaths[0] < RELAUNCH_SPAN:
                     return WatcherError("config", "the watcher keeps dying; look for what kills it (see `dmesg`)")
             logger.warning("the watcher (pid %d) died; starting another one", process.pid)
+
+    def _lose(self, process: WatcherProcess) -> None:
+        """Do without a watcher that is of no use any more. Called with the lock held."""
+        self._process = None
+        self._armed.clear()
+        # If it lives, it was the connection that broke; or it has nothing to guard, and waits for the database, which
+        # is to know what was let go.
+        if self._leaving is not process:
+            process.give_up()
+        process.close()
+        questions, self._questions = self._questions, {}
+        for question in questions.values():
+            question.answered.set()
+        self._deaths.append(time.monotonic())
+        self._changed.notify_all()
 
     def _tries_again(self, failure: WatcherError) -> bool:
         """Say that no watcher can be had, and wait; returns whether this thread is to try again.

@@ -19,6 +19,27 @@ from .watcher.events import Event, Level
 
 logger = logging.getLogger("qx_supervisor")
 
+
+def _spare_threads() -> None:
+    """Have what a handler or a filter of the program's raises be shown, as `logging` shows its own, and end nothing.
+
+    It would end the thread that guards all runs, or one of those that carry them out.
+    """
+    handle = logger.handle
+
+    def handle_and_go_on(record: logging.LogRecord) -> None:
+        try:
+            handle(record)
+        except Exception:  # noqa: BLE001 - see above
+            if logging.raiseExceptions:
+                with contextlib.suppress(Exception):
+                    traceback.print_exc()
+
+    logger.handle = handle_and_go_on  # type: ignore[method-assign]
+
+
+_spare_threads()
+
 if TYPE_CHECKING:
     _Adapter = logging.LoggerAdapter[logging.Logger]
 else:
@@ -43,16 +64,6 @@ class RunLogger(_Adapter):
         """Add what the run is to what is said of it."""
         kwargs["extra"] = {**self._about(), **kwargs.get("extra", {})}
         return msg, kwargs
-
-    def log(self, level: int, msg: Any, *args: Any, **kwargs: Any) -> None:
-        """Log it. What a handler of the program's raises ends no run: it is shown, as `logging` shows its own."""
-        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # a record names whoever called
-        try:
-            super().log(level, msg, *args, **kwargs)
-        except Exception:  # noqa: BLE001 - see above
-            if logging.raiseExceptions:
-                with contextlib.suppress(Exception):
-                    traceback.print_exc()
 
 
 def event_of(record: logging.LogRecord) -> Event:

@@ -89,8 +89,9 @@ def follow_watchers(packages: str, folder: str) -> None:
     begin: Callable[..., None] = subprocess.Popen.__init__
 
     def __init__(self: Any, args: Any, *more: Any, **named: Any) -> None:  # noqa: N807 - it replaces one
-        if isinstance(args, list) and args[1:4] == ["-I", "-S", "-c"]:
-            args = [*args[:3], os.path.abspath(__file__), packages, folder, *args[4:]]  # noqa: PTH100
+        if isinstance(args, list) and args[1:3] == ["-I", "-S"]:
+            code = args.index("-c")
+            args = [*args[:code], os.path.abspath(__file__), packages, folder, *args[code + 1 :]]  # noqa: PTH100
         begin(self, args, *more, **named)
 
     subprocess.Popen.__init__ = __init__  # type: ignore[method-assign]

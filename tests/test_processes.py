@@ -124,10 +124,12 @@ def test_the_lowest_descriptors_are_free(ibm, fork):
         from qx_supervisor.link import link
         link.prepare()
         os.write(200, b"watcher %d\\n" % link.inspect()["pid"])
+        os.write(200, b"connection %d\\n" % link._process.connection.fileno())
         os._exit(0)  # without a flush of what its streams may have kept
         """
     )
     driver.line("watcher ")
+    assert int(*driver.line("connection ")) > 2  # where nothing is written that is meant for stdout or stderr
     assert end(driver) == 0
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from testkit.circuits import bell
-from testkit.drivers import RUN, assert_cancelled_once
-from testkit.processes import wait_for_end
+from testkit.drivers import RUN, TELL_WATCHERS, assert_cancelled_once
+from testkit.processes import Process, wait_for_end
 
 from qx_supervisor import Run, Status, WatcherError, detached, local, submit
 from qx_supervisor import link as links
@@ -219,3 +221,86 @@ def test_a_watcher_waits_for_its_order_where_sockets_do_not_block(ibm: local.Ser
     driver.kill()
     ibm.wait_job(job, "Cancelled")
     assert_cancelled_once(ibm, job)
+
+
+def test_a_handler_of_the_log_that_raises_leaves_no_run_without_a_watcher(ibm: local.Service, fork: Any) -> None:
+    """The death of the first one is logged, by the thread that is to start another one."""
+    ibm.hold("queued")
+    driver = fork(
+        f"""
+        import logging
+        class Broken(logging.Handler):
+            def emit(self, record):
+                raise ValueError("the webhook is away")
+        logging.getLogger().addHandler(Broken())
+        {TELL_WATCHERS.replace(chr(10), chr(10) + 8 * " ")}
+        {RUN}
+        """
+    )
+    job = driver.queued()
+    [first] = driver.line("watcher ")
+    Process(first).kill()
+    driver.line("watcher ")
+    driver.kill()
+    ibm.wait_job(job, "Cancelled")
+    assert_cancelled_once(ibm, job)
+
+
+def test_a_fault_of_the_links_thread_leaves_no_run_without_a_watcher(queued: Queued, monkeypatch: Any) -> None:
+    """Whatever it is: here the next watcher can't be told the runs at first."""
+    replay, tried = link._replay, []
+
+    def fail() -> None:
+        tried.append(1)
+        if len(tried) == 1:
+            raise RuntimeError("a fault of ours")
+        replay()
+
+    monkeypatch.setattr(links, "TRY_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(link, "_replay", fail)
+    first = watcher()
+    first.kill()
+    with link._changed:
+        assert link._changed.wait_for(lambda: len(tried) == 2 and link.watcher_pid not in (None, first.pid), 60)
+    assert queued.is_known()
+
+
+def test_another_watcher_where_the_current_folder_is_gone(fork: Any, tmp_path: Path) -> None:
+    """As on a scratch disk that was tidied up; Python itself passes over the relative entries of its path."""
+    driver = fork(
+        f"""
+        from qx_supervisor.link import link
+        sys.path[:0] = ["", "lib"]
+        os.mkdir({str(tmp_path / "gone")!r})
+        os.chdir({str(tmp_path / "gone")!r})
+        os.rmdir({str(tmp_path / "gone")!r})
+        link.prepare()
+        say("watcher", link.inspect()["pid"])
+        """
+    )
+    driver.line("watcher ")
+    assert driver.end() == 0, driver.errors
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["0", "1"])
+def test_a_watcher_reads_the_names_of_files_as_its_program_does(child: Any, mode: str) -> None:
+    """With PYTHONUTF8 in a locale that is not UTF-8 it would look for other files, its own among them."""
+    program = """
+import json, os, sys
+if sys.flags.utf8_mode != int(sys.argv[1]):
+    os.execv(sys.executable, [sys.executable, "-X", "utf8=" + sys.argv[1], "-c", sys.argv[2], *sys.argv[1:]])
+from qx_supervisor import detached, launch
+def show(command, *given, **more):
+    print(json.dumps(command), flush=True)
+    raise OSError("not started")
+detached.spawn = show
+try:
+    launch.start("beside")
+except launch.WatcherError:
+    pass
+"""
+    started = child(program, mode, program)
+    assert started.stdout is not None
+    command = json.loads(started.stdout.readline())
+    assert command[command.index("-X") + 1] == f"utf8={mode}"
