@@ -29,7 +29,7 @@ from qiskit_aer.noise import NoiseModel, depolarizing_error
 from qiskit_ibm_runtime import Batch, Session
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 from testkit.circuits import BACKEND, bell, ones
-from testkit.client import SamplerOptions, pickled
+from testkit.client import EstimatorOptions, SamplerOptions, pickled
 from testkit.drivers import assert_cancelled_once, end
 from testkit.processes import DEADLINE
 
@@ -505,6 +505,14 @@ def test_run_takes_one(ibm, backend):
     [job] = ibm.jobs()
     assert job.max_execution_time == 10
     assert {"its", "mine"} <= {*job.tags}
+
+
+def test_the_shots_of_one_run_are_not_set_in_the_options_that_it_was_given():
+    options = EstimatorOptions()
+    before = copy.deepcopy(options)
+    pub = (*turned(), [0.0])
+    run(pub, FakeManilaV2(), primitive="estimator", shots=50, options=options, panel=None)
+    assert options == before
 
 
 def called(sampler: Sampler, **given: Any) -> Request:

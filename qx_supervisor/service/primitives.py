@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ def make_primitive(kind: str, target: Target, options: Any, shots: int | None) -
     """
     name = "Sampler" if kind == "sampler" else "Estimator"
     cls = internals.primitive_class(kind, deprecated=internals.are_deprecated_options(options))
+    if kind == "estimator" and shots is not None:
+        options = copy.deepcopy(options)  # the primitive keeps the user's object, which may serve other runs
     try:
         primitive = cls(mode=target.mode or target.backend, options=options)
         if kind == "estimator" and shots is not None:

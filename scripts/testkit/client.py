@@ -23,10 +23,13 @@ Sampler = internals.primitive_class("sampler")
 Estimator = internals.primitive_class("estimator")
 """The estimator that a run takes by default."""
 
-SamplerOptions = importlib.import_module(
-    f"qiskit_ibm_runtime.{'options_models' if IS_CURRENT else 'options'}"
-).SamplerOptions
+_options = importlib.import_module(f"qiskit_ibm_runtime.{'options_models' if IS_CURRENT else 'options'}")
+
+SamplerOptions = _options.SamplerOptions
 """The options of that sampler."""
+
+EstimatorOptions = _options.EstimatorOptions
+"""The options of that estimator."""
 
 READS_IAM_URL = reads_iam_url()
 """Whether `IAM_URL` leads it to another token service than IBM's."""
