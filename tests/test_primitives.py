@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -505,6 +506,41 @@ def test_run_takes_one(ibm, backend):
     [job] = ibm.jobs()
     assert job.max_execution_time == 10
     assert {"its", "mine"} <= {*job.tags}
+
+
+def test_circuits_are_transpiled_as_each_call_asks(monkeypatch):
+    """What was transpiled for another call is used only if that asked for the same."""
+    sampler = Sampler(FakeManilaV2())
+    monkeypatch.setattr(sampler.qx_primitive, "run", (runs := Mock(wraps=sampler.qx_primitive.run)))
+    circuit = QuantumCircuit(1)
+    circuit.y(0)
+    circuit.y(0)
+    circuit.measure_all()
+
+    def transpiled(**how: Any) -> tuple[bool, list[int]]:
+        """Whether it has gates then, and the physical qubits that it is laid out on."""
+        run(circuit, primitive=sampler, panel=None, **how)
+        [pub] = runs.call_args.args[0]
+        return not pub.circuit.count_ops().keys() <= {"barrier", "measure"}, pub.circuit.layout.final_index_layout()
+
+    manager = generate_preset_pass_manager(0, FakeManilaV2(), initial_layout=[2])
+    assert transpiled(optimization_level=0, initial_layout=[3]) == (True, [3])
+    has_gates, chosen = transpiled()
+    assert not has_gates
+    assert transpiled(initial_layout=[4]) == (False, [4])
+    assert transpiled(pass_manager=manager) == (True, [2])
+    assert transpiled() == (False, chosen)
+
+
+def test_equal_circuits_of_a_job_are_transpiled_once(monkeypatch):
+    sampler = Sampler(FakeManilaV2())
+    monkeypatch.setattr(sampler.qx_primitive, "run", (runs := Mock(wraps=sampler.qx_primitive.run)))
+    one, same, other = bell(), bell().copy(name="same"), bell().reverse_bits()
+    run([one, same, one, other], primitive=sampler, panel=None)
+    first, second, third, fourth = (pub.circuit for pub in runs.call_args.args[0])
+    assert first is third
+    assert second == first != fourth
+    assert second.name == "same"
 
 
 def test_the_shots_of_one_run_are_not_set_in_the_options_that_it_was_given():

@@ -27,7 +27,7 @@ class Transpiling:
         layout: The physical qubit of each qubit of the circuits, or None.
         manager: The user's pass manager, which has such settings of its own; or None.
         few_rotations: Whether gates with parameters are rewritten that the primitive does not take.
-        kept: Those that were transpiled before in the same way, if they are kept.
+        kept: Those that were transpiled before, if they are kept.
     """
 
     level: int = 1
@@ -153,10 +153,11 @@ def to_isa(pubs: Sequence[Any], foreign: list[int], target: Target, kind: str, h
         )
     try:
         circuits = [pubs[i].circuit for i in foreign]
-        if how.kept is None:
+        if how.kept is None or how.manager is not None:  # what a manager does may change from call to call
             transpiled = _transpile(circuits, target, how)
         else:
-            transpiled = how.kept.get(circuits, lambda new: _transpile(new, target, how))
+            settings = (how.level, how.seed, how.layout, how.few_rotations)
+            transpiled = how.kept.get(circuits, settings, lambda new: _transpile(new, target, how))
     except Exception as error:
         raise RunError(
             "transpile", f"the circuit could not be transpiled for {target.name}: {describe(error)}"

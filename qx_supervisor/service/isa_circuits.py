@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NoReturn
 
 _MOST = 64
@@ -13,7 +13,7 @@ _MOST = 64
 
 
 class IsaCircuits:
-    """Transpiles circuits for one backend, with the same settings, each once.
+    """Transpiles circuits for one backend, each once with the same settings.
 
     That is not for speed alone: transpiled anew, a circuit may be laid out on other qubits, with other errors, and an
     optimizer would see its function jump.
@@ -21,30 +21,34 @@ class IsaCircuits:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes | None, Any] = OrderedDict()
+        self._known: OrderedDict[tuple[Hashable, bytes], Any] = OrderedDict()
 
-    def get(self, circuits: Sequence[Any], transpile: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    def get(
+        self, circuits: Sequence[Any], settings: Hashable, transpile: Callable[[list[Any]], list[Any]]
+    ) -> list[Any]:
         """Get circuits transpiled.
 
         Args:
             circuits: They.
-            transpile: Transpiles those that are not known.
+            settings: All that decides how they are transpiled.
+            transpile: Transpiles those that are not known, with these settings.
         """
-        keys = [_key(circuit) for circuit in circuits]
+        keys = [None if (known := _key(circuit)) is None else (settings, known) for circuit in circuits]
         with self._lock:
-            found = {key: self._known[key] for key in keys if key in self._known}
-        new = [i for i, key in enumerate(keys) if key not in found]
+            found = {key: self._known[key] for key in keys if key is not None and key in self._known}
+        first = {key: i for i, key in reversed([*enumerate(keys)])}
+        new = [i for i, key in enumerate(keys) if key is None or (key not in found and first[key] == i)]
         made = dict(zip(new, transpile([circuits[i] for i in new]), strict=True)) if new else {}
         with self._lock:
             for i, circuit in made.items():
                 if (key := keys[i]) is not None:
-                    self._known[key] = circuit
+                    self._known[key] = found[key] = circuit
             for key in found:
                 if key in self._known:
                     self._known.move_to_end(key)
             while len(self._known) > _MOST:
                 self._known.popitem(last=False)
-        return [made[i] if i in made else _like(circuits[i], found[key]) for i, key in enumerate(keys)]
+        return [made[i] if key is None or i in made else _like(circuits[i], found[key]) for i, key in enumerate(keys)]
 
 
 _of_primitives: weakref.WeakKeyDictionary[Any, IsaCircuits] = weakref.WeakKeyDictionary()
