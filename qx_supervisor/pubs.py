@@ -7,6 +7,7 @@ register's name or returns without the measured bits.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,6 +55,26 @@ def coerce(pubs: Any, kind: Kind, shots: int | None, precision: float | None = N
         raise _refuse("a PUB is a tuple, and a list is several of them; write (circuit, ...), not [circuit, ...]")
     places = [i if len(items) > 1 else None for i in range(len(items))]
     return [_coerce_one(item, kind, shots, precision, i) for item, i in zip(items, places, strict=True)], not single
+
+
+def copied(pubs: list[Any]) -> list[Any]:
+    """Copy PUBs, and each of their circuits once, whichever of them have it."""
+    from qiskit.primitives.containers.bindings_array import BindingsArray
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
+
+    circuits = {id(pub.circuit): pub.circuit for pub in pubs}
+    copies = {key: circuit.copy() for key, circuit in circuits.items()}
+    made: list[Any] = []
+    for pub in pubs:
+        circuit, given = copies[id(pub.circuit)], pub.parameter_values
+        values = BindingsArray({names: array.copy() for names, array in given.data.items()}, shape=given.shape)
+        if isinstance(pub, SamplerPub):
+            made.append(SamplerPub(circuit, values, pub.shots, validate=False))
+        else:
+            observables = copy.deepcopy(pub.observables)
+            made.append(EstimatorPub(circuit, observables, values, pub.precision, validate=False))
+    return made
 
 
 def _is_pub_as_list(items: list[Any], kind: Kind) -> bool:

@@ -5,6 +5,8 @@ Bad input is refused here, or later before the submission, with a `ConfigError` 
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import numbers
 import operator
@@ -17,7 +19,7 @@ from . import service
 from .about import check_label
 from .budget import Budget, as_budget, budgets_now
 from .errors import ConfigError
-from .pubs import Kind, coerce
+from .pubs import Kind, coerce, copied
 from .status import Status
 
 USER_TAGS = 5
@@ -144,6 +146,16 @@ def check(given: Mapping[str, Any]) -> Request:
     request = Request(**{**fields, **checked}, kind=kind, is_list=is_list)
     _check_split(request)
     return request
+
+
+def frozen(request: Request) -> Request:
+    """A request that does not change with what its call was given, for a run that is not waited for."""
+    return dataclasses.replace(
+        request,
+        pubs=copied(request.pubs) if request.has_pubs else request.pubs,
+        options=copy.deepcopy(request.options),
+        primitive=service.with_own_options(request.primitive),
+    )
 
 
 _DEFAULTS = {

@@ -22,7 +22,7 @@ from .errors import CancelOutcome, ConfigError, Interrupted, QxError, RunError, 
 from .flight import CANCEL_SECONDS, HAND_OVER_SECONDS, AnyFlight, Flight, SplitFlight, flight_of
 from .listeners import StatusListeners, StatusQueue
 from .panel import Panel, PanelName, close_panel, open_panel
-from .request import Request, check, check_attached
+from .request import Request, check, check_attached, frozen
 from .result import Err, Ok, RunResult
 from .status import Status
 from .submitted import Run, say_at_exit
@@ -197,6 +197,10 @@ def submit(given: dict[str, Any]) -> Run:
     kept up to date. Any number of runs share a few threads, connections and requests for their state.
     No signal handlers are installed: after a Ctrl-C the job goes on, guarded, until this process ends.
 
+    Circuits, values, observables and options are taken as they are at the call, and may be changed after it. A pass
+    manager, a quantum program, what a noise learner is given, and a primitive object of a class that is not the
+    client's are used as they are when it is their turn.
+
     Returns:
         The run, which can be waited for, awaited, cancelled and let go.
 
@@ -204,7 +208,7 @@ def submit(given: dict[str, Any]) -> Run:
         ConfigError: The call can't be carried out. What is found out later is raised by `Run.result()`.
     """
     panel = given.pop("panel")
-    request = check(given)
+    request = frozen(check(given))
     return Run(*_begin(request, panel))
 
 

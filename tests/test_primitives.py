@@ -29,6 +29,7 @@ from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, depolarizing_error
 from qiskit_ibm_runtime import Batch, Session
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
+from testkit import client
 from testkit.circuits import BACKEND, bell, ones
 from testkit.client import EstimatorOptions, SamplerOptions, pickled
 from testkit.drivers import assert_cancelled_once, end
@@ -48,8 +49,10 @@ from qx_supervisor import (
     submit,
     threads,
 )
+from qx_supervisor.fingerprint import fingerprint
 from qx_supervisor.primitives import Estimator, GuardedJob, JobState, Sampler
-from qx_supervisor.request import Request, check
+from qx_supervisor.request import Request, check, frozen
+from qx_supervisor.service import isa_circuits_of
 
 PRIMITIVES = """
 from qiskit_ibm_runtime import Batch, Session
@@ -75,6 +78,21 @@ def refused(ibm) -> Callable[[Callable[[], Any]], str]:
         return caught.value.reason
 
     return refused
+
+
+@pytest.fixture
+def begin(monkeypatch) -> Callable[[], None]:
+    """Has what was submitted begin: until then, all threads that do that are busy."""
+    waiting: list[Callable[[], object]] = []
+    do = threads.submitting.do
+    monkeypatch.setattr(threads.submitting, "do", waiting.append)
+
+    def begin() -> None:
+        monkeypatch.setattr(threads.submitting, "do", do)
+        for each in waiting:
+            do(each)
+
+    return begin
 
 
 def turned() -> tuple[QuantumCircuit, SparsePauliOp]:
@@ -452,6 +470,71 @@ def test_local_backends(ibm):
         )
         assert values == pytest.approx(1, abs=0.2)
     assert not ibm.journal()
+
+
+def steps(make: Callable[[Any, np.ndarray], Any]) -> list[Any]:
+    """Three jobs of a circuit that is turned by half a turn more each time, in place, and emptied in the end."""
+    circuit, _ = turned()
+    circuit.measure_all()
+    angles = np.zeros(1)
+    jobs = []
+    for _ in range(3):
+        jobs.append(make(circuit, angles))
+        angles += np.pi
+    circuit.clear()
+    return jobs
+
+
+def test_a_local_job_is_what_was_given_to_it(begin):
+    """Whatever the program does with that before it is its turn."""
+    sampler = Sampler(AerSimulator())
+    jobs = steps(lambda circuit, angles: sampler.run([(circuit, angles)], shots=5))
+    begin()
+    assert [job.result()[0].data.meas.get_counts() for job in jobs] == [{"0": 5}, {"1": 5}, {"0": 5}]
+
+
+def test_what_is_submitted_is_what_was_given(begin):
+    """So are options, those of a primitive object too."""
+    options = {"default_shots": 5}
+    own = client.Sampler(mode=AerSimulator())
+    own.options.default_shots = 7
+    guarded = Sampler(AerSimulator(), {"default_shots": 9})
+    backend = AerSimulator()
+    runs = [
+        *steps(lambda circuit, angles: submit((circuit, angles), backend, options=options)),
+        *steps(lambda circuit, angles: submit((circuit, angles), primitive=own)),
+        *steps(lambda circuit, angles: submit((circuit, angles), primitive=guarded)),
+    ]
+    options["default_shots"] = own.options.default_shots = guarded.options.default_shots = 1
+    begin()
+    assert [each.result().counts for each in runs] == [{bit: shots} for shots in (5, 7, 9) for bit in ("0", "1", "0")]
+
+
+def test_an_estimators_pubs_are_what_was_given(begin):
+    circuit, observable = turned()
+    angles = np.zeros(1)
+    runs = []
+    for _ in range(2):
+        runs.append(submit((circuit, observable, angles), AerSimulator(), primitive="estimator"))
+        angles += np.pi
+    begin()
+    assert [each.result().expectation_values for each in runs] == [pytest.approx(1), pytest.approx(-1)]
+
+
+def test_a_frozen_call_is_the_same():
+    """Its circuits are copied once each, and it has the fingerprint that it had."""
+    circuit, observable = turned()
+    other = circuit.copy()
+    pubs = [(circuit, observable, [0.1]), (other, "X", [[0.2], [0.3]]), (circuit, ["Y", "Z"], {"t": 0.4}, 0.5)]
+    estimator = Estimator(FakeManilaV2(), {"default_shots": 9})
+    request = called(estimator, pubs=pubs)
+    copied = frozen(request)
+    first, second, third = (pub.circuit for pub in copied.pubs)
+    assert first is third is not second
+    assert first == circuit
+    assert first is not circuit
+    assert fingerprint(copied) == fingerprint(request)
+    assert isa_circuits_of(copied.primitive) is isa_circuits_of(estimator.qx_primitive) is not None
 
 
 @pytest.mark.long

@@ -51,6 +51,7 @@ from .primitives import (
     make_primitive,
     parts_of,
     tags_of,
+    with_own_options,
 )
 from .targets import (
     Guardable,
@@ -129,4 +130,5 @@ __all__ = [
     "unwatch_session",
     "watch_session",
     "what_to_guard",
+    "with_own_options",
 ]

@@ -8,6 +8,7 @@ that nobody has tried is used if all is there, and else refused, rather than hal
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -338,6 +339,14 @@ def refresh_queues(service: Any) -> None:
 def mode_of(primitive: Any) -> Any:
     """The session or batch, else the backend, that a primitive was made for; None for any other object."""
     return getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None)
+
+
+def with_own_options(primitive: Any) -> Any:
+    """A copy of a primitive for the same backend or session, with a copy of its options."""
+    made = copy.copy(primitive)
+    name = "_options" if "_options" in vars(primitive) else "options"  # the older ones have a property of that name
+    setattr(made, name, copy.deepcopy(primitive.options))
+    return made
 
 
 def backend_of(thing: Any) -> Any:

@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from ..watcher.service_messages import one_line
 from . import internals
 from .failures import describe
+from .isa_circuits import isa_circuits_of, keep_isa_circuits
 from .targets import Target
 
 
@@ -57,6 +58,20 @@ def class_of(kind: str, primitive: Any, options: Any) -> tuple[str, str]:
         return type(primitive).__module__.partition(".")[0], type(primitive).__name__
     cls = internals.primitive_class(kind, deprecated=internals.are_deprecated_options(options))
     return "qiskit_ibm_runtime", cls.__name__
+
+
+def with_own_options(primitive: Any) -> Any:
+    """A primitive that keeps the options that this one has now, if it is the client's own.
+
+    One of another class is returned as it is: nobody knows what else it has, or what a copy of it would share.
+    """
+    if type(primitive).__module__.partition(".")[0] != internals.PACKAGE:
+        return primitive
+    made = internals.with_own_options(primitive)
+    kept = isa_circuits_of(primitive)
+    if kept is not None:
+        keep_isa_circuits(made, kept)
+    return made
 
 
 def parts_of(item: Any) -> Any:
