@@ -290,10 +290,7 @@ class _Guarded:
         return self._target.backend
 
     def _submit(self, pubs: Any, shots: int | None = None, precisions: Iterable[float | None] = ()) -> GuardedJob:
-        primitive = self.qx_primitive
-        if self._target.is_local:  # it is read later: what is set for the next job is not for this one
-            primitive = self._make(copy.deepcopy(self.options))
-        run = submit(pubs, primitive=primitive, shots=shots, **self.qx_how)
+        run = submit(pubs, primitive=self.qx_primitive, shots=shots, **self.qx_how)
         if self._target.is_local:
             return GuardedJob(run, str(uuid.uuid4()), self._target.backend, list(precisions))
         try:

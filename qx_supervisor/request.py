@@ -149,12 +149,18 @@ def check(given: Mapping[str, Any]) -> Request:
 
 
 def frozen(request: Request) -> Request:
-    """A request that does not change with what its call was given, for a run that is not waited for."""
+    """A request that does not change with what its call was given, for a run that is not waited for.
+
+    Raises:
+        ConfigError: It is for a session on this machine that is closed.
+    """
+    session = service.local_session(request.backend, request.primitive)
     return dataclasses.replace(
         request,
+        backend=session if session is not None and request.primitive is None else request.backend,
         pubs=copied(request.pubs) if request.has_pubs else request.pubs,
         options=copy.deepcopy(request.options),
-        primitive=service.with_own_options(request.primitive),
+        primitive=service.with_own_options(request.primitive, session),
     )
 
 

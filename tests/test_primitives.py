@@ -510,6 +510,22 @@ def test_what_is_submitted_is_what_was_given(begin):
     assert [each.result().counts for each in runs] == [{bit: shots} for shots in (5, 7, 9) for bit in ("0", "1", "0")]
 
 
+@pytest.mark.parametrize("mode", [Session, Batch])
+def test_a_local_session_that_is_over_before_its_jobs_begin(begin, mode, caplog):
+    """They run in it all the same. What is submitted after its end is refused, as at the service."""
+    with mode(backend=FakeManilaV2()) as session:
+        guarded, own = Sampler(), client.Sampler(mode=session)
+        job = guarded.run([ones()], shots=5)
+        runs = [submit(ones(), shots=5), submit(ones(), session, shots=5), submit(ones(), primitive=own, shots=5)]
+    begin()
+    for result in (job.result(), *(each.result() for each in runs)):
+        assert result[0].data.meas.num_shots == 5
+    assert "job mode" not in caplog.text  # as an older client warns where a primitive is in another session
+    for primitive in (guarded, own):
+        with pytest.raises(ConfigError, match="the session None is closed; open a new one"):
+            submit(ones(), primitive=primitive)
+
+
 def test_an_estimators_pubs_are_what_was_given(begin):
     circuit, observable = turned()
     angles = np.zeros(1)

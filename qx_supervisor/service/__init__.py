@@ -61,6 +61,7 @@ from .targets import (
     find_target,
     in_batch,
     instances_near,
+    local_session,
     target_of_primitive,
     what_to_guard,
 )
@@ -108,6 +109,7 @@ __all__ = [
     "isa_circuits_of",
     "job_url",
     "keep_isa_circuits",
+    "local_session",
     "make_primitive",
     "mode_of",
     "not_isa",

@@ -341,12 +341,19 @@ def mode_of(primitive: Any) -> Any:
     return getattr(primitive, "_mode", None) or getattr(primitive, "_backend", None)
 
 
-def with_own_options(primitive: Any) -> Any:
-    """A copy of a primitive for the same backend or session, with a copy of its options."""
+def with_own_options(primitive: Any, session: Any) -> Any:
+    """A copy of a primitive with a copy of its options, and in another session unless that is None."""
     made = copy.copy(primitive)
+    if session is not None:
+        made._mode = session
     name = "_options" if "_options" in vars(primitive) else "options"  # the older ones have a property of that name
     setattr(made, name, copy.deepcopy(primitive.options))
     return made
+
+
+def session_around() -> Any:
+    """The session or batch in whose `with` block this is; None if there is none."""
+    return find("get_cm_session")() if PACKAGE in sys.modules else None  # else nobody can have made one
 
 
 def backend_of(thing: Any) -> Any:

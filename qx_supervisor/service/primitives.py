@@ -60,14 +60,18 @@ def class_of(kind: str, primitive: Any, options: Any) -> tuple[str, str]:
     return "qiskit_ibm_runtime", cls.__name__
 
 
-def with_own_options(primitive: Any) -> Any:
+def with_own_options(primitive: Any, session: Any) -> Any:
     """A primitive that keeps the options that this one has now, if it is the client's own.
 
     One of another class is returned as it is: nobody knows what else it has, or what a copy of it would share.
+
+    Args:
+        primitive: The primitive object, or None.
+        session: The session or batch that it is to run in; None: as it is.
     """
     if type(primitive).__module__.partition(".")[0] != internals.PACKAGE:
         return primitive
-    made = internals.with_own_options(primitive)
+    made = internals.with_own_options(primitive, session)
     kept = isa_circuits_of(primitive)
     if kept is not None:
         keep_isa_circuits(made, kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -188,8 +189,7 @@ def _find(backend: Any, service: Any, primitive: Any, width: int, instance: str 
     if backend is None:
         backend = session
     if isinstance(backend, Session):
-        if not internals.is_open(backend):
-            raise ConfigError("config", f"the session {backend.session_id} is closed; open a new one")
+        _check_open(backend)
         return _on_service(internals.backend_of(backend), backend, primitive)
     if isinstance(backend, IBMBackend):
         return _inside(session, backend)
@@ -206,6 +206,33 @@ def _find(backend: Any, service: Any, primitive: Any, width: int, instance: str 
     found = _by_name(private, backend) if backend is not None else _least_busy(private, width)
     reassign(found, private, service)
     return _inside(session, found, by_name=True)
+
+
+def local_session(backend: Any, primitive: Any) -> Any:
+    """A copy of the session or batch that a call is in, if that is local; None otherwise.
+
+    For a run that begins after the call: by then the `with` block may be over, which closes no copy. A local session
+    has no effect but that.
+
+    Args:
+        backend: What the call names as backend.
+        primitive: The primitive object of the call's own, or None.
+
+    Raises:
+        ConfigError: It is closed already.
+    """
+    session = internals.mode_of(primitive) if primitive is not None else backend
+    if session is None and primitive is None:
+        session = internals.session_around()
+    if not internals.is_a(session, "Session", "Batch") or internals.is_a(internals.backend_of(session), "IBMBackend"):
+        return None
+    _check_open(session)
+    return copy.copy(session)
+
+
+def _check_open(session: Any) -> None:
+    if not internals.is_open(session):
+        raise ConfigError("config", f"the session {session.session_id} is closed; open a new one")
 
 
 def target_of_primitive(mode: Any, name: str) -> Target:
