@@ -219,7 +219,7 @@ def _measured(circuit: QuantumCircuit) -> Iterator[Clbit]:
     """The classical bits that a circuit measures into, in its blocks and gates too."""
     for instruction in circuit.data:
         operation = instruction.operation
-        if operation.name == "measure":
+        if _is_measurement(operation):
             yield from instruction.clbits
             continue
         inside = list(getattr(operation, "blocks", ()))
@@ -229,6 +229,12 @@ def _measured(circuit: QuantumCircuit) -> Iterator[Clbit]:
             stands_for = dict(zip(each.clbits, instruction.clbits, strict=False))
             for bit in _measured(each):
                 yield stands_for.get(bit, bit)
+
+
+def _is_measurement(operation: Any) -> bool:
+    """Whether it is Qiskit's measurement, or one of a backend's own, as is `MidCircuitMeasure` of the client."""
+    name = operation.name
+    return name == "measure" or (name.startswith("measure_") and getattr(operation, "definition", None) is None)
 
 
 def _refuse(reason: str) -> ConfigError:

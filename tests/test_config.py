@@ -25,6 +25,7 @@ from testkit.circuits import BACKEND, bell, ones
 from testkit.client import IS_CURRENT, Estimator, Sampler, need_iam_url
 
 from qx_supervisor import ConfigError, Err, RunError, SubmitError, guard, local, run, submit, try_run
+from qx_supervisor.pubs import coerce
 
 Refused = Callable[..., str]
 
@@ -115,6 +116,19 @@ def test_a_measurement_anywhere_will_do(
     ibm: local.Service, service: QiskitRuntimeService, make: Callable[[], QuantumCircuit], counts: dict[str, int]
 ) -> None:
     assert run(make(), BACKEND, service=service, shots=10, panel=None).counts == counts
+
+
+def test_a_mid_circuit_measurement_will_do(refused: Refused) -> None:
+    circuit_library = pytest.importorskip("qiskit_ibm_runtime.circuit")
+    if not hasattr(circuit_library, "MidCircuitMeasure"):
+        pytest.skip("this client has no MidCircuitMeasure")
+    circuit = QuantumCircuit(1, 1)
+    circuit.append(circuit_library.MidCircuitMeasure(), [0], [0])
+    [pub], _ = coerce(circuit, "sampler", None)
+    assert pub.circuit is circuit
+    loose = QuantumCircuit([*QuantumRegister(1)], [Clbit()])
+    loose.append(circuit_library.MidCircuitMeasure(), [0], [0])
+    assert "the circuit measures into a classical bit that is in no register: number 0" in refused(loose)
 
 
 @pytest.mark.parametrize(
