@@ -123,7 +123,7 @@ def check(given: Mapping[str, Any]) -> Request:
         check_defaults(fields["options"])
     elif service.class_of(kind, own, None)[0] == "qiskit_ibm_runtime":  # 0 is exact in Aer's
         check_defaults(getattr(own, "options", None))
-    _check_waiting(fields)
+    fields |= _check_waiting(fields)
     shots = _whole(shots, "shots", 1)
     _whole(fields["max_execution_time"], "max_execution_time", 1)
     _whole(fields["seed_transpiler"], "seed_transpiler", 0)
@@ -223,7 +223,7 @@ def check_attached(given: Mapping[str, Any]) -> Request:
         raise _refuse(f"{job!r} can't be a job's id; qx-supervisor ps --all lists the ids of this machine's jobs")
     nothing = dict.fromkeys(("primitive", "backend", "shots", "options", "seed_transpiler", "max_execution_time"))
     fields = {name: value for name, value in given.items() if name != "job_id"}
-    _check_waiting(fields)
+    fields |= _check_waiting(fields)
     _check_instance(fields["instance"])
     fields["label"] = check_label(fields["label"])
     return Request(
@@ -243,12 +243,13 @@ def check_each_job(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: None of them could be submitted.
     """
-    _check_waiting(fields)
+    waiting = _check_waiting(fields)
     _whole(fields["seed_transpiler"], "seed_transpiler", 0)
     _check_level(fields["optimization_level"])
     budget = fields["budget"]
     return {
         **fields,
+        **waiting,
         "tags": check_tags(fields["tags"]),
         "label": check_label(fields["label"]) or None,
         "budget": None if budget is None else as_budget(budget),
@@ -269,16 +270,15 @@ def check_defaults(options: Any) -> None:
         _check_standard_error(precision, "default_precision")
 
 
-def _check_waiting(fields: Mapping[str, Any]) -> None:
-    """Check how a run is to be watched and waited for."""
+def _check_waiting(fields: Mapping[str, Any]) -> dict[str, float | None]:
+    """Check how a run is to be watched and waited for; returns what of that is in seconds."""
     on_status = fields["on_status"]
     if callable(on_status) is (on_status is None):
         raise _refuse(f"on_status must be callable, not {type(on_status).__name__}")
     if fields["on_unprotected"] not in ("raise", "warn"):
         raise _refuse(f'on_unprotected must be "raise" or "warn", not {fields["on_unprotected"]!r}')
-    _seconds(fields["timeout"], "timeout", 0.0)
-    _seconds(fields["running_timeout"], "running_timeout", 0.0)
-    _seconds(fields["poll_interval"], "poll_interval", SHORTEST_POLL)
+    least = {"timeout": 0.0, "running_timeout": 0.0, "poll_interval": SHORTEST_POLL}
+    return {name: _seconds(fields[name], name, bound) for name, bound in least.items()}
 
 
 _LEVEL = 1
@@ -374,8 +374,7 @@ def check_precision(precision: Any, kind: Kind, shots: Any) -> None:
 
 
 def _check_standard_error(value: Any, name: str) -> None:
-    is_number = not isinstance(value, bool) and isinstance(value, numbers.Real)
-    if not is_number or not 0 < float(value) < float("inf"):
+    if not _is_number(value) or not 0 < float(value) < float("inf"):
         raise _refuse(f"{name} must be a number above 0, the wanted standard error, not {value!r}")
 
 
@@ -406,7 +405,7 @@ def _check_key(key: Any, grace: Any, *, keep_on_sigterm: Any) -> None:
         raise _refuse(f"key must be a string that is not empty, not {key!r}")
     if key is not None and (len(key) > KEY_LENGTH or not key.isprintable()):
         raise _refuse(f"key must have {KEY_LENGTH} characters or fewer, all of them printable; this has {len(key)}")
-    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace < float("inf"):
+    if not _is_number(grace) or not 0 <= grace < float("inf"):
         raise _refuse(f"grace must be a number of seconds of at least 0, not {grace!r}")
     if not isinstance(keep_on_sigterm, bool):
         raise _refuse(f"keep_on_sigterm must be True or False, not {keep_on_sigterm!r}")
@@ -466,13 +465,17 @@ def _whole(value: Any, name: str, least: int) -> int | None:
     return operator.index(value)  # one of NumPy's is no JSON
 
 
-def _seconds(value: Any, name: str, least: float) -> None:
+def _seconds(value: Any, name: str, least: float) -> float | None:
     if value is None:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value < float("inf") or value == 0:
+        return None
+    if not _is_number(value) or not least <= value < float("inf") or value == 0:
         bound = f"of at least {least}" if least else "above 0"
         raise _refuse(f"{name} must be a number of seconds {bound}, not {value!r}")
+    return float(value)  # one of NumPy's is no JSON
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _refuse(reason: str) -> ConfigError:

@@ -11,6 +11,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 from unittest.mock import Mock
 
@@ -761,6 +762,18 @@ def test_wrong_values_are_refused_where_they_are_given(wrong: dict[str, Any], sa
     with pytest.raises(ConfigError) as caught:
         run(bell(), FakeManilaV2(), panel=None, **wrong)
     assert caught.value.reason == said
+
+
+@pytest.mark.parametrize("number", [np.int64(5), np.float32(5), Fraction(5), 5], ids=repr)
+def test_seconds_are_any_real_number(number: Any) -> None:
+    """The watcher is told them as JSON, which has no number of NumPy's."""
+    seconds = ("timeout", "running_timeout", "poll_interval")
+    given: dict[str, Any] = dict.fromkeys(seconds, number)
+    sampler = Sampler(FakeManilaV2(), **given)
+    for request in (called(sampler), called(sampler, **given, key="k", grace=number)):
+        assert [type(getattr(request, name)) for name in seconds] == [float] * 3
+        assert [getattr(request, name) for name in seconds] == [5.0] * 3
+    assert (type(request.grace), request.grace) == (float, 5.0)
 
 
 def test_wrong_values_that_are_set_later() -> None:
