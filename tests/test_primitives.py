@@ -527,6 +527,21 @@ def test_a_local_session_that_is_over_before_its_jobs_begin(begin, mode, caplog)
             submit(ones(), primitive=primitive)
 
 
+def test_a_batch_that_is_over_before_a_run_begins(ibm, backend, begin):
+    """The refusal says that the `with` block was too short, and not that the batch was closed from the start."""
+    with Batch(backend) as batch:
+        runs = [submit(ones()), submit(ones(), batch)]
+    begin()
+    for each in runs:
+        with pytest.raises(ConfigError) as caught:
+            each.result()
+        assert caught.value.reason == (
+            f"the session {batch.session_id} was closed before this run was submitted; open a new one, and have what "
+            "submit() returns wait_for_job() before the `with` block ends"
+        )
+    assert not ibm.journal(**POSTS)
+
+
 def test_an_estimators_pubs_are_what_was_given(begin):
     circuit, observable = turned()
     angles = np.zeros(1)

@@ -231,8 +231,15 @@ def local_session(backend: Any, primitive: Any) -> Any:
 
 
 def _check_open(session: Any) -> None:
-    if not internals.is_open(session):
-        raise ConfigError("config", f"the session {session.session_id} is closed; open a new one")
+    if internals.is_open(session):
+        return
+    if session is internals.session_around():  # as of the call, whose context a run's thread has
+        raise ConfigError(
+            "config",
+            f"the session {session.session_id} was closed before this run was submitted; open a new one, and have what "
+            "submit() returns wait_for_job() before the `with` block ends",
+        )
+    raise ConfigError("config", f"the session {session.session_id} is closed; open a new one")
 
 
 def target_of_primitive(mode: Any, name: str) -> Target:
