@@ -276,7 +276,7 @@ class Top(App[int]):
         has_labels = not runs or any(each.row.label for each in runs)
         columns = table.chosen(SHOWN, ranked(room, has_labels=has_labels), room)
         header, *lines = table.lines(columns, [self._cells(each) for each in runs], room, GIVES)
-        self.query_one("#head", Static).update(Text(one_line(self._head()), no_wrap=True, overflow="ellipsis"))
+        self.query_one("#head", Static).update(Text(self._head(), no_wrap=True, overflow="ellipsis"))
         self.query_one("#columns", Static).update(Text(MARKS[False] + header, no_wrap=True))
         shown = self.query_one("#runs", OptionList)
         ids = [each.row.run for each in runs]
@@ -328,7 +328,7 @@ class Top(App[int]):
             time.strftime("%H:%M:%S"),
         ]
         trouble = self._snapshot.trouble  # first: what is last is cut off
-        return "  ".join([*([f"the ledger can't be read: {trouble}"] if trouble else []), *parts])
+        return "  ".join(map(one_line, [*([f"the ledger can't be read: {trouble}"] if trouble else []), *parts]))
 
     def _draw_detail(self) -> None:
         detail = self.query_one("#detail", Static)
