@@ -167,6 +167,91 @@ def test_without_localqpu(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["exec", "--local", "--", "true"], standalone_mode=False)
 
 
+CLIENT_IS_IMPORTED = """
+import importlib.util, sys, threading
+
+class Finder:  # is told of the first module that the client imports of its own
+    def __init__(self, call):
+        self.call = call
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("qiskit_ibm_runtime."):
+            sys.meta_path.remove(self)
+            self.call()
+
+{before}
+from qiskit_ibm_runtime import QiskitRuntimeService
+from qx_supervisor.service import post
+assert post.is_hooked(QiskitRuntimeService.__init__)
+"""
+
+ASKED_FOR = """
+import qx_supervisor
+assert importlib.util.find_spec("qiskit_ibm_runtime")
+"""
+
+SERVICE_STARTED = """
+from qx_supervisor.local import process
+assert process._folders()
+"""
+
+INTERRUPTED = """
+import qx_supervisor
+
+def interrupt():
+    raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder(interrupt))
+try:
+    import qiskit_ibm_runtime
+except KeyboardInterrupt:
+    pass
+assert "qiskit_ibm_runtime" not in sys.modules
+"""
+
+IN_ANOTHER_THREAD = """
+import os
+del os.environ["QX_LOCAL"]  # so that the test can see what is called with it
+from qx_supervisor.service import embedded
+
+begun, proceed = threading.Event(), threading.Event()
+redirect = embedded.redirect
+
+def seen():
+    proceed.set()
+    redirect()
+
+def hold():
+    begun.set()
+    proceed.wait()
+
+embedded.redirect = seen
+sys.meta_path.insert(0, Finder(hold))
+thread = threading.Thread(target=__import__, args=["qiskit_ibm_runtime"])
+thread.start()
+begun.wait()
+embedded.redirect_when_imported()
+proceed.set()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        ASKED_FOR,
+        pytest.param(SERVICE_STARTED, marks=pytest.mark.long),
+        pytest.param(INTERRUPTED, marks=pytest.mark.long),
+        pytest.param(IN_ANOTHER_THREAD, marks=pytest.mark.long),
+    ],
+    ids=["asked_for", "service_started", "interrupted", "in_another_thread"],
+)
+def test_whatever_comes_before_the_clients_import(before: str) -> None:
+    """The program's own account is not taken then either."""
+    program = [sys.executable, "-c", CLIENT_IS_IMPORTED.format(before=before)]
+    done = subprocess.run(program, env={**os.environ, "QX_LOCAL": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # As programs ------------------------------------------------------------------------------------------------------
 
 

@@ -8,13 +8,14 @@ another address is left as it is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.abc
-import importlib.util
 import inspect
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -91,11 +92,12 @@ def is_its(client: Any) -> bool:
 
 def redirect_when_imported() -> None:
     """Have the program's own service objects connect to the embedded service, once it has imported Qiskit's client."""
-    module = sys.modules.get(CLIENT)
-    if module is None:
-        sys.meta_path.insert(0, _Finder())
-    elif hasattr(module, "QiskitRuntimeService"):  # else it is being imported, and `adopt` calls `redirect` then
-        redirect()
+    sys.meta_path.insert(0, _Finder())
+    if CLIENT in sys.modules:
+        # If another thread is importing it, this waits for the end of that. If this thread is, it fails: `exec` imports
+        # us in the middle of it, and `adopt` calls `redirect` at its end.
+        with contextlib.suppress(ImportError):
+            redirect()
 
 
 def redirect() -> None:
@@ -134,21 +136,45 @@ def _is_of_ibm(url: str | None) -> bool:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Leaves the import of Qiskit's client to the other finders, and has it redirected when it is complete."""
+    """Leaves the import of Qiskit's client to the other finders, and has it redirected when it is complete.
 
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:  # noqa: ARG002
+    It stays for good: a spec that was found need not be executed, as where somebody only asks whether the client is
+    there, an import may fail and be tried again, and removing a finder has imports in other threads skip the next one.
+    """
+
+    def __init__(self) -> None:
+        self._asking = threading.local()
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         """The spec of the client; None for any other module."""
-        if name != CLIENT:
+        # Another finder that asks all others, as that of `exec` does, asks this one too.
+        if name != CLIENT or getattr(self._asking, "is_asking", False):
             return None
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        self._asking.is_asking = True
+        try:
+            return self._ask_others(name, path, target)
+        finally:
+            self._asking.is_asking = False
 
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                redirect()
+    def _ask_others(self, name: str, path: Any, target: ModuleType | None) -> Any:
+        for finder in sys.meta_path:
+            find = getattr(finder, "find_spec", None)
+            spec = None if find is None or finder is self else find(name, path, target)
+            if spec is not None:
+                _redirect_after(spec.loader)
+                return spec
+        return None
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+
+def _redirect_after(loader: Any) -> None:
+    """Have a loader of the client redirect it once it has executed it."""
+    execute = getattr(loader, "exec_module", None)
+    if execute is None:
+        return
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        if module.__name__ == CLIENT:  # a zip file has one loader for all its modules
+            redirect()
+
+    loader.exec_module = exec_module
