@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -187,3 +188,22 @@ def test_a_long_simulation_is_exact(ibm: local.Service, service: Any) -> None:
     began = time.monotonic()
     counts = run(circuit, "ibm_brisbane", service=service, shots=500, panel=None, timeout=2 * DEADLINE).counts
     assert counts == {"0" * 14: 500}, time.monotonic() - began
+
+
+def test_a_simulation_that_cannot_be_started_fails_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the service has no descriptor or memory left for a process, or its environment was deleted."""
+    pytest.importorskip("localqpu")
+    from localqpu.scenario import ScenarioState
+
+    from qx_supervisor.local.demand import LARGE
+    from qx_supervisor.local.jobs import Jobs
+
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    jobs = Jobs(ScenarioState(), Bounds())
+    job = jobs.submit("sampler", "ibm_brisbane", {"pubs": ["x" * (LARGE + 1)]})
+    reached, failed = jobs.wait(job.job_id, {"Failed"}, DEADLINE)
+    jobs.reset()
+    assert reached, failed
+    assert failed is not None
+    assert "could not be carried out: FileNotFoundError: " in failed.reason
+    assert "/nowhere/python" in failed.reason

@@ -433,8 +433,13 @@ class Jobs:
                 if not self._is_running(record):
                     process.kill()
 
-        if not record.is_final:
-            self._store(record, compute_apart(task, self._bounds, began))
+        if record.is_final:
+            return
+        try:
+            outcome = compute_apart(task, self._bounds, began)
+        except Exception as error:  # noqa: BLE001 - nobody reads the pool's future, and the job would run for ever
+            outcome = Outcome(None, f"The simulation could not be carried out: {type(error).__name__}: {error}")
+        self._store(record, outcome)
 
     def _is_running(self, record: Record) -> bool:
         return not record.is_final and self._jobs.get(record.job_id) is record

@@ -87,6 +87,9 @@ def compute_apart(task: Task, bounds: Bounds, began: Callable[[subprocess.Popen[
         task: The job.
         bounds: What it may take.
         began: Is given the process, to end it when the job is cancelled.
+
+    Raises:
+        OSError: The process can't be started.
     """
     settings = {"path": sys.path, "detached": False, "runs": "simulator", "service": os.getpid(), **asdict(bounds)}
     command = [sys.executable, "-I", str(Path(__file__).with_name("boot.py")), json.dumps(settings)]
