@@ -4,6 +4,7 @@ One server for the module, reset before each test; the few tests that are about 
 """
 
 import contextlib
+import errno
 import http.client
 import importlib.util
 import json
@@ -22,13 +23,13 @@ from typing import Any
 
 import psutil
 import pytest
-from testkit.processes import Process, wait_for_end
+from testkit.processes import DEADLINE, Process, wait_for_end
 
 from qx_supervisor import local
 from qx_supervisor.local import process as processes
 from qx_supervisor.local import registry
 from qx_supervisor.local.charges import shots_of
-from qx_supervisor.watcher import ledger, process_state
+from qx_supervisor.watcher import ledger, process_state, system
 
 pytest.importorskip("localqpu")
 
@@ -597,7 +598,52 @@ class TestClient:
         assert caplog.records == []
 
 
+class Exhausted:
+    """A listener with no descriptor for the first connections."""
+
+    def __init__(self, listener: socket.socket, failures: int) -> None:
+        self.listener = listener
+        self.failures = iter(range(failures))
+        self.fileno = listener.fileno
+
+    def accept(self) -> Any:
+        if next(self.failures, None) is not None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self.listener.accept()
+
+
+@pytest.mark.long
+def test_as_many_clients_are_served_once_there_are_descriptors_again() -> None:
+    from qx_supervisor.local import server as module
+    from qx_supervisor.local.state import State
+
+    served = module._Server(0, State())
+    listener = served._listener
+    served._listener = Exhausted(listener, failures=2 * module._SPARE)
+    with contextlib.ExitStack() as clients:
+        clients.callback(listener.close)
+        clients.callback(listener.shutdown, socket.SHUT_RDWR)  # threads that wait in `accept` end
+        served.serve()
+        for _ in range(2 * module._SPARE):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", served.port), DEADLINE))
+            client.sendall(b"BREW / HTTP/1.1\r\n\r\n")  # which needs no engine
+            assert client.recv(12) == b"HTTP/1.1 501"
+
+
 class TestProcess:
+    @pytest.mark.long
+    def test_it_may_have_as_many_descriptors_as_linux_allows(self) -> None:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+        try:
+            with local.start() as ibm:
+                allowed = psutil.Process(ibm.pid).rlimit(psutil.RLIMIT_NOFILE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert allowed == (system.MOST_FILES if hard == resource.RLIM_INFINITY else hard, hard)
+
     def test_it_outlives_a_killed_starter_and_is_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("QX_STATE_DIR", str(tmp_path / "state"))
         state_file = tmp_path / "state" / "local-service.json"

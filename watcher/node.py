@@ -16,7 +16,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from . import protocol
+from . import protocol, system
 from .caller import Caller
 from .callers import Callers
 from .driver_process import DriverIdentity, DriverProcess
@@ -35,9 +35,6 @@ ORDER_SECONDS = 30.0
 
 LOOK_AGAIN_SECONDS = 1.0
 """After which a watcher tries again that wanted to leave when a driver had the lock, or had no descriptor left."""
-
-MOST_FILES = 10240
-"""How many descriptors are asked for where there is no limit: macOS refuses more (`OPEN_MAX` of setrlimit(2))."""
 
 
 class NotWelcome(Exception):
@@ -238,12 +235,7 @@ def _check(order: protocol.CallerOrder, pid: int, uid: int) -> None:
 
 def serve(door: protocol.Door, callers: Callers) -> None:
     """Be the watcher of all who come, and end the process when nobody has come for a while."""
-    import resource
-
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    wanted = MOST_FILES if most == resource.RLIM_INFINITY else most
-    with contextlib.suppress(OSError, ValueError):  # each driver needs three descriptors and more
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    system.allow_most_files()  # each driver needs three descriptors and more
     Door(door, callers)
     callers.run()
     callers.leave()

@@ -7,6 +7,7 @@ contract. `QX_PORTABLE` takes Linux's own away on Linux, so that the other way c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -15,6 +16,9 @@ PORTABLE = "QX_PORTABLE"
 
 HAS_LINUX = sys.platform.startswith("linux") and not os.environ.get(PORTABLE)
 """Whether what only Linux has is used. `boot` has this rule too, for it runs before it can import anything."""
+
+MOST_FILES = 10240
+"""How many descriptors are asked for where there is no limit: macOS refuses more (`OPEN_MAX` of setrlimit(2))."""
 
 IS_WINDOWS = sys.platform.startswith("win")
 
@@ -29,3 +33,13 @@ def why_no_watcher() -> str:
     if os.name != "posix":
         return f"nothing can be guarded on this platform ({sys.platform}); run the program on Linux or macOS"
     return ""
+
+
+def allow_most_files() -> None:
+    """Let this process have as many descriptors as it may: one that serves many needs more than the usual 1,024."""
+    import resource  # Windows has none
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = MOST_FILES if most == resource.RLIM_INFINITY else most
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

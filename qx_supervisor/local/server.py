@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+from ..watcher import system
 from ..watcher.process_handle import ProcessHandle
 from . import control, records, registry
 from .bounds import Bounds
@@ -42,6 +43,8 @@ from .state import State
 HOST = "127.0.0.1"
 
 _SPARE = 16  # threads waiting for a connection
+
+_NOT_ACCEPTED_SECONDS = 0.1  # after which a connection that could not be accepted is tried again
 
 _TLS_HANDSHAKE = b"\x16"  # the first byte of a ClientHello, and of no HTTP request
 
@@ -79,7 +82,13 @@ class _Server:
     def _accept(self) -> None:
         """Thread body: serve connections, one after the other, until enough other threads wait."""
         while True:
-            connection, address = self._listener.accept()
+            try:
+                connection, address = self._listener.accept()
+            except OSError:  # no descriptor is left, most likely: a thread that ended here would stay counted
+                if self._listener.fileno() == -1:  # closed
+                    return
+                time.sleep(_NOT_ACCEPTED_SECONDS)
+                continue
             with self._lock:
                 self._count(+1)
                 self._waiting -= 1
@@ -313,6 +322,7 @@ def main(
         bounds: What a job may take, as in `Bounds`.
     """
     _restore_signals()
+    system.allow_most_files()
     _check_backends(backends)
     state = State()
     try:
