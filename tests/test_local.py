@@ -4,6 +4,7 @@ One server for the module, reset before each test; the few tests that are about 
 """
 
 import contextlib
+import dataclasses
 import errno
 import http.client
 import importlib.util
@@ -29,7 +30,7 @@ from qx_supervisor import local
 from qx_supervisor.local import process as processes
 from qx_supervisor.local import registry
 from qx_supervisor.local.charges import shots_of
-from qx_supervisor.watcher import ledger, process_state, system
+from qx_supervisor.watcher import host_identity, ledger, process_state, system
 
 pytest.importorskip("localqpu")
 
@@ -646,7 +647,8 @@ class TestProcess:
 
     def test_it_outlives_a_killed_starter_and_is_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("QX_STATE_DIR", str(tmp_path / "state"))
-        state_file = tmp_path / "state" / "local-service.json"
+        state_file = registry._state_file()
+        assert state_file.parent == tmp_path / "state"
         # Modules that the service imports and the starter doesn't: none of them may be taken from the user's folder.
         for name in ("queue", "jwt"):
             (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
@@ -691,7 +693,7 @@ class TestProcess:
 
     def test_a_stale_state_file_is_forgotten(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("QX_STATE_DIR", str(tmp_path))
-        state_file = tmp_path / "local-service.json"
+        state_file = registry._state_file()
         assert local.find() is None
         for content in (
             json.dumps({"pid": os.getpid(), "start_ticks": 1, "port": 1}),  # this pid, but another process
@@ -702,12 +704,30 @@ class TestProcess:
             assert local.find() is None
             assert not state_file.exists()
 
+    @pytest.mark.parametrize("other", [{"machine": "0" * 31 + "1"}, {"boot": "another"}, {"pid_ns": 1}])
+    def test_hosts_that_share_a_home_directory(
+        self, other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each has its own service, and leaves the other's alone: a pid of another host or container means nothing."""
+        monkeypatch.setenv("QX_STATE_DIR", str(tmp_path))
+        here = host_identity.this_host()
+        registry.claim(os.getpid(), 1)
+        with monkeypatch.context() as there:
+            there.setattr(host_identity, "this_host", lambda: dataclasses.replace(here, **other))
+            assert registry.current() is None
+            registry.claim(os.getpid(), 2)
+            assert registry.current().port == 2
+        assert registry.current().port == 1
+        registry.forget(os.getpid())
+        assert registry.current() is None
+        assert len(list(tmp_path.iterdir())) == 1
+
     def test_a_home_directory_that_no_shell_has_filled_in(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("QX_STATE_DIR", "~/state")
-        assert registry._state_file() == ledger.state_directory() / "local-service.json"
+        assert registry._state_file().parent == ledger.state_directory()
         assert processes._environment()["QX_STATE_DIR"] == str(tmp_path / "state")
 
     def test_stopping_reaps_it_and_may_be_repeated(self) -> None:

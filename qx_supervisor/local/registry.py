@@ -1,19 +1,21 @@
 """The state file of the registered service, by which other programs on the machine find it.
 
 A process is identified by its pid and its start, as the watcher identifies a driver: a pid may be reused, and a start
-time by the wall clock changes when the clock is set.
+time by the wall clock changes when the clock is set. Both say something only in one PID namespace of one boot, and a
+home directory may be shared by hosts and containers. So each of them has a file of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..watcher import process_state
+from ..watcher import host_identity, process_state
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def claim(pid: int, port: int) -> None:
     """Register a service.
 
     Raises:
-        SystemExit: Another registered service is running.
+        SystemExit: Another registered service is running on this host.
     """
     path = _state_file()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def claim(pid: int, port: int) -> None:
 
 
 def current() -> Registration | None:
-    """The registered service if it is running. Otherwise its file is removed."""
+    """The registered service of this host if it is running. Otherwise its file is removed."""
     path = _state_file()
     try:
         registration = Registration(**json.loads(path.read_text(encoding="utf-8")))
@@ -89,4 +91,6 @@ def _state_file() -> Path:
         import platformdirs
 
         folder = platformdirs.user_state_dir("qx_supervisor")
-    return state_directory(folder) / "local-service.json"
+    where = host_identity.this_host()
+    identity = f"{where.machine} {where.boot} {where.pid_ns}"
+    return state_directory(folder) / f"local-service-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.json"
