@@ -49,7 +49,7 @@ def test_a_short_bench_of_the_shared_ledger(tmp_path):
         assert all(value > 0 for values in each["values"].values() for value in values), each
         assert f"| {each['name']} | qx_supervisor |" in shown
     assert {name.partition(",")[0] for name in measures} == {
-        "arming a run",
+        "announcing a run",
         "renewals per second",
         "one renewal",
         "20 expired leases reaped",

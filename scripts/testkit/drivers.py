@@ -121,17 +121,17 @@ class Driver:
         self.lines: list[str] = []
         made.add(self)
 
-    def line(self, start: str, seconds: float = DEADLINE) -> list[str]:
+    def line(self, start: str, seconds: float | None = None) -> list[str]:
         """Wait for a line on stdout that begins so and was not asked for before; the order of lines is free.
 
         Args:
             start: How it begins.
-            seconds: How long to wait.
+            seconds: How long to wait; None: `DEADLINE`.
 
         Returns:
             The words of the rest of the line.
         """
-        end = time.monotonic() + seconds
+        end = time.monotonic() + (DEADLINE if seconds is None else seconds)  # which a test may have made longer
         assert self.process.stdout is not None
         while True:
             while b"\n" in self._buffer:

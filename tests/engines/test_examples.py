@@ -16,6 +16,9 @@ from qx_supervisor import local
 
 from .host import ENVIRONMENT
 
+TOO_BUSY = "The current node timed out during startup"
+"""What Ray says where its processes take more than the 30 seconds that it gives them: before it begins anything."""
+
 EXAMPLES = {
     block.code.split()[1].partition(".")[0]: block
     for block in BLOCKS
@@ -37,7 +40,12 @@ def test_example(tmp_path, monkeypatch, engine):
         for name, value in ENVIRONMENT.items() | {("RAY_TMPDIR", folder)}:
             monkeypatch.setenv(name, value)
         try:
-            assert_runs(program, *starter, seconds=4 * DEADLINE, QX_LOCAL="1")  # an engine is many processes
+            try:
+                assert_runs(program, *starter, seconds=4 * DEADLINE, QX_LOCAL="1")  # an engine is many processes
+            except AssertionError as error:
+                if TOO_BUSY not in str(error):
+                    raise
+                assert_runs(program, *starter, seconds=4 * DEADLINE, QX_LOCAL="1")
             jobs = [job.status for job in local.find().jobs()]  # all of them had the same service
         finally:
             if (running := local.find()) is not None:
