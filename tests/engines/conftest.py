@@ -8,14 +8,22 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
+from testkit import drivers, zygote
 from testkit.leaks import children, descriptors, is_left
-from testkit.processes import wait_for_end
+from testkit.processes import DEADLINE, wait_for_end
 from testkit.watchers import titles
 
 from qx_supervisor import local
 from qx_supervisor.watcher.host_identity import is_running
 
 from .host import Host
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine starts processes, each of which imports Qiskit, and a library submits a dozen jobs."""
+    for module in (drivers, zygote):
+        monkeypatch.setattr(module, "DEADLINE", 5 * DEADLINE)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-from testkit import drivers, zygote
-from testkit.processes import DEADLINE, until
+from testkit.processes import until
 from testkit.watchers import wait_for_watchers
 
 BEFORE = """
@@ -171,13 +170,6 @@ RESULTS = {
     "pennylane_qiskit": [1.0, 0.0, -1.0, 256],
     "mitiq": [1.0],
 }
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch):
-    """A library takes seconds to import, and a program of these submits a dozen jobs."""
-    for module in (drivers, zygote):
-        monkeypatch.setattr(module, "DEADLINE", 5 * DEADLINE)
 
 
 @pytest.fixture(params=PROGRAMS)
