@@ -299,8 +299,8 @@ def test_it_can_be_cancelled_and_has_a_time_limit(ibm: local.Service, service: Q
     assert run.cancel() == "confirmed"
     with pytest.raises(JobCancelled):
         run.result()
-    with pytest.raises(RunTimeout, match=r"no result within 0\.5 s, so the job was cancelled"):
-        attach(two, service=service, timeout=0.5).result()
+    with pytest.raises(RunTimeout, match=r"no result within 5 s, so the job was cancelled"):
+        attach(two, service=service, timeout=5).result()  # time enough to attach it
     assert_cancelled_once(ibm, one, two)
 
 
