@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import psutil
 from testkit.drivers import PRELUDE, Driver
-from testkit.processes import DEADLINE, Process, wait_for_end
+from testkit.processes import DEADLINE, Process, until, wait_for_end
 from testkit.watchers import titles, watchers_of
 
 from qx_supervisor import local
@@ -32,6 +34,10 @@ def circuit():
     made.measure_all()
     return made
 def work(backend="ibm_brisbane", **more):
+    import faulthandler
+    stacks = f"{os.environ['QX_STATE_DIR']}.stacks.{os.getpid()}"
+    if not os.path.exists(stacks):  # for a test that fails
+        faulthandler.register(signal.SIGUSR2, file=os.open(stacks, os.O_CREAT | os.O_WRONLY))
     def note(status):
         if status.state in ("submitted", "taken up again"):  # it may be over before anybody sees it queued
             say("queued", status.job_id, os.getpid())
@@ -82,7 +88,24 @@ class Host:
         )
         self._driver = Driver(process)
         self.pid = process.pid
-        self.line = self._driver.line
+
+    def line(self, start: str, seconds: float | None = None) -> list[str]:
+        """As `Driver.line`; if the line does not come, what its workers are at is told."""
+        try:
+            return self._driver.line(start, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._stacks()}") from None
+
+    def _stacks(self) -> str:
+        found = []
+        for process in self.family():
+            stacks = self.state.with_name(f"{self.state.name}.stacks.{process.pid}")
+            if stacks.exists():
+                process.send_signal(signal.SIGUSR2)
+                with contextlib.suppress(AssertionError):  # one that is stopped tells nothing
+                    until(stacks.read_text, lambda text: text.endswith("in <module>\n"))  # the main thread's come last
+                found.append(f"-- process {process.pid}\n{stacks.read_text()}")
+        return "\n".join(found)
 
     def begin(self) -> None:
         """A test begins: what was said to the one before is no answer to it."""
