@@ -123,9 +123,8 @@ def resolve(
         if outcome == "unconfirmed":
             troubles.append(trouble)
 
-    for job, outcome in row.jobs.items():
-        if outcome in ledger.OPEN_OUTCOMES:
-            cancel_one(job)
+    for job in row.open_jobs:
+        cancel_one(job)
     session = row.session if row.session_owner else ""
     if session:
         before_cancel()

@@ -58,9 +58,7 @@ class Shown:
     @property
     def jobs(self) -> list[str]:
         """Its jobs that are not known to be over."""
-        return (
-            [] if self.is_over else [job for job, outcome in self.row.jobs.items() if outcome in ledger.OPEN_OUTCOMES]
-        )
+        return [] if self.is_over else self.row.open_jobs
 
 
 @dataclass(frozen=True)

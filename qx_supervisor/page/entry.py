@@ -104,6 +104,4 @@ class Entry:
     @property
     def unfinished_jobs(self) -> list[str]:
         """Its jobs of which nobody knows what became of them, while it is not over."""
-        return (
-            [job for job, outcome in self.row.jobs.items() if outcome in ledger.OPEN_OUTCOMES] if self.is_open else []
-        )
+        return self.row.open_jobs if self.is_open else []

@@ -119,6 +119,11 @@ class Row:
     ended_at: float | None = None
 
     @property
+    def open_jobs(self) -> list[str]:
+        """Its jobs that whoever guards them may still cancel."""
+        return [job for job, outcome in self.jobs.items() if outcome in OPEN_OUTCOMES]
+
+    @property
     def end(self) -> End | None:
         """How it ended, where that is known."""
         outcome, by = cast(RunOutcome, self.outcome), cast(By, self.ended_by)
