@@ -1,7 +1,8 @@
 """Runs the tests and says what of `qx_supervisor` and `watcher` they ran, in whatever process it ran.
 
 Measured are the tests' own processes, drivers, what drivers fork or start, the embedded service and the watchers: see
-`measured_process`. What dies by a signal it can't handle, as a driver that a test kills, counts with nothing.
+`measured_process`. What dies by a signal that it can't handle, as a driver that a test kills, counts with what it had
+run when it last said something.
 """
 
 from __future__ import annotations
@@ -75,6 +76,14 @@ def main() -> int:
 @contextlib.contextmanager
 def _hook(folder: str) -> Iterator[None]:
     """Have each Python of this environment that has the variable measured, by a file of this run's own."""
+    starter = Path(folder) / "watcher.py"
+    starter.write_text(
+        "import sys\n"
+        f"sys.path.append({SCRIPTS!r})\n"
+        "import measured_process\n"
+        "sys.path.pop()\n"
+        f"measured_process.be_watcher({PACKAGES!r}, {folder!r})\n"
+    )
     # Once only: in a virtual environment Python reads such files twice.
     code = (
         "import sys\n"
@@ -83,7 +92,7 @@ def _hook(folder: str) -> Iterator[None]:
         "    import measured_process\n"
         "    sys.path.pop()\n"
         f"    measured_process.measure({PACKAGES!r}, {folder!r})\n"
-        f"    measured_process.follow_watchers({PACKAGES!r}, {folder!r})\n"
+        f"    measured_process.follow_watchers({str(starter)!r})\n"
     )
     file = Path(PACKAGES) / f"{Path(folder).name}.pth"
     file.write_text(f"import os; os.environ.get({VARIABLE!r}) == {folder!r} and exec({code!r}, {{}})\n")

@@ -2,15 +2,13 @@
 
 A Python of the virtual environment runs it by a .pth file, which `measure_coverage` puts there for the time of a run,
 and which does nothing without the variable that the tests inherit. A watcher runs with neither site-packages nor that
-variable (`python -I -S -c`), so it is started by way of this file: whoever starts one is measured too, and has its
-`subprocess.Popen` put this file and its arguments in the place of `-c`. To replace `sys.executable` by a
-program that does the same was rejected: it shows in messages and in every program that a test starts.
+variable (`python -I -S -c`), so it is started by way of a file in the folder of the run: whoever starts one is measured
+too, and has its `subprocess.Popen` put that file in the place of `-c`. To replace `sys.executable` by a program that
+does the same was rejected: it shows in messages and in every program that a test starts.
 
-What ends by `os._exit`, or becomes another program, saves its data first. What is killed loses them. Of coverage's own
-`[run] patch`, `execv` would begin a second measurement in the new program, and `subprocess` does not reach the watcher.
-
-Arguments, for a watcher: the folder that has the package coverage, the folder of the run, what `-c` would run, and the
-arguments of that.
+What ends by `os._exit`, or becomes another program, saves its data first. So does what says a line on stdout, as
+drivers do before a test kills them: what is killed loses the rest. Of coverage's own `[run] patch`, `execv` would begin
+a second measurement in the new program, and `subprocess` does not reach the watcher.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +52,7 @@ def measure(packages: str, folder: str) -> None:
             made.save()
 
     atexit.register(save)
+    os.write = _before_lines(save, os.write)
     for name in ("_exit", "execv", "execve"):  # all other exec* call these
         setattr(os, name, _after(save, getattr(os, name)))
     if SERVICE in sys.orig_argv:
@@ -63,6 +63,20 @@ def _after(save: Callable[[], None], call: Callable[..., Any]) -> Callable[..., 
     def saved(*arguments: Any, **named: Any) -> Any:
         save()
         return call(*arguments, **named)
+
+    return saved
+
+
+def _before_lines(save: Callable[[], None], write: Callable[..., int]) -> Callable[..., int]:
+    saving = threading.Lock()
+
+    def saved(descriptor: int, data: Any) -> int:
+        if descriptor == 1 and saving.acquire(blocking=False):
+            try:
+                save()
+            finally:
+                saving.release()
+        return write(descriptor, data)
 
     return saved
 
@@ -82,23 +96,30 @@ def _save_at_sigterm(save: Callable[[], None]) -> None:
     signal.signal = replacement  # type: ignore[assignment]
 
 
-def follow_watchers(packages: str, folder: str) -> None:
-    """Have the watchers that this process starts measured. Arguments as for `measure`."""
+def follow_watchers(starter: str) -> None:
+    """Have the watchers that this process starts measured.
+
+    Args:
+        starter: A program that calls `be_watcher`. Its path is in the watcher's command line, so it is none of the
+            checkout's.
+    """
     import subprocess
 
     begin: Callable[..., None] = subprocess.Popen.__init__
 
     def __init__(self: Any, args: Any, *more: Any, **named: Any) -> None:  # noqa: N807 - it replaces one
-        if isinstance(args, list) and args[1:3] == ["-I", "-S"]:
+        if isinstance(args, list) and args[1:3] == ["-I", "-S"] and "-c" in args:
             code = args.index("-c")
-            args = [*args[:code], os.path.abspath(__file__), packages, folder, *args[code + 1 :]]  # noqa: PTH100
+            args = [*args[:code], starter, *args[code + 1 :]]
         begin(self, args, *more, **named)
 
     subprocess.Popen.__init__ = __init__  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    _, _packages, _folder, _code, *sys.argv[1:] = sys.argv
+def be_watcher(packages: str, folder: str) -> None:
+    """Do what `python -c` does with this process's arguments, measured. Arguments as for `measure`."""
+    _, code, *arguments = sys.argv
+    sys.argv = ["-c", *arguments]
     with contextlib.suppress(Exception):
-        measure(_packages, _folder)
-    exec(_code, {"__name__": "__main__"})
+        measure(packages, folder)
+    exec(code, {"__name__": "__main__"})
