@@ -323,7 +323,7 @@ def _check_layout(given: Any, pubs: list[Any]) -> tuple[int, ...] | None:
         return None
     try:
         places = tuple(operator.index(place) for place in given)
-    except TypeError:
+    except (TypeError, LookupError):  # a Layout looks 0, 1, 2 ... up, and has not all of them
         raise _refuse(
             "initial_layout must be the numbers of physical qubits, one for each qubit of the circuit, such as "
             f"[4, 5, 6], not {type(given).__name__}; of a Layout: [layout[qubit] for qubit in circuit.qubits]"

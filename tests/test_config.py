@@ -16,7 +16,7 @@ from qiskit.providers import BackendV2, Options
 from qiskit.providers.basic_provider import BasicSimulator
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import SparsePauliOp
-from qiskit.transpiler import PassManager, generate_preset_pass_manager
+from qiskit.transpiler import Layout, PassManager, generate_preset_pass_manager
 from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime import Batch, EstimatorV2, QiskitRuntimeService, SamplerV2, Session
 from qiskit_ibm_runtime.fake_provider.local_runtime_job import LocalRuntimeJob
@@ -295,6 +295,16 @@ def test_shots(refused: Refused, shots: Any) -> None:
                 "initial_layout must be the numbers of physical qubits, one for each qubit of the circuit, such as "
                 "[4, 5, 6], not int; of a Layout: [layout[qubit] for qubit in circuit.qubits]"
             ),
+        ),
+        *(
+            (
+                {"initial_layout": Layout.from_intlist(places, QuantumRegister(2))},
+                (
+                    "initial_layout must be the numbers of physical qubits, one for each qubit of the circuit, such as "
+                    "[4, 5, 6], not Layout; of a Layout: [layout[qubit] for qubit in circuit.qubits]"
+                ),
+            )
+            for places in ([0, 1], [4, 5])
         ),
         (
             {"initial_layout": [1, 1]},
