@@ -27,6 +27,9 @@ MEASURED = [f"{CHECKOUT}/qx_supervisor/*", f"{CHECKOUT}/watcher/*"]
 CONFIGURATION = f"{CHECKOUT}/setup.cfg"
 SERVICE = f"{CHECKOUT}/qx_supervisor/local/boot.py"
 
+PATIENCE = 10.0
+"""Seconds for which the end of a process waits for a thread that saves."""
+
 LINES = 8
 """Lines on stdout before which a process saves its data, which takes some 30 ms: a driver says no more until its job is
 queued, or runs, and one that says thousands is not killed."""
@@ -50,10 +53,20 @@ def measure(packages: str, folder: str) -> None:
     )
     made.start()
 
-    def save() -> None:
-        # The disk may be full, the folder gone, the process another user's: that is no fault of the test's.
-        with contextlib.suppress(Exception):
-            made.save()
+    saving = threading.Lock()
+    reset = saving._at_fork_reinit  # type: ignore[attr-defined]  # noqa: SLF001 - as the standard library does
+    os.register_at_fork(after_in_child=reset)
+
+    def save(seconds: float = PATIENCE) -> None:
+        # By two threads at once the database would crash the process.
+        if not saving.acquire(timeout=seconds):
+            return
+        try:
+            # The disk may be full, the folder gone, the process another user's: that is no fault of the test's.
+            with contextlib.suppress(Exception):
+                made.save()
+        finally:
+            saving.release()
 
     atexit.register(save)
     os.write = _before_lines(save, os.write)
@@ -71,17 +84,12 @@ def _after(save: Callable[[], None], call: Callable[..., Any]) -> Callable[..., 
     return saved
 
 
-def _before_lines(save: Callable[[], None], write: Callable[..., int]) -> Callable[..., int]:
+def _before_lines(save: Callable[[float], None], write: Callable[..., int]) -> Callable[..., int]:
     left = iter(range(LINES))
-    saving = threading.Lock()
 
     def saved(descriptor: int, data: Any) -> int:
-        if descriptor == 1 and saving.acquire(blocking=False):
-            try:
-                if next(left, None) is not None:
-                    save()
-            finally:
-                saving.release()
+        if descriptor == 1 and next(left, None) is not None:
+            save(0.0)  # unless another thread does
         return write(descriptor, data)
 
     return saved
