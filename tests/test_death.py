@@ -8,7 +8,7 @@ import signal
 import psutil
 import pytest
 from testkit.drivers import RUN, Driver
-from testkit.processes import Process, until, wait_for_end
+from testkit.processes import Process, wait_for_end, wait_for_state
 
 from qx_supervisor import local
 
@@ -89,7 +89,7 @@ def test_unreaped_zombie(ibm, start):
     signal.pidfd_send_signal(driver.pidfd, signal.SIGKILL)
     assert_cancelled_once(ibm, job)
     # The watcher may know of its death before the kernel is done with it.
-    until(psutil.Process(driver.pid).status, lambda state: state == psutil.STATUS_ZOMBIE)
+    wait_for_state(psutil.Process(driver.pid), psutil.STATUS_ZOMBIE)
     driver.end()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from testkit.processes import until
+from testkit.processes import until, wait_for_state
 
 from qx_supervisor.watcher import driver_process, linux_process
 from qx_supervisor.watcher.driver_process import DriverIdentity, DriverProcess, look_at
@@ -111,14 +111,6 @@ def both(child: Child) -> list[DriverProcess]:
     return [child.seen(child.pidfd), child.seen(None)]
 
 
-def wait_for_state(pid: int, *states: str) -> None:
-    """Wait until the kernel shows a process in a state; there is no event for that, so it is asked again and again."""
-    end = time.monotonic() + DEADLINE
-    while psutil.Process(pid).status() not in states:
-        assert time.monotonic() < end, psutil.Process(pid).status()
-        os.sched_yield()
-
-
 def test_alive_then_a_zombie_then_gone(child):
     for seen in both(child):
         assert not seen.is_dead()
@@ -145,7 +137,7 @@ def test_linux_a_pidfd_is_readable_at_a_death_and_not_before(child):
 
 def test_a_stopped_process_lives(child):
     os.kill(child.pid, signal.SIGSTOP)
-    wait_for_state(child.pid, psutil.STATUS_STOPPED)
+    wait_for_state(psutil.Process(child.pid), psutil.STATUS_STOPPED)
     for seen in both(child):
         assert not seen.is_dead()
         assert not seen.poll_finds_dead()
@@ -242,7 +234,7 @@ def test_a_name_with_parentheses(bear):
 def test_the_main_thread_leaves_and_the_others_work_on(bear):
     child = bear(MAIN_THREAD_LEAVES)
     assert child.line() == "leaving"
-    wait_for_state(child.pid, psutil.STATUS_ZOMBIE)
+    wait_for_state(psutil.Process(child.pid), psutil.STATUS_ZOMBIE)
     for seen in both(child):
         assert not seen.is_dead()
         assert not seen.poll_finds_dead()

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import pytest
 from testkit.drivers import RUN, end
-from testkit.processes import DEADLINE, Process, wait_for_end
+from testkit.processes import DEADLINE, Process, wait_for_end, wait_for_state
 from testkit.watchers import wait_until_written
 
 from qx_supervisor import WatcherError, launch
@@ -237,9 +237,7 @@ def test_a_process_whose_main_thread_has_ended_lives():
     with subprocess.Popen([sys.executable, "-ISc", MAIN_THREAD_LEAVES], **streams) as begun:
         assert begun.stdout is not None
         begun.stdout.readline()
-        process = psutil.Process(begun.pid)
-        while process.status() != psutil.STATUS_ZOMBIE:
-            os.sched_yield()
+        wait_for_state(psutil.Process(begun.pid), psutil.STATUS_ZOMBIE)
         assert portable_process.judge(begun.pid, None) == "alive"
         begun.kill()
 

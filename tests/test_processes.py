@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from testkit.drivers import RUN, assert_cancelled_once, end
-from testkit.processes import Process, until, wait_for_end
+from testkit.processes import Process, wait_for_end, wait_for_state
 from testkit.watchers import watchers_of
 
 CANCEL = "/api/v1/jobs/*/cancel"
@@ -217,7 +217,7 @@ def test_its_leading_thread_has_exited(ibm, fork):
         """
     )
     job = driver.queued()
-    until(psutil.Process(driver.pid).status, lambda state: state == psutil.STATUS_ZOMBIE)
+    wait_for_state(psutil.Process(driver.pid), psutil.STATUS_ZOMBIE)
     ibm.wait_for("GET", f"/api/v1/jobs/{job}", count=5)  # two seconds: the watcher's poll has looked
     assert not ibm.journal(path=CANCEL)
     ibm.hold(None)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from .processes import wait_for_state
+
 PACKAGE = "postgresql"
 USER = "qx"
 """Its superuser."""
@@ -164,8 +166,7 @@ class Server:
 def _stop(server: psutil.Process) -> None:
     """Stop a server. It starts no other process then, so that all there are can be listed."""
     server.suspend()
-    while server.status() != psutil.STATUS_STOPPED:
-        time.sleep(0.001)
+    wait_for_state(server, psutil.STATUS_STOPPED)
 
 
 def _unprivileged() -> str:

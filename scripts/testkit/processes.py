@@ -86,6 +86,11 @@ def until(look: Callable[[], T], is_so: Callable[[T], object]) -> T:
     return found
 
 
+def wait_for_state(process: psutil.Process, state: str) -> None:
+    """Wait until the kernel shows a process in a state, such as `psutil.STATUS_ZOMBIE`."""
+    until(process.status, lambda now: now == state)
+
+
 def wait_for_first_run() -> None:
     """Wait for what this process's first run begins beside itself, at the ledger: it reaps, and looks around."""
     begun = {"qx-reaper", "qx-placement"}
