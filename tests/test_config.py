@@ -289,22 +289,19 @@ def test_shots(refused: Refused, shots: Any) -> None:
         ({"precision": 0.1}, "precision= is for an estimator, and this is a sampler; give shots="),
         ({"instance": 3}, "instance must be the CRN or the name of an instance, not 3"),
         ({"instance": " "}, "instance must be the CRN or the name of an instance, not ' '"),
-        (
-            {"initial_layout": 3},
-            (
-                "initial_layout must be the numbers of physical qubits, one for each qubit of the circuit, such as "
-                "[4, 5, 6], not int; of a Layout: [layout[qubit] for qubit in circuit.qubits]"
-            ),
-        ),
         *(
             (
-                {"initial_layout": Layout.from_intlist(places, QuantumRegister(2))},
+                {"initial_layout": given},
                 (
                     "initial_layout must be the numbers of physical qubits, one for each qubit of the circuit, such as "
-                    "[4, 5, 6], not Layout; of a Layout: [layout[qubit] for qubit in circuit.qubits]"
+                    f"[4, 5, 6], not {name}; of a Layout: [layout[qubit] for qubit in circuit.qubits]"
                 ),
             )
-            for places in ([0, 1], [4, 5])
+            for given, name in (
+                (3, "int"),
+                (Layout.from_intlist([0, 1], QuantumRegister(2)), "Layout"),
+                (Layout.from_intlist([4, 5], QuantumRegister(2)), "Layout"),
+            )
         ),
         (
             {"initial_layout": [1, 1]},
