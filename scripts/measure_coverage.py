@@ -76,26 +76,17 @@ def main() -> int:
 @contextlib.contextmanager
 def _hook(folder: str) -> Iterator[None]:
     """Have each Python of this environment that has the variable measured, by a file of this run's own."""
+    load = f"import sys\nsys.path.append({SCRIPTS!r})\nimport measured_process\nsys.path.pop()\n"
     starter = Path(folder) / "watcher.py"
-    starter.write_text(
-        "import sys\n"
-        f"sys.path.append({SCRIPTS!r})\n"
-        "import measured_process\n"
-        "sys.path.pop()\n"
-        f"measured_process.be_watcher({PACKAGES!r}, {folder!r})\n"
+    starter.write_text(f"{load}measured_process.be_watcher({PACKAGES!r}, {folder!r})\n")
+    code = (
+        f"{load}measured_process.measure({PACKAGES!r}, {folder!r})\n"
+        f"measured_process.follow_watchers({str(starter)!r})\n"
     )
     # Once only: in a virtual environment Python reads such files twice.
-    code = (
-        "import sys\n"
-        "if 'measured_process' not in sys.modules:\n"
-        f"    sys.path.append({SCRIPTS!r})\n"
-        "    import measured_process\n"
-        "    sys.path.pop()\n"
-        f"    measured_process.measure({PACKAGES!r}, {folder!r})\n"
-        f"    measured_process.follow_watchers({str(starter)!r})\n"
-    )
+    is_ours = f"os.environ.get({VARIABLE!r}) == {folder!r} and 'measured_process' not in sys.modules"
     file = Path(PACKAGES) / f"{Path(folder).name}.pth"
-    file.write_text(f"import os; os.environ.get({VARIABLE!r}) == {folder!r} and exec({code!r}, {{}})\n")
+    file.write_text(f"import os, sys; {is_ours} and exec({code!r}, {{}})\n")
     try:
         yield
     finally:
