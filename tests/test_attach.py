@@ -13,7 +13,7 @@ from qiskit_ibm_runtime import QiskitRuntimeService
 from testkit.circuits import BACKEND, bell, ones
 from testkit.client import Estimator, Sampler
 from testkit.drivers import assert_cancelled_once, end, kill_both
-from testkit.processes import wait_for_first_run
+from testkit.processes import until, wait_for_first_run
 from testkit.watchers import wait_until_written
 
 from qx_supervisor import ConfigError, JobCancelled, JobFailed, Run, RunTimeout, Status, attach, local, reap, submit
@@ -214,7 +214,9 @@ def test_a_job_whose_driver_never_learned_its_id(ibm: local.Service, service: Qi
             instance=instance,
         )
         book.write(gone)
-    run = attach(job, service=service)
+        run = attach(job, service=service)
+        # The run's own thread gives its claim on the row back, which may be after attach() has returned.
+        until(lambda: book.row("lost").claimed_by, lambda claimant: claimant is None)
     assert [(each.run, each.fate) for each in reap(service)] == [("lost", "pending")]  # another may still turn up
     assert ibm.job(job).cancel_requests == 0
     assert run.cancel() == "confirmed"
