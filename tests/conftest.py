@@ -251,11 +251,11 @@ def end_watcher_at_work() -> None:
 
 
 def drop_requests_that_nobody_awaits() -> None:
-    """Wait until this process's runs ask nothing more, and have none of them ask later.
+    """Wait until this process's runs are over and ask nothing more, and have none of them ask later.
 
     What a job cost is read after its run's end, for whoever comes to look: the next test's journal would have it.
     """
-    until(lambda: _drop_later_looks() or _ask(), lambda has_work: not has_work)
+    until(lambda: threads.runs() or _drop_later_looks() or _ask(), lambda has_work: not has_work)
 
 
 def _drop_later_looks() -> int:
@@ -268,7 +268,8 @@ def _drop_later_looks() -> int:
 
 
 def _ask() -> bool:
-    return any(pool._work or pool._idle < pool._threads for pool in (threads.looking, threads.asking))
+    pools = (threads.announcing, threads.submitting, threads.asking, threads.ending, threads.parting, threads.looking)
+    return any(pool._work or pool._idle < pool._threads for pool in pools)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from qiskit_ibm_runtime import Batch, EstimatorV2, SamplerV2, Session
 from testkit.circuits import BACKEND, bell, ones
 from testkit.client import REACH, Estimator, Sampler, needs_current_primitives
 from testkit.drivers import Driver, kill_both
-from testkit.watchers import wait_for_watchers
+from testkit.watchers import wait_for_watchers, wait_until_written
 
 from qx_supervisor import ConfigError, RunTimeout, guard, local, reap, run, submit
 from qx_supervisor.local.records import crn
@@ -346,6 +346,7 @@ def test_both_die(account: local.Service, service: Any, fork: Any) -> None:
     account.hold("queued")
     driver = fork(driver_at(account) + DRIVER)
     jobs = dict(word.split("=") for word in driver.line("jobs "))
+    wait_until_written(driver, jobs=jobs)
     kill_both(driver)
     assert {reaped.fate for reaped in reap(service)} == {"cancelled"}
     assert {job.id: (job.instance, job.status, job.cancel_requests) for job in account.jobs()} == {

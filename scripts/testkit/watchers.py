@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
@@ -74,14 +74,21 @@ def wait_for_watchers(whose: Known) -> None:
         wait_for_end(watcher)
 
 
-def wait_until_written(whose: Known, *, answered: bool = True) -> None:
+def wait_until_written(whose: Known, *, answered: bool = True, jobs: Collection[str] = ()) -> None:
     """Wait until the watcher of a process has written down its job, and that no other one is unknown.
 
     A driver says "queued" by itself; its watcher writes in a thread of its own.
+
+    Args:
+        whose: The process.
+        answered: Whether the service's answer to the submission must be written, too.
+        jobs: The jobs, if it has more than one.
     """
 
-    def is_written(row: Row) -> bool:
-        return (row.pid, row.start_ticks) == astuple(whose.identity) and bool(row.jobs) and row.answered >= answered
+    def known(rows: list[Row]) -> set[str]:
+        its = [row for row in rows if (row.pid, row.start_ticks) == astuple(whose.identity)]
+        # The answers to what was submitted in a session are not awaited: all of it is cancelled with the session.
+        return {job for row in its if row.answered >= answered or row.session_owner for job in row.jobs}
 
     with Ledger.open(os.environ["QX_STATE_DIR"]) as book:
-        until(book.rows, lambda rows: any(map(is_written, rows)))
+        until(lambda: known(book.rows()), lambda written: written and written >= set(jobs))
