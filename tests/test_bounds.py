@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
+from qiskit import transpile
+from testkit.client import Sampler
 from testkit.drivers import Driver
 from testkit.processes import DEADLINE, until, wait_for_end
 
@@ -164,14 +166,14 @@ def test_a_long_simulation_holds_nobody_up(ibm: local.Service, service: Any, sta
 @pytest.mark.parametrize("how", ["killed", "reset"])
 def test_a_simulation_ends_with_its_service(how: str) -> None:
     with local.start() as ibm:
-        job = submit(LONG, "ibm_brisbane", service=ibm.service(), shots=100)
+        backend = ibm.service().backend("ibm_brisbane")
+        Sampler(mode=backend).run([transpile(LONG, backend, optimization_level=0)], shots=100)
         [simulator] = until(lambda: simulators(ibm), bool)
         if how == "killed":
             os.kill(ibm.pid, signal.SIGKILL)
         else:
             ibm.reset()
         wait_for_end(simulator)
-        job.detach()
 
 
 @pytest.mark.long

@@ -20,17 +20,22 @@ def set_up():
     import tempfile
     import ray
     temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp")  # its sockets' paths must be short
-    for is_last in (False, False, True):
-        try:
-            ray.init(
-                num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-                object_store_memory=100 * 2**20, _temp_dir=temporary.name,
-            )
-            break
-        except Exception as error:  # it gives its own processes half a minute, which a busy machine may not have
-            if is_last or "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
+    from ray._private import services
+    ask = services.get_node
+    def get_node(*arguments):
+        # Ray gives its own processes half a minute, which a busy machine may not have: so this asks for longer.
+        for _ in range(1500):
+            try:
+                return ask(*arguments)
+            except RuntimeError:
+                time.sleep(0.1)
+        return ask(*arguments)
+    services.get_node = get_node
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        object_store_memory=100 * 2**20, _temp_dir=temporary.name,
+    )
+    services.get_node = ask
     task = ray.remote(work).options(max_retries=0)
 def tear_down():
     ray.shutdown()
