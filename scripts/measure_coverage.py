@@ -1,8 +1,8 @@
 """Runs the tests and says what of `qx_supervisor` and `watcher` they ran, in whatever process it ran.
 
 Measured are the tests' own processes, drivers, what drivers fork or start, the embedded service and the watchers: see
-`measured_process`. What dies by a signal that it can't handle, as a driver that a test kills, counts with what it had
-run when it last said something.
+`every_process` and `measured_process`. What dies by a signal that it can't handle, as a driver that a test kills,
+counts with what it had run when it last said something.
 """
 
 from __future__ import annotations
@@ -17,20 +17,16 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import coverage
 import psutil
+from every_process import VARIABLE, hooked
 from measured_process import CHECKOUT, CONFIGURATION, MEASURED
-
-VARIABLE = "MEASURE_COVERAGE_INTO"
-"""Names the folder of the run, to the processes that are measured."""
 
 PATIENCE = 60.0
 """Seconds for the last watchers to end: they wait for what their callers may have submitted, and for the service."""
 
-SCRIPTS = f"{CHECKOUT}/scripts"
 PACKAGES = sysconfig.get_path("purelib")
 
 
@@ -56,10 +52,12 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     signal.signal(signal.SIGINT, lambda *_: None)  # a Ctrl-C ends the tests, and what ran so far is reported
-    with tempfile.TemporaryDirectory(prefix="coverage-", ignore_cleanup_errors=True) as folder, _hook(folder):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="coverage-", ignore_cleanup_errors=True))
+        environment = stack.enter_context(hooked(folder, f"measured_process.measure({PACKAGES!r}, {folder!r})"))
         Path(folder).chmod(0o1777)  # drivers of other users save here too
         tests = [sys.executable, "-m", "pytest", *workers, *chosen, *others]
-        with subprocess.Popen(tests, cwd=CHECKOUT, env={**os.environ, VARIABLE: folder}) as process:
+        with subprocess.Popen(tests, cwd=CHECKOUT, env=environment) as process:
             try:
                 status = process.wait()
             except BaseException:
@@ -71,26 +69,6 @@ def main() -> int:
         print(f"Too few: at least {ours.least:g} % of the lines must run", file=sys.stderr)
         return 1
     return status
-
-
-@contextlib.contextmanager
-def _hook(folder: str) -> Iterator[None]:
-    """Have each Python of this environment that has the variable measured, by a file of this run's own."""
-    load = f"import sys\nsys.path.append({SCRIPTS!r})\nimport measured_process\nsys.path.pop()\n"
-    starter = Path(folder) / "watcher.py"
-    starter.write_text(f"{load}measured_process.be_watcher({PACKAGES!r}, {folder!r})\n")
-    code = (
-        f"{load}measured_process.measure({PACKAGES!r}, {folder!r})\n"
-        f"measured_process.follow_watchers({str(starter)!r})\n"
-    )
-    # Once only: in a virtual environment Python reads such files twice.
-    is_ours = f"os.environ.get({VARIABLE!r}) == {folder!r} and 'measured_process' not in sys.modules"
-    file = Path(PACKAGES) / f"{Path(folder).name}.pth"
-    file.write_text(f"import os, sys; {is_ours} and exec({code!r}, {{}})\n")
-    try:
-        yield
-    finally:
-        file.unlink()
 
 
 def _wait_for_last(folder: str) -> None:

@@ -1,10 +1,4 @@
-"""Begins to measure coverage in one process: run before anything else, in every process that the tests start.
-
-A Python of the virtual environment runs it by a .pth file, which `measure_coverage` puts there for the time of a run,
-and which does nothing without the variable that the tests inherit. A watcher runs with neither site-packages nor that
-variable (`python -I -S -c`), so it is started by way of a file in the folder of the run: whoever starts one is measured
-too, and has its `subprocess.Popen` put that file in the place of `-c`. To replace `sys.executable` by a program that
-does the same was rejected: it shows in messages and in every program that a test starts.
+"""Begins to measure coverage in one process, before it does anything else.
 
 What ends by `os._exit`, or becomes another program, saves its data first. So does what says a line on stdout, as
 drivers do before a test kills them: what is killed loses the rest. Of coverage's own `[run] patch`, `execv` would begin
@@ -108,32 +102,3 @@ def _save_at_sigterm(save: Callable[[], None]) -> None:
         return handle(number, end if (number, handler) == (signal.SIGTERM, signal.SIG_DFL) else handler)
 
     signal.signal = replacement  # type: ignore[assignment]
-
-
-def follow_watchers(starter: str) -> None:
-    """Have the watchers that this process starts measured.
-
-    Args:
-        starter: A program that calls `be_watcher`. Its path is in the watcher's command line, so it is none of the
-            checkout's.
-    """
-    import subprocess
-
-    begin: Callable[..., None] = subprocess.Popen.__init__
-
-    def __init__(self: Any, args: Any, *more: Any, **named: Any) -> None:  # noqa: N807 - it replaces one
-        if isinstance(args, list) and args[1:3] == ["-I", "-S"] and "-c" in args:
-            code = args.index("-c")
-            args = [*args[:code], starter, *args[code + 1 :]]
-        begin(self, args, *more, **named)
-
-    subprocess.Popen.__init__ = __init__  # type: ignore[method-assign]
-
-
-def be_watcher(packages: str, folder: str) -> None:
-    """Do what `python -c` does with this process's arguments, measured. Arguments as for `measure`."""
-    _, code, *arguments = sys.argv
-    sys.argv = ["-c", *arguments]
-    with contextlib.suppress(Exception):
-        measure(packages, folder)
-    exec(code, {"__name__": "__main__"})
